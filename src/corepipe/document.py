@@ -1,0 +1,166 @@
+"""Versioned JSON documents (cost tables, plans): strict to read, pleasant to edit, safe to write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from corepipe.errors import CorepipeError, DocumentError, UnknownNameError
+
+MAX_DOCUMENT_BYTES = 64 * 2**20
+"""Larger files are refused before they are parsed."""
+
+
+class Part(BaseModel):
+    """A piece of a document: immutable, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Document(Part):
+    """A whole file: a `Part` with a `schema_version` and a `kind` of its own."""
+
+    KIND: ClassVar[str]
+    SCHEMA_VERSION: ClassVar[int] = 1
+
+    def to_json(self) -> str:
+        """The document as indented JSON, lists of numbers on one line each."""
+        body = self.model_dump(mode="json", exclude_none=True)
+        return _format({"schema_version": self.SCHEMA_VERSION, "kind": self.KIND, **body}) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "<text>") -> Self:
+        """Parse and check a document.
+
+        Raises:
+            DocumentError: not JSON, of another kind or version, or a value is missing or out of range;
+                the message names the place in the document and `source`.
+        """
+        what = cls.KIND
+        try:
+            data = json.loads(text, parse_constant=lambda c: c)
+        except (ValueError, RecursionError) as error:
+            raise DocumentError(f"{source}: not a {what}: not valid JSON ({error})") from None
+        if not isinstance(data, dict):
+            raise DocumentError(f"{source}: not a {what}: the top level must be an object")
+        kind, version = data.pop("kind", None), data.pop("schema_version", None)
+        if kind != what:
+            raise DocumentError(f"{source}: expected a document of kind {what!r}, found {kind!r}")
+        if version != cls.SCHEMA_VERSION:
+            raise DocumentError(
+                f"{source}: {what} has schema_version {version!r}, this corepipe reads {cls.SCHEMA_VERSION}; "
+                f"make it anew with this version"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise DocumentError(f"{source}: invalid {what}: {_explain(error, cls)}") from None
+        except CorepipeError as error:
+            raise DocumentError(f"{source}: invalid {what}: {error}") from None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a document from a file.
+
+        Raises:
+            DocumentError: the file cannot be read, is too large, or `from_json` refuses it.
+        """
+        path = Path(path)
+        try:
+            if path.stat().st_size > MAX_DOCUMENT_BYTES:
+                raise DocumentError(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB, not a {cls.KIND}")
+            text = path.read_bytes()
+        except OSError as error:
+            raise DocumentError(f"{path}: cannot read {cls.KIND}: {error.strerror or error}") from None
+        return cls.from_json(text, str(path))
+
+    def write(self, path: str | os.PathLike[str], *, private: bool = False) -> None:
+        """Write the document atomically.
+
+        Args:
+            path: the file.
+            private: whether only this user may read it.
+
+        Raises:
+            DocumentError: the file cannot be written; an older file at `path` is left as it was.
+        """
+        write_atomically(path, self.to_json(), private=private)
+
+
+def write_atomically(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
+    """Replace `path` by `text` in one step, so that a reader sees the old or the new file, never a part.
+
+    Raises:
+        DocumentError: the folder or file cannot be written (the reason is in the message).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    mode = 0o600 if private else 0o666
+    try:
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise DocumentError(f"{path}: cannot write: {error.strerror or error}") from None
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem in words, with its place and, for an unknown key, the nearest known one."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "top level"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, first["loc"][:-1])
+        return f"{UnknownNameError('key', str(first['loc'][-1]), known)} at {place}{more}"
+    return f"{place}: {first['msg']}{more}"
+
+
+def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed at a place in a document (empty where it cannot be told)."""
+    current: Any = model
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        current = _inner_model(field.annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        inner = _inner_model(argument)
+        if inner is not None:
+            return inner
+    return None
+
+
+def _format(value: Any, indent: str = "") -> str:
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        if all(not isinstance(v, dict | list) for v in value.values()):
+            flat = json.dumps(value)
+            if len(flat) + len(indent) <= 100:
+                return flat
+        items = [f"{inner}{json.dumps(k)}: {_format(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
+        return "[\n" + ",\n".join(inner + _format(v, inner) for v in value) + f"\n{indent}]"
+    return json.dumps(value)

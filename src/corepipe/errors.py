@@ -1,0 +1,93 @@
+"""Every exception that corepipe raises, in one tree.
+
+    CorepipeError
+    ├── UsageError            the caller asked for something that cannot be (exit code 2)
+    │   └── UnknownNameError  an unknown network, cluster, plan or option name, with a suggestion
+    ├── ModelError            the ONNX model: unreadable, refused, unsupported
+    ├── DocumentError         a plan, cost table or machine file: unreadable or inconsistent
+    ├── TopologyError         the machine cannot be described or cannot be used as asked
+    ├── PlanError             no plan meets the request, or a plan does not fit network or machine
+    ├── EngineError           a kernel library refused a segment or failed in a run
+    ├── FrameError            one frame could not be read, had a wrong shape, or failed in a worker
+    ├── WorkerError           a worker process could not start or died for good
+    ├── StreamClosedError     the stream was closed, or closed while frames were under way
+    ├── EmulationError        slowing a core is not possible here
+    └── NotTrustworthyError   measured, but too noisy to rely on (exit code 3)
+
+Every message says what failed, on what, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CorepipeError(Exception):
+    """Base of all corepipe errors; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class UsageError(CorepipeError):
+    """The caller asked for something that cannot be; the message names what would work."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that is not known; `suggestion` holds the nearest known one, if any is near.
+
+    Example:
+        >>> str(UnknownNameError("network", "squeeznet", ["squeezenet", "alexnet"]))
+        "unknown network 'squeeznet'; did you mean 'squeezenet'? (known: alexnet, squeezenet)"
+    """
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        self.suggestion: str | None = near[0] if near else None
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown {what} {name!r}{hint} (known: {', '.join(known) or 'none'})")
+
+
+class ModelError(CorepipeError):
+    """The ONNX model is unreadable, refused for safety, or uses something unsupported."""
+
+
+class DocumentError(CorepipeError):
+    """A plan, cost table or machine file is unreadable, of another version, or inconsistent."""
+
+
+class TopologyError(CorepipeError):
+    """The machine cannot be described, or lacks or forbids the cores that were asked for."""
+
+
+class PlanError(CorepipeError):
+    """No plan meets the request, or a plan does not fit the network or the machine."""
+
+
+class EngineError(CorepipeError):
+    """A kernel library refused a segment or failed while running it."""
+
+
+class FrameError(CorepipeError):
+    """One frame could not be read, does not fit the network's inputs, or failed in a worker."""
+
+
+class WorkerError(CorepipeError):
+    """A worker process could not be started, or died and could not be restarted."""
+
+
+class StreamClosedError(CorepipeError):
+    """The stream is closed, or was closed before this frame's result was there."""
+
+
+class EmulationError(CorepipeError):
+    """A core cannot be slowed down here (missing privilege, unknown core, unsupported system)."""
+
+
+class NotTrustworthyError(CorepipeError):
+    """A measurement is too noisy to rely on; the figures were still given."""
+
+    exit_code = 3

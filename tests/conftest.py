@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from corepipe.network.load import load_network
+from corepipe.network.model import Network
+from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
+from corepipe.topology import Topology, detect
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path_factory, monkeypatch):
+    """Nothing of the user's cache or machine file reaches a test."""
+    monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("COREPIPE_MACHINE", raising=False)
+
+
+@pytest.fixture
+def here() -> Topology:
+    """This machine."""
+    return detect()
+
+
+@pytest.fixture
+def two_cores(here: Topology) -> Topology:
+    """This machine, which has two cores at the least."""
+    if len(here.cores) < 2:
+        pytest.skip("needs two usable cores")
+    return here
+
+
+def chain_model(layers: int = 6, channels: int = 8, side: int = 16, seed: int = 0) -> onnx.ModelProto:
+    """Convolutions in a row."""
+    generator = np.random.default_rng(seed)
+    shape = [1, channels, side, side]
+    weights = [
+        numpy_helper.from_array(generator.standard_normal((channels, channels, 3, 3), np.float32) / 8, f"w{i}")
+        for i in range(layers)
+    ]
+    nodes = [
+        helper.make_node("Conv", [f"t{i}", f"w{i}"], [f"t{i + 1}"], name=f"conv{i}", pads=[1] * 4)
+        for i in range(layers)
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("t0", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(f"t{layers}", TensorProto.FLOAT, shape)],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+@pytest.fixture
+def make_chain() -> Callable[..., onnx.ModelProto]:
+    """Makes a model of convolutions in a row."""
+    return chain_model
+
+
+@pytest.fixture
+def chain() -> Network:
+    """Six convolutions in a row."""
+    return load_network(chain_model())
+
+
+@pytest.fixture
+def make_plan(here: Topology) -> Callable[..., Plan]:
+    """Makes a plan from routes written as [(rate, [(core index, start, stop), ...]), ...]."""
+    cluster_of = {core.id: c.name for c in here.clusters for core in c.cores}
+    ids = [core.id for core in here.cores]
+
+    def make(network: Network, routes: Sequence[tuple[float, Sequence[tuple[int, int, int]]]]) -> Plan:
+        used = sorted({core for _, hops in routes for core, _, _ in hops})
+        workers = {
+            core: Worker(name=f"w{core}", config=f"{cluster_of[ids[core]]}1", cores=(ids[core],)) for core in used
+        }
+        return Plan(
+            planner="by hand",
+            network=PlanNetwork(name=network.name, sha256=network.sha256, layers=len(network.layers)),
+            workers=tuple(workers.values()),
+            routes=tuple(
+                Route(
+                    rate_fps=rate,
+                    hops=tuple(Hop(worker=workers[core].name, layers=(start, stop)) for core, start, stop in hops),
+                )
+                for rate, hops in routes
+            ),
+        )
+
+    return make
+
+
+def process_exists(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def is_running() -> Callable[[int], bool]:
+    """Whether a process runs."""
+    if not os.path.isdir("/proc/self"):
+        pytest.skip("needs /proc")
+    return process_exists

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corepipe.cost.table import CostTable
+from corepipe.document import write_atomically
+from corepipe.errors import CorepipeError, DocumentError
+from corepipe.plan.model import Plan
+
+TABLE = {
+    "schema_version": 1,
+    "kind": "corepipe-cost-table",
+    "network": {"name": "n", "sha256": "", "layers": ["a", "b"], "cut_bytes": [4, 8, 4]},
+    "machine": {"description": "m", "fingerprint": "f", "clusters": [{"name": "big", "cores": [0, 1]}]},
+    "engine": {"name": "onnxruntime", "version": "1"},
+    "configs": [{"config": "big1", "layer_s": [1.0, 2.0]}, {"config": "big2", "layer_s": [0.6, 1.1]}],
+    "provenance": {"source": "made-up"},
+}
+PLAN = {
+    "schema_version": 1,
+    "kind": "corepipe-plan",
+    "planner": "by hand",
+    "network": {"name": "n", "sha256": "", "layers": 2},
+    "workers": [{"name": "x", "config": "big1", "cores": [0]}, {"name": "y", "config": "big1", "cores": [1]}],
+    "routes": [{"rate_fps": 1.0, "hops": [{"worker": "x", "layers": [0, 1]}, {"worker": "y", "layers": [1, 2]}]}],
+}
+
+
+def changed(document, path, value):
+    """A copy of a document with one value replaced (or, for ..., removed)."""
+    copy = json.loads(json.dumps(document))
+    *outer, last = path
+    place = copy
+    for key in outer:
+        place = place[key]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return json.dumps(copy)
+
+
+def test_documents_survive_a_round_trip():
+    for kind, document in ((CostTable, TABLE), (Plan, PLAN)):
+        one = kind.from_json(json.dumps(document))
+        assert kind.from_json(one.to_json()) == one
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["configs", 0, "layer_s"], [1.0], "needs 2 entries, has 1"),
+        (["configs", 0, "layer_s"], [1.0, -2.0], "configs.0.layer_s.1"),
+        (["configs", 0, "layer_s"], [1.0, float("nan")], "configs.0.layer_s.1"),
+        (["configs", 0, "layer_s"], [1.0, float("inf")], "configs.0.layer_s.1"),
+        (["configs", 0, "layer_s"], ..., "configs.0.layer_s"),
+        (["configs", 0, "config"], "big3", "no such cores"),
+        (["configs", 0, "config"], "big", "not a core config"),
+        (["configs", 1, "config"], "big1", "appears twice"),
+        (["network", "cut_bytes"], [4, 4], "needs 3 entries"),
+        (["network", "layers"], [], "network.layers"),
+        (["machine", "clusters", 0, "cores"], [0, 0], "a core appears twice"),
+        (["schema_version"], 2, "schema_version 2"),
+        (["kind"], "corepipe-plan", "expected a document of kind"),
+        (["layerss"], [], "unknown key"),
+    ],
+)
+def test_a_bad_cost_table_is_refused_with_the_place(path, value, message):
+    with pytest.raises(DocumentError, match=message):
+        CostTable.from_json(changed(TABLE, path, value), "t.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["routes", 0, "hops", 1, "layers"], [2, 3], "starts at layer 2, 1 was expected"),
+        (["routes", 0, "hops", 1, "layers"], [1, 1], "hold nothing"),
+        (["routes", 0, "hops", 0, "worker"], "z", "no worker is called 'z'"),
+        (["network", "layers"], 3, "ends at layer 2"),
+        (["workers", 1, "cores"], [0], "belongs to two workers"),
+        (["workers", 1, "name"], "x", "a name appears twice"),
+        (["routes", 0, "rate_fps"], 0.0, "above zero"),
+        (["routes", 0, "rate_fps"], -1.0, "rate_fps"),
+        (["workers", 0, "corse"], [0], "did you mean 'cores'"),
+    ],
+)
+def test_a_bad_plan_is_refused_with_the_place(path, value, message):
+    with pytest.raises(DocumentError, match=message):
+        Plan.from_json(changed(PLAN, path, value), "p.json")
+
+
+@given(st.binary(max_size=300))
+def test_rubbish_is_a_document_error(data):
+    with pytest.raises(DocumentError):
+        Plan.from_json(data)
+
+
+@given(st.integers(0, len(json.dumps(PLAN)) - 1), st.characters(codec="ascii"))
+def test_a_changed_byte_is_read_or_refused(position, character):
+    text = json.dumps(PLAN)
+    try:
+        Plan.from_json(text[:position] + character + text[position + 1 :])
+    except CorepipeError as error:
+        assert "\n" not in str(error)
+
+
+def test_deep_nesting_is_refused():
+    with pytest.raises(DocumentError, match="not valid JSON"):
+        CostTable.from_json("[" * 100_000)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "plan.json"
+    write_atomically(path, "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DocumentError, match="No space left on device"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_reading_what_is_not_there(tmp_path):
+    with pytest.raises(DocumentError, match="No such file"):
+        Plan.read(tmp_path / "none.json")
+    with pytest.raises(DocumentError, match="Is a directory"):
+        Plan.read(tmp_path)
