@@ -1,0 +1,1 @@
+"""ONNX file -> network: safe loading, folding, cuts, layers, descriptors, segment extraction."""

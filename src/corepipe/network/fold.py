@@ -1,0 +1,424 @@
+"""Constants folded, shapes inferred: what turns a checked ONNX graph into one whose shapes are all known."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
+
+from corepipe.network.check import Limits
+from corepipe.network.graph import (
+    UNKNOWN,
+    TensorType,
+    attribute,
+    attribute_value,
+    int_attribute,
+    is_standard,
+    opset_of,
+    reads,
+    rename_reads,
+    set_type,
+    storage_bytes,
+    subgraphs,
+    type_of,
+)
+from corepipe.network.infer import Inference, tensor_type, visible
+
+_ALWAYS_FOLD_BYTES = 2**20
+_FOLD_BUDGET_BYTES = 2**28
+
+_ELEMENTWISE = frozenset({
+    "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "Cast", "CastLike", "Ceil", "Clip", "Cos",
+    "Div", "Equal", "Erf", "Exp", "Floor", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
+    "LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu",
+    "Round", "Sigmoid", "Sign", "Sin", "Sqrt", "Sub", "Sum", "Tanh", "Where", "Xor",
+})  # fmt: skip
+_NOT_GROWING = frozenset({
+    "ArgMax", "ArgMin", "Concat", "CumSum", "Flatten", "Identity", "NonZero", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split",
+    "Squeeze", "Transpose", "Trilu", "Unsqueeze",
+})  # fmt: skip
+_SIZED_BY_INFERENCE = frozenset({
+    "ConstantOfShape", "Expand", "EyeLike", "Gather", "GatherElements", "GatherND", "OneHot", "Pad", "Range",
+    "Tile",
+})  # fmt: skip
+_FOLDABLE = _ELEMENTWISE | _NOT_GROWING | _SIZED_BY_INFERENCE
+"""Deterministic, cheap operators; (de)quantising ones are left alone, engines recognise them around a convolution."""
+
+Array = NDArray[np.generic]
+Types = dict[str, TensorType]
+
+
+def fold(model: ModelProto, name: str, limits: Limits, known: Mapping[str, TensorType] | None = None) -> Types:
+    """Fold constants and infer types in one pass, then drop what no output needs.
+
+    Requires: a checked model in topological order, without functions, whose initializers are not among the inputs
+    and whose inputs have static shapes.
+    Ensures: nodes have unique names, `value_info` holds every tensor whose type is known, outputs their shapes.
+
+    Args:
+        model: changed in place.
+        name: what messages call the model.
+        limits: what inferred tensors may ask for.
+        known: types of what operators outside the ONNX standard make.
+
+    Returns:
+        Types by tensor name, for the main graph.
+
+    Raises:
+        ModelError: inference fails, or a tensor is over the limits.
+    """
+    _free_constant_outputs(model.graph)
+    folder = _Folder(model, Inference(model, name, limits, known))
+    folder.run()
+    for value in model.graph.output:
+        folder.types.setdefault(value.name, tensor_type(value.type.tensor_type.elem_type))
+    _prune(model.graph)
+    _name_nodes(model.graph)
+    types = {tensor: type_of(proto) for tensor, proto in folder.types.items()}
+    _write_types(model.graph, types)
+    return types
+
+
+def skeleton(model: ModelProto) -> ModelProto:
+    """The model with its large initializers turned into inputs: cheap to hand to the onnx library."""
+    small = ModelProto(ir_version=max(model.ir_version, 4), producer_name=model.producer_name)
+    small.opset_import.extend(model.opset_import)
+    small.functions.extend(model.functions)
+    graph = small.graph
+    graph.name = model.graph.name or "graph"
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    declared = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if visible(tensor):
+            graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            set_type(graph.input.add(name=tensor.name), TensorType(tensor.data_type, tuple(tensor.dims)))
+    return small
+
+
+class _Folder:
+    """One model being folded: its constants and types by name, and what may still be spent on new constants."""
+
+    def __init__(self, model: ModelProto, inference: Inference) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.inference = inference
+        self.opset = opset_of(model)
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.outputs = {value.name for value in self.graph.output}
+        self.inputs = {value.name for value in self.graph.input}
+        self.types = {value.name: value.type for value in self.graph.input}
+        self.budget = _FOLD_BUDGET_BYTES
+        for tensor in self.graph.initializer:
+            self.types[tensor.name] = tensor_type(tensor.data_type, list(tensor.dims))
+            self.budget += storage_bytes(tensor.data_type, tensor.dims) or 0
+        self.taken = self.inputs | set(self.constants) | {o for node in self.graph.node for o in node.output}
+        self.branches = 0
+        self.renamed: dict[str, str] = {}
+        self.kept: list[NodeProto] = []
+        self.maker: dict[str, NodeProto] = {}
+
+    def run(self) -> None:
+        """Go over the nodes once."""
+        waiting = deque(self.graph.node)
+        while waiting:
+            node = waiting.popleft()
+            if self.renamed:
+                rename_reads(node, self.renamed)
+            if self._bypass(node):
+                continue
+            branch = self._branch(node)
+            if branch is not None:
+                waiting.extendleft(reversed(branch))
+                continue
+            made = self.inference.outputs(node, self.types, self.constants)
+            if self._fold(node, made):
+                continue
+            self.types.update(made)
+            self.kept.append(node)
+            self.maker.update((output, node) for output in node.output if output)
+        _replace_nodes(self.graph, self.kept)
+
+    def _bypass(self, node: NodeProto) -> bool:
+        """Drop a node that only passes its first input on."""
+        if not node.input or not node.input[0] or not self._passes_on(node):
+            return False
+        source, target = node.input[0], node.output[0]
+        if target not in self.outputs:
+            self.renamed[target] = source
+            return True
+        if source in self.outputs or source not in self.maker:
+            return False
+        maker = self.maker.pop(source)
+        self.maker[target] = maker
+        for index, output in enumerate(maker.output):
+            if output == source:
+                maker.output[index] = target
+        for other in self.kept:
+            rename_reads(other, {source: target})
+        for before, after in self.renamed.items():
+            if after == source:
+                self.renamed[before] = target
+        self.renamed[source] = target
+        if source in self.types:
+            self.types[target] = self.types[source]
+        return True
+
+    def _passes_on(self, node: NodeProto) -> bool:
+        if not is_standard(node):
+            return False
+        if node.op_type == "Identity":
+            return True
+        if node.op_type == "Cast":
+            proto = self.types.get(node.input[0])
+            source = type_of(proto).elem_type if proto is not None else 0
+            return source != 0 and int_attribute(node, "to", 0) == source
+        if node.op_type != "Dropout" or any(node.output[1:]):
+            return False
+        if self.opset >= 12:
+            flag = node.input[2] if len(node.input) > 2 else ""
+            return not flag or (flag in self.constants and not bool(self._value(flag).any()))
+        return self.opset >= 7 or int_attribute(node, "is_test", 0) == 1
+
+    def _value(self, name: str) -> Array:
+        value: Array = onnx.numpy_helper.to_array(self.constants[name])
+        return value
+
+    def _fold(self, node: NodeProto, made: Mapping[str, TypeProto]) -> bool:
+        """Turn a node's outputs into initializers, where that is safe and small."""
+        if not is_standard(node) or any(output in self.outputs for output in node.output):
+            return False
+        if node.op_type == "Constant":
+            values = _constant(node)
+        elif node.op_type in ("Shape", "Size"):
+            proto = self.types.get(node.input[0])
+            values = _shape(node, type_of(proto)) if proto is not None else None
+        elif node.op_type in _FOLDABLE and all(not n or n in self.constants for n in node.input):
+            values = self._evaluate(node, {output: type_of(proto) for output, proto in made.items()})
+        else:
+            return False
+        if values is None:
+            return False
+        for output, tensor in zip(node.output, values, strict=True):
+            if output:
+                self._add(output, tensor)
+        return True
+
+    def _add(self, output: str, tensor: TensorProto) -> None:
+        new = self.graph.initializer.add()
+        new.CopyFrom(tensor)
+        new.name = output
+        self.constants[output] = new
+        self.types[output] = tensor_type(tensor.data_type, list(tensor.dims))
+        self.budget -= storage_bytes(tensor.data_type, tensor.dims) or 0
+
+    def _evaluate(self, node: NodeProto, made: Mapping[str, TensorType]) -> list[TensorProto] | None:
+        constants = [self.constants[n] for n in node.input if n]
+        bound = _output_bound(node, constants, made)
+        given = sum(storage_bytes(t.data_type, t.dims) or 0 for t in constants)
+        if bound is None or bound > max(_ALWAYS_FOLD_BYTES, 2 * given) or bound > self.budget:
+            return None
+        from onnx.reference import ReferenceEvaluator
+
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                evaluator = ReferenceEvaluator(self._alone(node))
+                results = evaluator.run(None, {n: self._value(n) for n in node.input if n})
+                tensors = [onnx.numpy_helper.from_array(np.asarray(r)) for r in results]
+        except Exception:
+            # Whatever the reference implementation cannot do stays in the graph for the engine.
+            return None
+        named = [output for output in node.output if output]
+        for output, tensor in zip(named, tensors, strict=True):
+            kind = made.get(output, UNKNOWN)
+            if kind.elem_type not in (0, tensor.data_type) or kind.shape not in (None, tuple(tensor.dims)):
+                return None
+        if sum(len(t.raw_data) for t in tensors) > self.budget:
+            return None
+        by_name = dict(zip(named, tensors, strict=True))
+        return [by_name.get(output, TensorProto()) for output in node.output]
+
+    def _alone(self, node: NodeProto) -> ModelProto:
+        """A model of one node: the reference implementation heeds the opset of a model only."""
+        model = ModelProto(ir_version=self.model.ir_version)
+        model.opset_import.extend(self.model.opset_import)
+        model.graph.node.append(node)
+        model.graph.input.extend(ValueInfoProto(name=n) for n in dict.fromkeys(node.input) if n)
+        model.graph.output.extend(ValueInfoProto(name=n) for n in node.output if n)
+        return model
+
+    def _branch(self, node: NodeProto) -> list[NodeProto] | None:
+        """The nodes of the branch that an If with a constant condition takes."""
+        if node.op_type != "If" or not is_standard(node) or not node.input or node.input[0] not in self.constants:
+            return None
+        value = self._value(node.input[0])
+        taken = attribute(node, "then_branch" if bool(value.any()) else "else_branch")
+        if not isinstance(taken, GraphProto) or len(taken.output) < len(node.output):
+            return None
+        self.branches += 1
+        made = [*(t.name for t in taken.initializer), *(o for n in taken.node for o in n.output if o)]
+        renamed = {old: f"{old}__branch{self.branches}" for old in made}
+        if self.taken.intersection(renamed.values()):
+            return None
+        self.taken.update(renamed.values())
+        for tensor in taken.initializer:
+            self._add(renamed[tensor.name], tensor)
+        nodes = []
+        for inner in taken.node:
+            copy = NodeProto()
+            copy.CopyFrom(inner)
+            rename_reads(copy, renamed)
+            for index, output in enumerate(copy.output):
+                copy.output[index] = renamed.get(output, output)
+            nodes.append(copy)
+        for target, value_info in zip(node.output, taken.output, strict=False):
+            if target:
+                source = renamed.get(value_info.name, value_info.name)
+                nodes.append(onnx.helper.make_node("Identity", [source], [target]))
+        return nodes
+
+
+def _constant(node: NodeProto) -> list[TensorProto] | None:
+    """The value of a Constant node."""
+    if len(node.attribute) != 1:
+        return None
+    item = node.attribute[0]
+    if item.name == "value":
+        return [item.t]
+    value = attribute_value(item)
+    if value is None:
+        return None
+    if item.name in ("value_float", "value_floats"):
+        return [onnx.numpy_helper.from_array(np.asarray(value, np.float32))]
+    if item.name in ("value_int", "value_ints"):
+        return [onnx.numpy_helper.from_array(np.asarray(value, np.int64))]
+    return None
+
+
+def _shape(node: NodeProto, kind: TensorType) -> list[TensorProto] | None:
+    """The value of a Shape or Size node whose input has a known shape."""
+    if kind.shape is None:
+        return None
+    if node.op_type == "Size":
+        return [onnx.numpy_helper.from_array(np.asarray(math.prod(kind.shape), np.int64))]
+    rank = len(kind.shape)
+    stop = attribute(node, "end")
+    part = kind.shape[slice(int_attribute(node, "start", 0), stop if isinstance(stop, int) else rank)]
+    return [onnx.numpy_helper.from_array(np.asarray(part, np.int64))]
+
+
+def _output_bound(node: NodeProto, constants: Sequence[TensorProto], types: Mapping[str, TensorType]) -> int | None:
+    """The most bytes that evaluating a node can take; None where that cannot be told."""
+    sizes = [types.get(output, UNKNOWN).nbytes for output in node.output if output]
+    known = [size for size in sizes if size is not None]
+    if len(known) == len(sizes):
+        return sum(known)
+    if node.op_type in _ELEMENTWISE:
+        try:
+            return 8 * math.prod(np.broadcast_shapes(*(tuple(t.dims) for t in constants)))
+        except ValueError:
+            return None
+    if node.op_type in _NOT_GROWING:
+        return sum(8 * max(len(t.dims), 1) * int(math.prod(t.dims)) for t in constants)
+    return None
+
+
+def _free_constant_outputs(graph: GraphProto) -> None:
+    """Give an output that is an initializer a node that makes it, so that some layer does."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for value in graph.output:
+        tensor = constants.get(value.name)
+        if tensor is None:
+            continue
+        inner = f"{value.name}__constant"
+        while inner in constants:
+            inner += "_"
+        for node in graph.node:
+            rename_reads(node, {value.name: inner})
+        tensor.name = inner
+        graph.node.append(onnx.helper.make_node("Identity", [inner], [value.name]))
+
+
+def _replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
+    copies = GraphProto()
+    copies.node.extend(nodes)
+    del graph.node[:]
+    graph.node.extend(copies.node)
+
+
+def _prune(graph: GraphProto) -> None:
+    """Drop nodes that lead to no output, and initializers that nothing reads."""
+    needed = {value.name for value in graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if any(output in needed for output in node.output):
+            kept.append(node)
+            needed.update(reads(node))
+    if len(kept) < len(graph.node):
+        _replace_nodes(graph, kept[::-1])
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in needed:
+            del graph.initializer[index]
+
+
+def _name_nodes(graph: GraphProto) -> None:
+    """Unique node names: the given one, else the first output's."""
+    seen: set[str] = set()
+    for node in graph.node:
+        wanted = node.name or next(output for output in node.output if output)
+        unique, number = wanted, 1
+        while unique in seen:
+            number += 1
+            unique = f"{wanted}_{number}"
+        seen.add(unique)
+        node.name = unique
+
+
+def _write_types(graph: GraphProto, types: Types) -> None:
+    del graph.value_info[:]
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        for output in node.output:
+            kind = types.get(output, UNKNOWN)
+            if output and output not in outputs and kind.elem_type:
+                set_type(graph.value_info.add(name=output), kind)
+    for value in graph.output:
+        kind = types.get(value.name, UNKNOWN)
+        if kind.elem_type:
+            set_type(value, kind)
+
+
+def forget_shapes(graph: GraphProto) -> dict[str, TensorType]:
+    """Drop shapes that the file declares for inner tensors and outputs; they may be stale.
+
+    Returns:
+        What was declared fully.
+    """
+    declared: dict[str, TensorType] = {}
+    for value in (*graph.value_info, *graph.output):
+        _remember(value, declared)
+    del graph.value_info[:]
+    for value in graph.output:
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for inner in subgraphs(node):
+            forget_shapes(inner)
+    return declared
+
+
+def _remember(value: ValueInfoProto, declared: dict[str, TensorType]) -> None:
+    kind = type_of(value.type)
+    if kind.elem_type and kind.shape is not None:
+        declared[value.name] = kind

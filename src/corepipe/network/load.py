@@ -1,0 +1,335 @@
+"""ONNX file -> checked, folded network: everything a model may not do is refused here, before it is compiled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnx.checker
+import onnx.inliner
+import onnx.shape_inference
+from onnx import ModelProto, NodeProto
+
+from corepipe.errors import ModelError, UnknownNameError, UsageError
+from corepipe.network.check import DEFAULT_LIMITS, Limits, check_data, check_structure, check_with_onnx, explain
+from corepipe.network.external import load_external, read_at
+from corepipe.network.fold import fold, forget_shapes, skeleton
+from corepipe.network.graph import TensorType, human_bytes, is_standard, set_type, type_name, type_of
+from corepipe.network.layers import LAYERS_VERSION, build_layers
+from corepipe.network.model import Network
+
+__all__ = ["Limits", "load_network", "open_network", "parse_shape"]
+
+_RAISED_IR_VERSION = 8
+
+Dim = int | str | None
+
+
+def open_network(model: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> Network:
+    """A network by file path or zoo name, ready to be scheduled.
+
+    Args:
+        model: a path (anything with a separator, ending in `.onnx`, or that exists), else a name of the zoo.
+        shapes: input shapes by input name, for dims that the model leaves open.
+
+    Raises:
+        UnknownNameError: neither a file nor a zoo name.
+        ModelError: the model is unreadable, refused or unsupported.
+        UsageError: `shapes` do not fit the model.
+    """
+    text = os.fspath(model)
+    is_path = not isinstance(model, str) or os.sep in text or "/" in text or text.lower().endswith(".onnx")
+    if is_path or os.path.isfile(text):
+        return load_network(text, shapes=shapes)
+    from corepipe.network import zoo
+
+    if text not in zoo.NAMES:
+        if os.path.lexists(text):
+            return load_network(text, shapes=shapes)
+        raise UnknownNameError("network", text, zoo.NAMES)
+    return _prepare(zoo.build(text), text, None, shapes or {}, DEFAULT_LIMITS)
+
+
+def load_network(
+    source: str | os.PathLike[str] | ModelProto,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Network:
+    """Read, check, fold and divide a model.
+
+    A dynamic first dim becomes 1; other dynamic dims must be given.
+
+    Args:
+        source: an ONNX file, or a model in memory (left as it is).
+        shapes: input shapes by input name.
+        limits: what the model may ask for.
+
+    Raises:
+        ModelError: the model is unreadable, refused or unsupported; the message says which part of it.
+        UsageError: `shapes` name an unknown input or contradict the model.
+
+    Example:
+        >>> network = load_network("model.onnx", shapes={"data": (1, 3, 224, 224)})  # doctest: +SKIP
+        >>> len(network.layers)                                                      # doctest: +SKIP
+        42
+    """
+    if isinstance(source, ModelProto):
+        model = ModelProto()
+        model.CopyFrom(source)
+        return _prepare(model, model.graph.name or "model", None, shapes or {}, limits)
+    path = Path(source)
+    return _prepare(_read(path, limits), path.stem, path, shapes or {}, limits)
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read `data:1x3x224x224`.
+
+    Raises:
+        UsageError: it is not a name, a colon and sizes joined by `x`.
+
+    Example:
+        >>> parse_shape("data:1x3x224x224")
+        ('data', (1, 3, 224, 224))
+    """
+    match = re.fullmatch(r"(.+):([0-9]{1,9}(?:[xX,][0-9]{1,9})*)", text)
+    shape = tuple(int(size) for size in re.split("[xX,]", match[2])) if match else ()
+    if not match or not all(shape):
+        raise UsageError(f"{text!r} is not an input shape; write NAME:SIZExSIZE..., as in 'data:1x3x224x224'")
+    return match[1], shape
+
+
+def _read(path: Path, limits: Limits) -> ModelProto:
+    """The proto in a file."""
+    name = str(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ModelError(f"{name}: no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{name}: cannot read the model: {reason}") from None
+    try:
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelError(f"{name}: is a directory; give the .onnx file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{name}: is not a plain file; copy the model to one first")
+        if status.st_size == 0:
+            raise ModelError(f"{name}: is empty; copy or download the model again")
+        if status.st_size > limits.file_bytes:
+            raise ModelError(
+                f"{name}: {human_bytes(status.st_size)}, at most {human_bytes(limits.file_bytes)} are allowed; "
+                f"keep the weights as external data next to it"
+            )
+        data = read_at(handle, 0, status.st_size)
+    except OSError as error:
+        raise ModelError(f"{name}: cannot read the model: {error.strerror or error}") from None
+    finally:
+        os.close(handle)
+    if data.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{name}: is a Git LFS pointer, not the model; fetch it with `git lfs pull`")
+    try:
+        model: ModelProto = ModelProto.FromString(data)
+    except Exception:
+        # protobuf raises DecodeError, and on some inputs others, depending on its backend.
+        raise ModelError(f"{name}: not an ONNX model, or truncated; copy or export it again") from None
+    return model
+
+
+def _prepare(
+    model: ModelProto, name: str, path: Path | None, shapes: Mapping[str, Sequence[int]], limits: Limits
+) -> Network:
+    """Turn a model that nobody else holds into a network."""
+    label = str(path) if path else name
+    try:
+        return _divide(model, name, label, path.parent if path else None, shapes, limits)
+    except UnicodeError:
+        # protobuf checks that strings are UTF-8 only when they are looked at.
+        raise ModelError(f"{label}: holds a name that is not text; the file is damaged, export it again") from None
+
+
+def _divide(
+    model: ModelProto,
+    name: str,
+    label: str,
+    folder: Path | None,
+    shapes: Mapping[str, Sequence[int]],
+    limits: Limits,
+) -> Network:
+    del model.training_info[:]
+    check_structure(model, label, limits)
+    load_external(model, folder, label)
+    check_data(model, label)
+    _modernise(model)
+    check_with_onnx(skeleton(model), label)
+    _inline_functions(model, label, limits)
+    _check_ends(model, label)
+    changed = _fix_inputs(model, label, shapes)
+    declared = forget_shapes(model.graph)
+    types = fold(model, label, limits, None if changed else _unknown_to_onnx(model, declared))
+    if not model.graph.input:
+        raise ModelError(f"{label}: the model has no inputs, so frames could not change its result")
+    for value in model.graph.output:
+        if not types[value.name].can_cross:
+            kind = type_name(types[value.name].elem_type)
+            raise ModelError(f"{label}: the output {value.name!r} has element type {kind}, which is not supported")
+    layers, cuts = build_layers(model, types, label, limits)
+    inputs = tuple(types[value.name].info(value.name) for value in model.graph.input)
+    outputs = tuple(types[value.name].info(value.name) for value in model.graph.output)
+    return Network(name, _digest(model), model, inputs, outputs, layers, cuts)
+
+
+def _modernise(model: ModelProto) -> None:
+    """Raise an IR version that needs initializers among the inputs, and take them out; drop comments."""
+    model.ir_version = model.ir_version if model.ir_version >= 4 else _RAISED_IR_VERSION
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for index in reversed(range(len(model.graph.input))):
+        if model.graph.input[index].name in constants:
+            del model.graph.input[index]
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+
+
+def _inline_functions(model: ModelProto, name: str, limits: Limits) -> None:
+    if not model.functions:
+        return
+    try:
+        inlined = onnx.inliner.inline_local_functions(skeleton(model))
+    except Exception as error:
+        raise ModelError(f"{name}: its functions cannot be inlined: {explain(error)}; export it without") from None
+    del model.functions[:]
+    del model.graph.node[:]
+    model.graph.node.extend(inlined.graph.node)
+    del model.opset_import[:]
+    model.opset_import.extend(inlined.opset_import)
+    check_structure(model, name, limits)
+
+
+def _check_ends(model: ModelProto, name: str) -> None:
+    """Refuse inputs and outputs that are not numeric tensors, and inputs given back untouched."""
+    inputs = {value.name for value in model.graph.input}
+    for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in values:
+            if value.type.WhichOneof("value") != "tensor_type":
+                raise ModelError(
+                    f"{name}: the {what} {value.name!r} is not a tensor; export the model with tensors only"
+                )
+            kind = type_of(value.type)
+            if not kind.can_cross:
+                raise ModelError(
+                    f"{name}: the {what} {value.name!r} has element type {type_name(kind.elem_type)}, which is "
+                    f"not supported; use floats, integers or booleans"
+                )
+    if not model.graph.output:
+        raise ModelError(f"{name}: the model has no outputs; export it again")
+    for value in model.graph.output:
+        if value.name in inputs:
+            raise ModelError(f"{name}: the output {value.name!r} is an input given back; remove it from the model")
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[Dim] | None:
+    """Sizes, symbols, or None for each dim of an input; None if not even the rank is declared."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.dim_value > 0 else (dim.dim_param or None) for dim in tensor.shape.dim]
+
+
+def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Give every input a static shape; whether any was changed."""
+    values = list(model.graph.input)
+    for wanted in shapes:
+        if wanted not in [value.name for value in values]:
+            raise UnknownNameError("input", wanted, [value.name for value in values])
+    symbols: dict[str, int] = {}
+    for value in values:
+        if value.name in shapes:
+            _check_shape(value.name, _dims(value), shapes[value.name], name, symbols)
+    for value in values:
+        dims = _dims(value)
+        if value.name not in shapes and dims and isinstance(dims[0], str):
+            symbols.setdefault(dims[0], 1)
+    problems, changed = [], False
+    for value in values:
+        dims = _dims(value)
+        if value.name in shapes:
+            fixed: list[Dim] | None = list(shapes[value.name])
+        else:
+            fixed = dims and [symbols.get(d, d) if isinstance(d, str) else d for d in dims]
+            if fixed and fixed[0] is None:
+                fixed[0] = 1
+        if fixed is None or not all(isinstance(size, int) for size in fixed):
+            problems.append((value.name, fixed))
+            continue
+        changed |= fixed != dims
+        sizes = tuple(size for size in fixed if isinstance(size, int))
+        set_type(value, TensorType(value.type.tensor_type.elem_type, sizes))
+    if problems:
+        raise ModelError(_ask_for_shapes(name, problems))
+    return changed
+
+
+def _check_shape(value: str, dims: list[Dim] | None, shape: Sequence[int], name: str, symbols: dict[str, int]) -> None:
+    given = "x".join(map(str, shape))
+    if not all(isinstance(size, int) and size > 0 for size in shape):
+        raise UsageError(f"{name}: the shape {value}:{given} has a size that is not positive")
+    if dims is None:
+        return
+    wanted = "x".join(str(d) if d is not None else "?" for d in dims)
+    fits = len(dims) == len(shape) and all(
+        size == (symbols.setdefault(d, size) if isinstance(d, str) else d or size)
+        for d, size in zip(dims, shape, strict=True)
+    )
+    if not fits:
+        raise UsageError(f"{name}: the shape {value}:{given} does not fit the model's {wanted or 'scalar'}")
+
+
+def _ask_for_shapes(name: str, problems: Sequence[tuple[str, list[Dim] | None]]) -> str:
+    said, options = [], []
+    for value, dims in problems:
+        if dims is None:
+            said.append(f"{value!r} declares no shape")
+            options.append(f"--shape {value}:1x3x224x224")
+            continue
+        shown = ", ".join(str(d) if d is not None else "?" for d in dims)
+        said.append(f"{value!r} has dynamic dims [{shown}]")
+        images = len(dims) == 4
+        channels_last = images and dims[3] in (1, 3, 4)
+        guess = (1, 224, 224, 3) if channels_last else (1, 3, 224, 224)
+        filled = [d if isinstance(d, int) else (guess[i] if images else 1) for i, d in enumerate(dims)]
+        options.append(f"--shape {value}:{'x'.join(map(str, filled))}")
+    return f"{name}: input {'; input '.join(said)}; give the sizes, for example {' '.join(options)}"
+
+
+def _unknown_to_onnx(model: ModelProto, declared: Mapping[str, TensorType]) -> dict[str, TensorType]:
+    """Declared types of what operators outside the ONNX standard make: inference cannot tell those."""
+
+    def outputs(node: NodeProto) -> list[str]:
+        return [] if is_standard(node) else [output for output in node.output if output in declared]
+
+    return {output: declared[output] for node in model.graph.node for output in outputs(node)}
+
+
+def _digest(model: ModelProto) -> str:
+    """SHA-256 over the model, its constants one by one: no second copy of the weights is made."""
+    bare = ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.graph.node.extend(model.graph.node)
+    bare.graph.input.extend(model.graph.input)
+    bare.graph.output.extend(model.graph.output)
+    hasher = hashlib.sha256(f"corepipe layers {LAYERS_VERSION}\n".encode())
+    hasher.update(bare.SerializeToString(deterministic=True))
+    for tensor in sorted(model.graph.initializer, key=lambda t: t.name):
+        if tensor.HasField("raw_data"):
+            hasher.update(f"{tensor.name!r} {tensor.data_type} {list(tensor.dims)}\n".encode())
+            hasher.update(tensor.raw_data)
+        else:
+            hasher.update(tensor.SerializeToString(deterministic=True))
+    return hasher.hexdigest()

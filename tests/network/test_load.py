@@ -1,0 +1,493 @@
+"""What is refused, and how; what is repaired on the way in."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from corepipe.errors import ModelError, UnknownNameError, UsageError
+from corepipe.network.load import Limits, load_network, open_network, parse_shape
+
+
+@pytest.fixture
+def small(make_model):
+    """A convolution and an activation on a dynamic batch."""
+    return make_model(
+        [
+            helper.make_node("Conv", ["x", "w", "b"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["c"], ["y"]),
+        ],
+        {"x": ["N", 3, 8, 8]},
+        ["y"],
+        {"w": np.ones((4, 3, 3, 3), np.float32), "b": np.zeros(4, np.float32)},
+    )
+
+
+def refused(source, match, **options):
+    with pytest.raises(ModelError, match=match) as caught:
+        load_network(source, **options)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+# Files
+
+
+def test_missing_file(tmp_path):
+    refused(tmp_path / "absent.onnx", r"absent\.onnx: no such file")
+
+
+def test_directory(tmp_path):
+    refused(tmp_path, "is a directory")
+
+
+def test_empty_file(tmp_path):
+    (tmp_path / "m.onnx").touch()
+    refused(tmp_path / "m.onnx", "is empty")
+
+
+def test_pipe_is_not_opened_for_ever(tmp_path):
+    os.mkfifo(tmp_path / "m.onnx")
+    refused(tmp_path / "m.onnx", "not a plain file")
+
+
+@pytest.mark.parametrize("content", [b"hello world, this is no model", b"\x89PNG\r\n\x1a\n" * 9, bytes(100)])
+def test_not_onnx(tmp_path, content):
+    (tmp_path / "m.onnx").write_bytes(content)
+    refused(tmp_path / "m.onnx", "not an ONNX model")
+
+
+def test_lfs_pointer(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    refused(tmp_path / "m.onnx", "git lfs pull")
+
+
+def test_truncated(tmp_path, small):
+    (tmp_path / "m.onnx").write_bytes(small.SerializeToString()[:-40])
+    refused(tmp_path / "m.onnx", "truncated")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path, small):
+    onnx.save(small, tmp_path / "m.onnx")
+    (tmp_path / "m.onnx").chmod(0)
+    refused(tmp_path / "m.onnx", "Permission denied")
+
+
+def test_no_permission_as_told_by_the_system(tmp_path, small, monkeypatch):
+    def deny(*_arguments, **_options):
+        raise PermissionError(13, "Permission denied")
+
+    onnx.save(small, tmp_path / "m.onnx")
+    monkeypatch.setattr(os, "open", deny)
+    refused(tmp_path / "m.onnx", "cannot read the model: Permission denied")
+
+
+def test_name_with_a_null(tmp_path):
+    refused(f"{tmp_path}/a\0b.onnx", "cannot read the model")
+
+
+def test_file_too_large(tmp_path, small):
+    onnx.save(small, tmp_path / "m.onnx")
+    refused(tmp_path / "m.onnx", "at most 100 B are allowed", limits=Limits(file_bytes=100))
+
+
+# Names
+
+
+def test_unknown_name_is_suggested():
+    with pytest.raises(UnknownNameError, match="did you mean 'squeezenet'"):
+        open_network("squeeznet")
+
+
+@pytest.mark.parametrize("name", ["folder/net", "net.onnx"])
+def test_what_looks_like_a_path_is_one(name):
+    with pytest.raises(ModelError, match="no such file"):
+        open_network(name)
+
+
+def test_open_by_path(tmp_path, small):
+    onnx.save(small, tmp_path / "plain")
+    network = open_network(str(tmp_path / "plain"), {"x": (2, 3, 8, 8)})
+    assert network.name == "plain"
+    assert network.inputs[0].shape == (2, 3, 8, 8)
+
+
+def test_a_file_without_suffix_is_found_by_name(tmp_path, small, monkeypatch):
+    onnx.save(small, tmp_path / "net")
+    monkeypatch.chdir(tmp_path)
+    assert open_network("net").name == "net"
+
+
+def test_open_from_the_zoo():
+    network = open_network("squeezenet")
+    assert network.name == "squeezenet"
+    assert network.flops > 1e8
+
+
+# Structure
+
+
+def test_no_graph(tmp_path):
+    refused(onnx.ModelProto(ir_version=8), "holds no graph")
+
+
+def test_no_nodes(make_model):
+    refused(make_model([], {"x": [1]}, ["x"]), "no nodes")
+
+
+def test_no_inputs(make_model):
+    node = helper.make_node("RandomNormal", [], ["y"], shape=[2])
+    refused(make_model([node], {}, ["y"]), "no inputs")
+
+
+def test_no_outputs(make_model):
+    refused(make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": [1]}, []), "no outputs")
+
+
+def test_output_that_is_an_input(make_model):
+    refused(make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": [1]}, ["y", "x"]), "input given back")
+
+
+def test_too_many_nodes(small):
+    refused(small, "2 nodes, at most 1", limits=Limits(nodes=1))
+
+
+def test_unsorted_nodes_are_sorted(small):
+    nodes = [small.graph.node[1], small.graph.node[0]]
+    turned = onnx.ModelProto()
+    turned.CopyFrom(small)
+    del turned.graph.node[:]
+    turned.graph.node.extend(nodes)
+    assert load_network(turned).sha256 == load_network(small).sha256
+
+
+def test_cycle(make_model):
+    nodes = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
+    refused(make_model(nodes, {"x": [1]}, ["b"]), "cycle at or before node 'a'")
+
+
+def test_name_given_twice(make_model):
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Tanh", ["x"], ["y"])]
+    refused(make_model(nodes, {"x": [1]}, ["y"]), "'y' is given to two tensors")
+
+
+def test_initializer_given_twice(small):
+    small.graph.initializer.append(small.graph.initializer[0])
+    refused(small, "'w' is given to two initializers")
+
+
+def test_input_that_nothing_makes(make_model):
+    refused(make_model([helper.make_node("Add", ["x", "ghost"], ["y"])], {"x": [1]}, ["y"]), "'ghost', which nothing")
+
+
+def test_output_that_nothing_makes(make_model):
+    refused(make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": [1]}, ["z"]), "'z' is made by no node")
+
+
+def test_checker_has_its_say(make_model):
+    refused(make_model([helper.make_node("Relu", ["x", "x"], ["y"])], {"x": [1]}, ["y"]), "not a valid ONNX model")
+
+
+def test_no_opset():
+    model = onnx.ModelProto(ir_version=8)
+    model.graph.name = "g"
+    model.graph.node.append(helper.make_node("Relu", ["x"], ["y"]))
+    model.graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]))
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1]))
+    refused(model, "opset")
+
+
+@pytest.mark.parametrize("domain", ["com.example", "com.microsoft.nchwc"])
+def test_unknown_domain_is_named(make_model, domain):
+    node = helper.make_node("Magic", ["x"], ["y"], domain=domain)
+    model = make_model([node], {"x": [1]}, ["y"])
+    model.opset_import.append(helper.make_opsetid(domain, 1))
+    refused(model, rf"unknown domains \({domain}: Magic\)")
+
+
+def nested(depth):
+    """An If in an If in an If ..."""
+    inner = helper.make_graph(
+        [helper.make_node("Relu", ["x"], [f"v{depth}"])],
+        "inner",
+        [],
+        [helper.make_tensor_value_info(f"v{depth}", TensorProto.FLOAT, None)],
+    )
+    for level in reversed(range(depth)):
+        other = helper.make_graph(
+            [helper.make_node("Tanh", ["x"], [f"e{level}"])],
+            "else",
+            [],
+            [helper.make_tensor_value_info(f"e{level}", TensorProto.FLOAT, None)],
+        )
+        node = helper.make_node("If", ["c"], [f"v{level}"], then_branch=inner, else_branch=other)
+        inner = helper.make_graph(
+            [node], "inner", [], [helper.make_tensor_value_info(f"v{level}", TensorProto.FLOAT, None)]
+        )
+    return list(inner.node)
+
+
+def with_condition(make_model, nodes):
+    model = make_model(nodes, {"x": [1, 4]}, ["v0"])
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    return model
+
+
+def test_nesting(make_model):
+    assert len(load_network(with_condition(make_model, nested(6))).layers) == 1
+    refused(with_condition(make_model, nested(20)), "nested more than 12 levels")
+
+
+def test_very_deep_nesting_in_a_file(tmp_path, make_model):
+    onnx.save(with_condition(make_model, nested(31)), tmp_path / "m.onnx")
+    refused(tmp_path / "m.onnx", "nested|truncated")
+
+
+@pytest.mark.parametrize("what", ["input", "output"])
+def test_types_that_cannot_be_carried(make_model, what):
+    model = make_model([helper.make_node("Identity", ["x"], ["y"])], {"x": [1]}, ["y"])
+    values = model.graph.input if what == "input" else model.graph.output
+    values[0].type.tensor_type.elem_type = TensorProto.STRING
+    refused(model, f"{what} '[xy]' has element type STRING")
+
+
+def test_sequence_input(make_model):
+    model = make_model([helper.make_node("SequenceAt", ["x", "i"], ["y"])], {}, ["y"], {"i": np.int64(0)})
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
+    model.graph.input.append(helper.make_value_info("x", kind))
+    refused(model, "'x' is not a tensor")
+
+
+# Sizes
+
+
+def asking(dims):
+    """66 bytes that ask for a tensor of these dims."""
+    graph = helper.make_graph(
+        [helper.make_node("ConstantOfShape", ["s"], ["y"])],
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor("s", TensorProto.INT64, [len(dims)], dims)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_tiny_model_that_asks_for_4_tib(tmp_path):
+    onnx.save(asking([2**40]), tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").stat().st_size < 100
+    refused(tmp_path / "m.onnx", r"'y' asks for 4\.0 TiB")
+
+
+def test_tensor_of_overflowing_size():
+    refused(asking([2**40, 2**40, 2**40]), "asks for")
+
+
+def test_initializer_without_data(make_model, small):
+    tensor = small.graph.initializer.add(name="huge", data_type=TensorProto.FLOAT)
+    tensor.dims.append(2**40)
+    refused(small, r"'huge' asks for 4\.0 TiB")
+
+
+def test_initializer_with_too_little_data(small):
+    small.graph.initializer[0].raw_data = b"\0" * 8
+    refused(small, "'w' of dims .* holds 8")
+
+
+def test_negative_dims(small):
+    small.graph.initializer[0].dims[0] = -4
+    refused(small, "negative dim")
+
+
+def test_rank(small):
+    refused(small, "'w' has 4 dims, at most 3", limits=Limits(rank=3))
+
+
+def test_rank_of_an_inner_tensor(make_model):
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"]), helper.make_node("Relu", ["y"], ["z"])]
+    model = make_model(nodes, {"x": [1]}, ["z"], {"s": np.ones(40, np.int64)})
+    refused(model, "has 40 dims, at most 16")
+
+
+def test_weights_together(small):
+    refused(small, "its constants take 448 B", limits=Limits(weight_bytes=100))
+
+
+def test_bytes_alive(small):
+    refused(small, "are alive before layer", limits=Limits(live_bytes=100))
+
+
+def test_input_too_large(small):
+    refused(small, "asks for", shapes={"x": (2**30, 3, 8, 8)})
+
+
+def test_size_within_a_subgraph(make_model):
+    body = helper.make_graph(
+        [
+            helper.make_node("ConstantOfShape", ["s"], ["big"]),
+            helper.make_node("ReduceSum", ["big"], ["t"], keepdims=0),
+        ],
+        "then",
+        [],
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, [])],
+        [helper.make_tensor("s", TensorProto.INT64, [1], [2**40])],
+    )
+    other = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x"], ["e"], keepdims=0)],
+        "else",
+        [],
+        [helper.make_tensor_value_info("e", TensorProto.FLOAT, [])],
+    )
+    node = helper.make_node("If", ["c"], ["v0"], then_branch=body, else_branch=other)
+    refused(with_condition(make_model, [node]), r"'big' asks for 4\.0 TiB")
+
+
+def test_constants_that_double_again_and_again(make_model):
+    nodes = [helper.make_node("Concat", [f"d{i}", f"d{i}"], [f"d{i + 1}"], axis=0) for i in range(40)]
+    nodes += [helper.make_node("ReduceSum", ["d40"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["y"])]
+    model = make_model(nodes, {"x": [1]}, ["y"], {"d0": np.ones(1024, np.float32)})
+    refused(model, "asks for")
+
+
+def functions(levels, calls):
+    """Functions that each call the next one several times."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    made = []
+    for level in range(levels):
+        kind, domain = (f"f{level + 1}", "local") if level + 1 < levels else ("Relu", "")
+        names = ["a", *(f"t{i}" for i in range(calls - 1)), "b"]
+        nodes = [helper.make_node(kind, [names[i]], [names[i + 1]], domain=domain) for i in range(calls)]
+        made.append(helper.make_function("local", f"f{level}", ["a"], ["b"], nodes, opsets))
+    return made
+
+
+def calling(make_model, made):
+    model = make_model([helper.make_node("f0", ["x"], ["y"], domain="local")], {"x": [1, 4]}, ["y"], local=1)
+    model.functions.extend(made)
+    return model
+
+
+def test_functions_are_inlined(make_model):
+    network = load_network(calling(make_model, functions(3, 2)))
+    assert [node.op_type for node in network.model.graph.node] == ["Relu"] * 8
+    assert not network.model.functions
+
+
+def test_functions_that_explode(make_model):
+    refused(calling(make_model, functions(40, 2)), "functions grow to 1099511627776 nodes")
+
+
+def test_functions_that_call_themselves(make_model):
+    made = functions(2, 1)
+    made[1].node[0].op_type, made[1].node[0].domain = "f0", "local"
+    refused(calling(make_model, made), "in a circle")
+
+
+# Repairs
+
+
+def test_ir_version_3(small):
+    small.ir_version = 3
+    for tensor in small.graph.initializer:
+        small.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    network = load_network(small)
+    assert network.model.ir_version >= 4
+    assert [t.name for t in network.inputs] == ["x"]
+    assert network.outputs[0].shape == (1, 4, 8, 8)
+
+
+def test_the_model_given_is_left_alone(small):
+    before = small.SerializeToString(deterministic=True)
+    load_network(small)
+    assert small.SerializeToString(deterministic=True) == before
+
+
+def test_stale_shapes_are_dropped(small):
+    small.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [9, 9]))
+    small.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, 99, 99]))
+    assert load_network(small, shapes={"x": (2, 3, 4, 4)} | {"x": (2, 3, 8, 8)}).outputs[0].shape == (2, 4, 8, 8)
+
+
+def test_declared_shapes_help_where_inference_cannot(make_model):
+    nodes = [
+        helper.make_node("QuickGelu", ["x"], ["g"], domain="com.microsoft"),
+        helper.make_node("Conv", ["g", "w"], ["y"]),
+    ]
+    constants = {"w": np.ones((2, 3, 1, 1), np.float32)}
+    model = make_model(nodes, {"x": [1, 3, 4, 4]}, ["y"], constants)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert len(load_network(model).layers) == 1
+    model.graph.value_info.append(helper.make_tensor_value_info("g", TensorProto.FLOAT, [1, 3, 4, 4]))
+    network = load_network(model)
+    assert [str(t) for t in network.cuts[1].tensors] == ["float32[1x3x4x4]"]
+    assert network.outputs[0].shape == (1, 2, 4, 4)
+
+
+def test_digest_follows_weights_and_shapes_only(small):
+    digest = load_network(small).sha256
+    assert load_network(small).sha256 == digest
+    small.doc_string = "words"
+    small.graph.node[0].doc_string = "more words"
+    assert load_network(small).sha256 == digest
+    assert load_network(small, shapes={"x": (2, 3, 8, 8)}).sha256 != digest
+    weights = np.ones((4, 3, 3, 3), np.float32)
+    weights[0, 0, 0, 0] = 2
+    small.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "w"))
+    assert load_network(small).sha256 != digest
+
+
+# Shapes
+
+
+def test_dynamic_batch_becomes_1(small):
+    network = load_network(small)
+    assert network.inputs[0].shape == (1, 3, 8, 8)
+    assert network.outputs[0].shape == (1, 4, 8, 8)
+
+
+def test_other_dynamic_dims_are_asked_for(make_model, small):
+    small.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", None]))
+    refused(small, r"'x' has dynamic dims \[1, 3, H, \?\]; .* --shape x:1x3x224x224")
+    assert load_network(small, shapes={"x": (2, 3, 6, 5)}).outputs[0].shape == (2, 4, 6, 5)
+
+
+def test_input_without_any_shape(small):
+    small.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, None))
+    refused(small, "'x' declares no shape")
+    assert load_network(small, shapes={"x": (1, 3, 6, 5)}).outputs[0].shape == (1, 4, 6, 5)
+
+
+def test_one_symbol_is_one_size(make_model):
+    model = make_model([helper.make_node("Add", ["a", "b"], ["y"])], {"a": ["N", 3], "b": ["N", 3]}, ["y"])
+    assert load_network(model, shapes={"b": (4, 3)}).inputs[0].shape == (4, 3)
+    with pytest.raises(UsageError, match="does not fit"):
+        load_network(model, shapes={"a": (2, 3), "b": (4, 3)})
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 3, 8), (0, 3, 8, 8), (-1, 3, 8, 8)])
+def test_shapes_that_do_not_fit(small, shape):
+    with pytest.raises(UsageError, match="x:"):
+        load_network(small, shapes={"x": shape})
+
+
+def test_shape_of_an_unknown_input(small):
+    with pytest.raises(UnknownNameError, match="unknown input 'y'"):
+        load_network(small, shapes={"y": (1,)})
+
+
+def test_parse_shape():
+    assert parse_shape("data:1x3x224x224") == ("data", (1, 3, 224, 224))
+    assert parse_shape("input:0:5") == ("input:0", (5,))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "data", "data:", ":1x3", "data:1x", "data:0x3", "data:-1x3", "data:axb", "d:1 x3"]
+)
+def test_parse_shape_refuses(text):
+    with pytest.raises(UsageError, match="write NAME:SIZE"):
+        parse_shape(text)
