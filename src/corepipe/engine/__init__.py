@@ -1,0 +1,33 @@
+"""Kernel libraries behind one interface; `get` returns one by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from corepipe.engine.base import Compiled, DynamicOutput, Engine
+from corepipe.errors import EngineError, UnknownNameError
+
+_ENGINES = {"onnxruntime": "corepipe.engine.onnxruntime"}
+
+__all__ = ["Compiled", "DynamicOutput", "Engine", "get", "names"]
+
+
+def names() -> tuple[str, ...]:
+    """The names that `get` knows."""
+    return tuple(_ENGINES)
+
+
+def get(name: str) -> Engine:
+    """The engine of that name; its library is imported here, so pin the process first.
+
+    Raises:
+        UnknownNameError: there is no such engine.
+        EngineError: its library is not installed or does not load.
+    """
+    if name not in _ENGINES:
+        raise UnknownNameError("engine", name, _ENGINES)
+    try:
+        return cast(Engine, import_module(_ENGINES[name]).ENGINE)
+    except ImportError as error:
+        raise EngineError(f"engine {name}: its library does not load ({error}); install it anew") from None

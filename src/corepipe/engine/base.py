@@ -1,0 +1,66 @@
+"""The interface of a kernel library: compile a segment, bind it to memory, run it, profile it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+DynamicOutput = Callable[[NDArray[Any]], None]
+"""Takes an output whose shape is known only after the run."""
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One kernel call: the node that the engine ran (its own name for it) and its seconds."""
+
+    node: str
+    seconds: float
+
+
+class Compiled(Protocol):
+    """A segment that is ready to run with a fixed number of threads."""
+
+    def bind(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any] | DynamicOutput]
+    ) -> Callable[[], None]:
+        """A call that runs the segment from and into this very memory, without copies where the engine can.
+
+        Args:
+            inputs: C-contiguous arrays of the input shapes, read at each call.
+            outputs: C-contiguous arrays of the output shapes, written at each call, or a `DynamicOutput`.
+
+        Raises:
+            EngineError: shapes or types do not fit; from the returned call: the run failed.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """A kernel library."""
+
+    name: str
+
+    def version(self) -> str:
+        """The version of the library."""
+        ...
+
+    def compile(self, model: bytes, threads: int) -> Compiled:
+        """Prepare a serialized ONNX model for `threads` threads that stay on the caller's cores.
+
+        Raises:
+            EngineError: the library refuses the model.
+        """
+        ...
+
+    def profile(
+        self, model: bytes, threads: int, inputs: Mapping[str, NDArray[Any]], runs: int
+    ) -> Sequence[Sequence[KernelTime]]:
+        """Run the model `runs` times under the library's own profiler; kernel calls in order, for each run.
+
+        Raises:
+            EngineError: the library refuses the model or has no profile to give.
+        """
+        ...

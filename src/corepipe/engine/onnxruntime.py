@@ -1,0 +1,139 @@
+"""ONNX Runtime behind the engine interface."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from corepipe.engine.base import DynamicOutput, KernelTime
+from corepipe.errors import CorepipeError, EngineError
+
+_KERNEL_SUFFIX = "_kernel_time"
+
+
+class OnnxRuntimeEngine:
+    """The CPU execution provider; every operator runs on the threads it is given, and only there."""
+
+    name = "onnxruntime"
+
+    def version(self) -> str:
+        """The version of ONNX Runtime."""
+        return str(ort.__version__)
+
+    def compile(self, model: bytes, threads: int) -> _Session:
+        """See `Engine.compile`."""
+        return _Session(_session(model, _options(threads)))
+
+    def profile(
+        self, model: bytes, threads: int, inputs: Mapping[str, NDArray[Any]], runs: int
+    ) -> Sequence[Sequence[KernelTime]]:
+        """See `Engine.profile`."""
+        with tempfile.TemporaryDirectory(prefix="corepipe-") as folder:
+            options = _options(threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = _session(model, options)
+            try:
+                for _ in range(runs):
+                    session.run(None, dict(inputs))
+                events = json.loads(Path(session.end_profiling()).read_bytes())
+            except Exception as error:
+                raise EngineError(f"onnxruntime: profiling failed: {_brief(error)}") from None
+        return _split_runs(events, runs)
+
+
+class _Session:
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def bind(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any] | DynamicOutput]
+    ) -> Callable[[], None]:
+        """See `Compiled.bind`."""
+        for name, array in [*inputs.items(), *outputs.items()]:
+            if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
+                raise EngineError(f"onnxruntime: cannot bind {name!r}: its memory is not contiguous")
+        session, binding = self._session, self._session.io_binding()
+        dynamic = {index: t for index, t in enumerate(outputs.values()) if not isinstance(t, np.ndarray)}
+
+        def bind_outputs() -> None:
+            for name, target in outputs.items():
+                if isinstance(target, np.ndarray):
+                    binding.bind_output(name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
+                else:
+                    binding.bind_output(name, "cpu")
+
+        try:
+            for name, array in inputs.items():
+                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            bind_outputs()
+        except Exception as error:
+            raise EngineError(f"onnxruntime: cannot bind: {_brief(error)}") from None
+
+        def run() -> None:
+            try:
+                session.run_with_iobinding(binding)
+                if dynamic:
+                    values = binding.get_outputs()
+                    for index, target in dynamic.items():
+                        target(values[index].numpy())
+                    # A run binds what it allocated; the next one would have to fit into it.
+                    binding.clear_binding_outputs()
+                    bind_outputs()
+            except CorepipeError:
+                raise
+            except Exception as error:
+                raise EngineError(f"onnxruntime: run failed: {_brief(error)}") from None
+
+        # The binding knows addresses only: the arrays must live as long as the call.
+        run.__dict__["keep_alive"] = (inputs, outputs)
+        return run
+
+
+def _options(threads: int) -> Any:
+    options = ort.SessionOptions()
+    # With 0 the threads would leave the mask of the creating thread; see docs/architecture.md.
+    options.intra_op_num_threads = max(1, threads)
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4
+    return options
+
+
+def _session(model: bytes, options: Any) -> Any:
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"onnxruntime refuses the model: {_brief(error)}") from None
+
+
+def _split_runs(events: list[dict[str, Any]], runs: int) -> list[list[KernelTime]]:
+    """Kernel events grouped by the `model_run` event that spans them."""
+    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")
+    if len(spans) != runs:
+        raise EngineError(f"onnxruntime: the profile holds {len(spans)} runs of {runs}")
+    kernels = sorted((e for e in events if e["name"].endswith(_KERNEL_SUFFIX)), key=lambda e: e["ts"])
+    grouped: list[list[KernelTime]] = [[] for _ in spans]
+    run = 0
+    for event in kernels:
+        while run + 1 < runs and event["ts"] >= spans[run + 1][0]:
+            run += 1
+        grouped[run].append(KernelTime(event["name"].removesuffix(_KERNEL_SUFFIX), event["dur"] * 1e-6))
+    return grouped
+
+
+def _brief(error: Exception) -> str:
+    """The first line of a library's message, without its source positions."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300]
+
+
+ENGINE = OnnxRuntimeEngine()

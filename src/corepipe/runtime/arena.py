@@ -1,0 +1,199 @@
+"""Anonymous shared memory, divided into one slot per frame under way.
+
+A slot holds every tensor that enters, crosses or leaves on any route, at fixed places; a frame keeps its slot from the
+moment it is fed until its result is copied out. So a hop moves no tensor: the next worker reads where the last one
+wrote. The memory has no name in the file system: when the last process that holds it ends, it is gone.
+
+Slot: header (error text, times of each hop) | tensors, each aligned to `ALIGNMENT`.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corepipe.engine.base import DynamicOutput
+from corepipe.errors import CorepipeError, FrameError
+
+if TYPE_CHECKING:
+    from corepipe.network.model import TensorInfo
+
+ALIGNMENT = 128
+MAX_HOPS = 64
+MAX_RANK = 15
+DYNAMIC_CAPACITY = 16 * 2**20
+"""Bytes reserved for an output whose shape depends on the data (address space; memory only as it is written)."""
+
+_PAGE = 4096
+_ERROR_BYTES = 1024
+_TIMES_OFFSET = _ERROR_BYTES
+_HEADER = _TIMES_OFFSET + MAX_HOPS * 2 * 8
+_SHAPE_BYTES = (MAX_RANK + 1) * 8
+
+
+def _align(offset: int, to: int = ALIGNMENT) -> int:
+    return -(-offset // to) * to
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one tensor lies in a slot; `shape` None means that its shape is stored in front of it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    offset: int
+    capacity: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies: the same in the parent and in every worker."""
+
+    slots: int
+    slot_bytes: int
+    places: tuple[Place, ...]
+
+    @classmethod
+    def of(cls, tensors: Sequence[TensorInfo], slots: int) -> Layout:
+        """A layout for these tensors (names unique), `slots` times."""
+        places = []
+        offset = _align(_HEADER)
+        for tensor in tensors:
+            capacity = DYNAMIC_CAPACITY if tensor.nbytes is None else tensor.nbytes
+            places.append(Place(tensor.name, str(tensor.dtype), tensor.shape, offset, capacity))
+            offset = _align(offset + capacity + (_SHAPE_BYTES if tensor.shape is None else 0))
+        return cls(slots, _align(offset, _PAGE), tuple(places))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole arena."""
+        return self.slots * self.slot_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a worker's start message."""
+        return {
+            "slots": self.slots,
+            "slot_bytes": self.slot_bytes,
+            "places": [[p.name, p.dtype, p.shape, p.offset, p.capacity] for p in self.places],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Layout:
+        """The inverse of `to_dict`."""
+        places = tuple(Place(n, d, None if s is None else tuple(s), o, c) for n, d, s, o, c in data["places"])
+        return cls(data["slots"], data["slot_bytes"], places)
+
+
+def anonymous_file(size: int, what: str) -> int:
+    """A descriptor of nameless memory of `size` bytes, to be shared with child processes.
+
+    Raises:
+        CorepipeError: the system has no room for it.
+    """
+    try:
+        if sys.platform == "linux":
+            fd = os.memfd_create(f"corepipe-{what}", os.MFD_CLOEXEC)
+        else:
+            with tempfile.TemporaryFile(prefix="corepipe-") as file:
+                fd = os.dup(file.fileno())
+        os.ftruncate(fd, max(size, 1))
+    except OSError as error:
+        raise CorepipeError(
+            f"cannot get {size >> 20} MiB of shared memory for {what}: {error.strerror}; close other programs or "
+            f"use fewer workers"
+        ) from None
+    return fd
+
+
+class Slot:
+    """One frame's memory, as numpy views."""
+
+    def __init__(self, memory: mmap.mmap, base: int, layout: Layout) -> None:
+        self._memory = memory
+        self._base = base
+        self._places = {place.name: place for place in layout.places}
+        self.times: NDArray[np.int64] = np.frombuffer(memory, np.int64, MAX_HOPS * 2, base + _TIMES_OFFSET).reshape(
+            MAX_HOPS, 2
+        )
+        """Start and end of each hop in nanoseconds of CLOCK_MONOTONIC; 0 where it has not happened."""
+
+    def view(self, name: str) -> NDArray[Any]:
+        """The tensor's memory as an array; of a dynamic tensor, what was last stored."""
+        place = self._places[name]
+        start, shape = self._base + place.offset, place.shape
+        if shape is None:
+            header = np.frombuffer(self._memory, np.int64, MAX_RANK + 1, start)
+            shape = tuple(int(d) for d in header[1 : 1 + int(header[0])])
+            start += _SHAPE_BYTES
+        count = math.prod(shape)
+        return np.frombuffer(self._memory, np.dtype(place.dtype), count, start).reshape(shape)
+
+    def target(self, name: str) -> NDArray[Any] | DynamicOutput:
+        """Where an engine is to write the tensor: memory, or a function that stores it."""
+        if self._places[name].shape is not None:
+            return self.view(name)
+        return lambda array: self._store(name, array)
+
+    def _store(self, name: str, array: NDArray[Any]) -> None:
+        place = self._places[name]
+        if array.nbytes > place.capacity or array.ndim > MAX_RANK:
+            raise FrameError(
+                f"output {name!r} came out as {array.shape}, over the {place.capacity >> 20} MiB kept for an output "
+                f"of unknown shape; fix its shape in the model"
+            )
+        if str(array.dtype) != place.dtype:
+            raise FrameError(f"output {name!r} came out as {array.dtype}, the model declares {place.dtype}")
+        start = self._base + place.offset
+        header = np.frombuffer(self._memory, np.int64, MAX_RANK + 1, start)
+        header[0] = array.ndim
+        header[1 : 1 + array.ndim] = array.shape
+        data = np.frombuffer(self._memory, array.dtype, array.size, start + _SHAPE_BYTES)
+        data[:] = array.reshape(-1)
+
+    @property
+    def error(self) -> str:
+        """The text that a worker left when it failed on this frame."""
+        raw = self._memory[self._base : self._base + _ERROR_BYTES]
+        return raw.split(b"\0", 1)[0].decode(errors="replace")
+
+    @error.setter
+    def error(self, text: str) -> None:
+        raw = text.encode()[: _ERROR_BYTES - 1]
+        self._memory[self._base : self._base + len(raw) + 1] = raw + b"\0"
+
+
+class Arena:
+    """All slots, mapped into this process."""
+
+    def __init__(self, layout: Layout, fd: int) -> None:
+        self.fd = fd
+        self.layout = layout
+        try:
+            memory = mmap.mmap(fd, layout.nbytes)
+        except (OSError, ValueError) as error:
+            raise CorepipeError(f"cannot map {layout.nbytes >> 20} MiB of shared memory: {error}") from None
+        self.slots = tuple(Slot(memory, i * layout.slot_bytes, layout) for i in range(layout.slots))
+
+    @classmethod
+    def create(cls, layout: Layout) -> Arena:
+        """New memory for a layout.
+
+        Raises:
+            CorepipeError: there is no room for it.
+        """
+        return cls(layout, anonymous_file(layout.nbytes, "slots"))
+
+    def close(self) -> None:
+        """Give the memory back as soon as nobody holds a view of it."""
+        self.slots = ()
+        os.close(self.fd)

@@ -1,0 +1,90 @@
+"""Entry of every process that corepipe starts: pin first, then import, then serve.
+
+Only the standard library may be imported at the top: an engine that is loaded before the affinity mask is set starts
+its threads on the wrong cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import threading
+from importlib import import_module
+from typing import Any
+
+_PARENT_CHECK_S = 0.5
+
+
+def main(config_fd: int) -> None:
+    """Run the module named in the configuration; never returns normally."""
+    with open(config_fd, "rb") as file:
+        config: dict[str, Any] = json.load(file)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _name_process(config["name"])
+    code = 1
+    try:
+        _pin(config["cpus"])
+        # Threads inherit the mask: none may be started before it is set.
+        threading.Thread(target=_exit_with_parent, args=(config["lifeline_fd"],), daemon=True).start()
+        import_module(config["module"]).serve(config)
+        code = 0
+    except BaseException as error:
+        report(config["status_fd"], error=_explain(error))
+    finally:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def report(status_fd: int, **fields: Any) -> None:
+    """Tell the parent something: one JSON object on a line."""
+    try:
+        os.write(status_fd, json.dumps(fields).encode() + b"\n")
+    except OSError:
+        os._exit(1)
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory; use fewer workers or a smaller model"
+    if isinstance(error, PinningError) or type(error).__module__ == "corepipe.errors":
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+class PinningError(RuntimeError):
+    """The system refuses the affinity mask."""
+
+
+def _pin(cpus: list[int]) -> None:
+    if not cpus or not hasattr(os, "sched_setaffinity"):
+        return
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        text = f"cannot pin to CPUs {cpus}: {error.strerror}; see `corepipe doctor` for the usable cores"
+        raise PinningError(text) from None
+
+
+def _name_process(name: str) -> None:
+    try:
+        with open("/proc/self/comm", "w") as file:
+            file.write(name[:15])
+    except OSError:
+        pass
+
+
+def _exit_with_parent(lifeline_fd: int) -> None:
+    """End this process when the parent's end of the lifeline closes, or the parent is gone.
+
+    The second test serves where a forked child of the parent still holds the lifeline open.
+    """
+    parent = os.getppid()
+    poller = select.poll()
+    poller.register(lifeline_fd, select.POLLIN)
+    while not poller.poll(_PARENT_CHECK_S * 1000) and os.getppid() == parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,105 @@
+"""Which route the next frame takes: the plan's rates as a smooth order, that does not wait for a full route in vain."""
+
+from __future__ import annotations
+
+import math
+
+from corepipe.plan.model import Plan
+
+_FRAMES_PER_HOP = 2
+"""One frame in service and one waiting at each worker keep it busy."""
+
+_FRAMES_PER_SHARED_HOP = 4
+"""Hops that share a worker get in each other's way; so many frames keep all workers busy within 1 % of the plan's rates
+(150 random tables, bench/regret.py's kind, in the simulator)."""
+
+_MAX_CREDIT = 2.0
+
+_MAX_WINDOW = 1024
+_WINDOW_BYTES = 256 * 2**20
+"""Results that wait for their turn take at most so many frames and bytes of the user's memory."""
+
+
+class _Group:
+    """Routes that share workers, directly or through other routes of the group."""
+
+    def __init__(self, routes: list[int], shares: list[float], plan: Plan) -> None:
+        hops = [hop for route in routes for hop in plan.routes[route].hops]
+        workers = {hop.worker for hop in hops}
+        self.routes = routes
+        self.share = sum(shares[route] for route in routes)
+        self.weights = [shares[route] / self.share for route in routes]
+        shared = len(hops) > len(workers)
+        self.room = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops)
+        self.credit = 0.0
+        self._deficits = [0.0] * len(routes)
+
+    def next_route(self) -> int:
+        """The route that is furthest behind its share of the group's frames."""
+        for index, weight in enumerate(self.weights):
+            self._deficits[index] += weight
+        chosen = max(range(len(self.routes)), key=lambda index: (self._deficits[index], -index))
+        self._deficits[chosen] -= 1.0
+        return self.routes[chosen]
+
+
+class Dispatcher:
+    """Largest deficit first: among the groups of routes that have room, and then among the routes of the group.
+
+    Routes that share a worker form a group. Within it the rates are kept to the frame: they are what lets all its
+    workers be busy at once, and a route that took more than its rate would take the workers' time from the others.
+    Groups have nothing in common, so one that turns out faster than its rates takes more frames, and one that turns
+    out slower holds nobody up: each frame adds every group's share of the rates to its credit and takes 1 from the
+    group that is chosen, while credits stay within bounds.
+
+    Args:
+        plan: the plan.
+        output_bytes: size of one result.
+    """
+
+    def __init__(self, plan: Plan, output_bytes: int = 0) -> None:
+        total = plan.throughput_fps
+        shares = [route.rate_fps / total for route in plan.routes]
+        self._groups = [_Group(routes, shares, plan) for routes in _sharing(plan)]
+        self._group_of = {route: group for group in self._groups for route in group.routes}
+        self.slots = sum(group.room for group in self._groups)
+        """Frames that can be under way at once."""
+        window = self.slots + math.ceil(max(group.room / group.share for group in self._groups))
+        self.window = max(self.slots, min(window, _MAX_WINDOW, _WINDOW_BYTES // max(output_bytes, 1)))
+        """Frames between the oldest undelivered one and the newest: by Little's law, what the other groups finish while
+        the slowest group works off what is queued in it."""
+
+    def has_room(self) -> bool:
+        """Whether any route can take a frame."""
+        return any(group.room > 0 for group in self._groups)
+
+    def choose(self) -> int:
+        """The route for the next frame; it counts as under way until `done`. Call only when `has_room`."""
+        for group in self._groups:
+            group.credit = min(group.credit + group.share, _MAX_CREDIT)
+        chosen = max((group for group in self._groups if group.room > 0), key=lambda group: group.credit)
+        chosen.credit = max(chosen.credit - 1.0, -_MAX_CREDIT)
+        chosen.room -= 1
+        return chosen.next_route()
+
+    def done(self, route: int) -> None:
+        """A frame has left its route."""
+        self._group_of[route].room += 1
+
+
+def _sharing(plan: Plan) -> list[list[int]]:
+    """The routes with a rate, parted into groups that have no worker in common."""
+    groups: list[tuple[set[str], list[int]]] = []
+    for number, route in enumerate(plan.routes):
+        if route.rate_fps <= 0:
+            continue
+        workers, routes = {hop.worker for hop in route.hops}, [number]
+        apart = []
+        for group in groups:
+            if group[0] & workers:
+                workers |= group[0]
+                routes = group[1] + routes
+            else:
+                apart.append(group)
+        groups = [*apart, (workers, sorted(routes))]
+    return [routes for _, routes in sorted(groups, key=lambda group: group[1])]

@@ -1,0 +1,174 @@
+"""Starts pinned child processes that never outlive their parent.
+
+A child is a fresh interpreter (no fork, no main-guard needed in the user's script). It holds two pipes: the lifeline,
+whose closing tells it that the parent is gone, and the status pipe, whose closing tells the parent that it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from corepipe.errors import WorkerError
+from corepipe.runtime.arena import anonymous_file
+
+_BOOT = "import sys; sys.path[:] = {path!r}; from corepipe.runtime.child import main; main({fd})"
+
+
+def memory_file(data: bytes, what: str) -> int:
+    """A descriptor of nameless memory that holds `data`, positioned at its start."""
+    fd = anonymous_file(len(data), what)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+class Child:
+    """A pinned process that runs `module.serve(config)`.
+
+    Args:
+        module: an importable module with a function `serve(config)`.
+        name: shown in process lists and in errors.
+        cpus: its affinity mask; empty to leave it alone.
+        config: plain data for `serve`; `fds` in it stay valid in the child under the same numbers.
+        fds: descriptors to hand down.
+        threads: how many threads its numeric libraries may start.
+
+    Raises:
+        WorkerError: the process could not be started.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        name: str,
+        cpus: Sequence[int],
+        config: Mapping[str, Any],
+        fds: Iterable[int] = (),
+        threads: int = 1,
+    ) -> None:
+        self.name = name
+        self._buffer = b""
+        self._queued: list[dict[str, Any]] = []
+        self._error = ""
+        self.ended = False
+        lifeline_read, self._lifeline = os.pipe()
+        self.status_fd, status_write = os.pipe()
+        os.set_blocking(self.status_fd, False)
+        given = [lifeline_read, status_write]
+        whole = {
+            **config,
+            "module": module,
+            "name": f"corepipe:{name}",
+            "cpus": list(cpus),
+            "lifeline_fd": lifeline_read,
+            "status_fd": status_write,
+        }
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        path = [p for p in sys.path if isinstance(p, str) and p]
+        try:
+            given.append(memory_file(json.dumps(whole).encode(), "config"))
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT.format(path=path, fd=given[-1])],
+                pass_fds=[*given, *fds],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                process_group=0,
+            )
+        except BaseException as error:
+            for fd in (self._lifeline, self.status_fd):
+                os.close(fd)
+            if isinstance(error, OSError):
+                reason = error.strerror or error
+                raise WorkerError(f"worker {name}: cannot start a process: {reason}; close other programs") from None
+            raise
+        finally:
+            for fd in given:
+                os.close(fd)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What the child has reported since the last call; sets `ended` when its status pipe has closed."""
+        messages: list[dict[str, Any]] = []
+        while not self.ended:
+            try:
+                data = os.read(self.status_fd, 1 << 20)
+            except BlockingIOError:
+                break
+            if not data:
+                self.ended = True
+                break
+            self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        messages.extend(json.loads(line) for line in lines)
+        self._error = next((m["error"] for m in messages if "error" in m), self._error)
+        return messages
+
+    def wait_report(self, stop_fd: int | None = None) -> dict[str, Any]:
+        """The next report, however long it takes (compiling a large model may take minutes).
+
+        Args:
+            stop_fd: waiting ends when this becomes readable.
+
+        Raises:
+            WorkerError: the child reported an error or ended, or `stop_fd` became readable.
+        """
+        while not self._queued:
+            poller = select.poll()
+            for fd in (self.status_fd, *([] if stop_fd is None else [stop_fd])):
+                poller.register(fd, select.POLLIN)
+            if stop_fd in {fd for fd, _ in poller.poll()}:
+                raise WorkerError(f"worker {self.name}: not waited for any longer")
+            self._queued = self.reports()
+            if not self._queued and self.ended:
+                raise WorkerError(f"worker {self.name} {self.describe_end()}")
+        message = self._queued.pop(0)
+        if "error" in message:
+            raise WorkerError(f"worker {self.name}: {message['error']}")
+        return message
+
+    def describe_end(self) -> str:
+        """How the process ended, in words."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(2)
+        code = self._process.returncode
+        if self._error:
+            return f"failed: {self._error}"
+        if code is None:
+            return "closed its status pipe but still runs"
+        if code < 0:
+            hint = "; if memory ran out, use fewer workers or a smaller model" if code == -9 else ""
+            return f"was killed by signal {-code}{hint}"
+        return f"ended with exit code {code}"
+
+    def release(self) -> None:
+        """Tell the child to end, without waiting for it."""
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """End the child: close the lifeline, wait, then kill."""
+        self.release()
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self.status_fd >= 0:
+            os.close(self.status_fd)
+            self.status_fd = -1
+        self.ended = True

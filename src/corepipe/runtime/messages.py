@@ -1,0 +1,37 @@
+"""The control messages between the user's process and the workers, and among the workers.
+
+Each process reads one pipe, its inbox, that all others may write to. A message is smaller than PIPE_BUF, so writes
+are atomic, and no more messages can be under way than there are frames, so writes never block.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+
+_FORMAT = struct.Struct("<BBHIQ")
+_READ_BYTES = _FORMAT.size * 256
+
+RUN = 1
+"""Run hop `hop` of route `route` for the frame in `slot`."""
+DONE = 2
+"""To the user's process: the frame in `slot` has its result."""
+FAILED = 3
+"""To the user's process: the frame in `slot` failed; the slot holds the error text."""
+FENCE = 4
+"""To a worker: answer with FENCED when everything that was sent before is done."""
+FENCED = 5
+"""To the user's process: the answer; `slot` holds the worker's number."""
+STOP = 6
+"""To a worker: end."""
+
+
+def send(fd: int, kind: int, hop: int = 0, route: int = 0, slot: int = 0, frame: int = 0) -> None:
+    """Write one message."""
+    os.write(fd, _FORMAT.pack(kind, hop, route, slot, frame))
+
+
+def receive(fd: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Wait for messages; gives (kind, hop, route, slot, frame) for all that are there; none at end of file."""
+    return _FORMAT.iter_unpack(os.read(fd, _READ_BYTES))

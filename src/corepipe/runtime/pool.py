@@ -1,0 +1,186 @@
+"""The workers of one plan: their pipes, segments and processes; started, watched and restarted here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+
+from corepipe.errors import PlanError, TopologyError
+from corepipe.network.model import Network, Segment, TensorInfo
+from corepipe.plan.model import Plan, Worker
+from corepipe.runtime import messages
+from corepipe.runtime.arena import MAX_HOPS, Arena, Layout
+from corepipe.runtime.launch import Child, memory_file
+from corepipe.topology.model import Topology
+
+
+class Pool:
+    """One child process for each worker of a plan.
+
+    Attributes:
+        arena: the slots that all workers map.
+        children: by worker number (the order of `plan.workers`).
+        results_fd: the user's process reads its messages here.
+
+    Raises:
+        PlanError: the plan does not fit the network or the machine.
+        WorkerError: a worker could not start.
+    """
+
+    def __init__(self, network: Network, plan: Plan, topology: Topology, slots: int) -> None:
+        check_fits(plan, network)
+        self.plan = plan
+        self._network = network
+        self._topology = topology
+        self._numbers = {worker.name: number for number, worker in enumerate(plan.workers)}
+        self._segments: dict[tuple[int, int], Segment] = {}
+        used = {layers for worker in plan.workers for layers in plan.segments_of(worker.name)}
+        tensors: dict[str, TensorInfo] = {t.name: t for t in (*network.inputs, *network.outputs)}
+        for start, stop in sorted(used):
+            segment = network.segment(start, stop)
+            for tensor in (*segment.inputs, *segment.outputs):
+                tensors.setdefault(tensor.name, tensor)
+            self._segments[start, stop] = segment
+        check_cores(plan, topology)
+        self.children: list[Child] = []
+        self._fds: list[int] = []
+        self.arena = Arena.create(Layout.of(list(tensors.values()), slots))
+        try:
+            self.results_fd, self._results_write = self._pipe()
+            self._inboxes = [self._pipe() for _ in plan.workers]
+            for worker in plan.workers:
+                self.children.append(self._start(worker))
+            for child in self.children:
+                child.wait_report()
+        except BaseException:
+            self.close()
+            raise
+
+    def number(self, worker: str) -> int:
+        """The number of a worker."""
+        return self._numbers[worker]
+
+    def send(self, worker: int, kind: int, route: int = 0, slot: int = 0, frame: int = 0) -> None:
+        """Send a message for hop 0 (or a control message) to a worker."""
+        messages.send(self._inboxes[worker][1], kind, 0, route, slot, frame)
+
+    def restart(self, dead: set[int], stop_fd: int) -> None:
+        """Replace dead workers; what waited in their inboxes is thrown away.
+
+        Raises:
+            WorkerError: a replacement could not start, or `stop_fd` became readable meanwhile.
+        """
+        for number in dead:
+            self.children[number].close(0)
+            _drain(self._inboxes[number][0])
+            self.children[number] = self._start(self.plan.workers[number])
+        for number in dead:
+            self.children[number].wait_report(stop_fd)
+
+    def close(self) -> None:
+        """Stop all workers and give everything back."""
+        for number, child in enumerate(self.children):
+            with contextlib.suppress(OSError):
+                if not child.ended:
+                    self.send(number, messages.STOP)
+        for child in self.children:
+            child.release()
+        for child in self.children:
+            child.close()
+        self.arena.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+    def _pipe(self) -> tuple[int, int]:
+        ends = os.pipe()
+        self._fds.extend(ends)
+        return ends
+
+    def _start(self, worker: Worker) -> Child:
+        number = self._numbers[worker.name]
+        mine = list(self.plan.segments_of(worker.name))
+        model_fds: list[int] = []
+        specs = []
+        try:
+            for key in mine:
+                segment = self._segments[key]
+                model_fds.append(memory_file(segment.model.SerializeToString(), "model"))
+                specs.append(
+                    {
+                        "model_fd": model_fds[-1],
+                        "inputs": [t.name for t in segment.inputs],
+                        "outputs": [t.name for t in segment.outputs],
+                    }
+                )
+            hops = []
+            for route_number, route in enumerate(self.plan.routes):
+                for index, hop in enumerate(route.hops):
+                    if hop.worker != worker.name or route.rate_fps <= 0:
+                        continue
+                    last = index + 1 == len(route.hops)
+                    to = self._results_write if last else self._inboxes[self._numbers[route.hops[index + 1].worker]][1]
+                    hops.append([route_number, index, mine.index(hop.layers), to])
+            config = {
+                "number": number,
+                "engine": worker.engine,
+                "threads": len(worker.cores),
+                "layout": self.arena.layout.to_dict(),
+                "arena_fd": self.arena.fd,
+                "inbox_fd": self._inboxes[number][0],
+                "results_fd": self._results_write,
+                "segments": specs,
+                "hops": hops,
+            }
+            hand_down = [self.arena.fd, self._inboxes[number][0], self._results_write, *model_fds]
+            hand_down += [hop[3] for hop in hops]
+            cpus = self._topology.cpus_of(worker.cores) if self._topology.pinnable else ()
+            return Child(
+                "corepipe.runtime.worker", worker.name, cpus, config, sorted(set(hand_down)), len(worker.cores)
+            )
+        finally:
+            for fd in model_fds:
+                os.close(fd)
+
+
+def check_fits(plan: Plan, network: Network) -> None:
+    """Check that a plan can run a network.
+
+    Raises:
+        PlanError: another network, an illegal cut, or too many hops.
+    """
+    if plan.network.layers != len(network.layers) or plan.network.sha256 not in ("", network.sha256):
+        raise PlanError(
+            f"the plan is for {plan.network.name} ({plan.network.layers} layers, {plan.network.sha256[:12]}), not for "
+            f"{network.name} ({len(network.layers)} layers, {network.sha256[:12]}); make it anew with `corepipe plan`"
+        )
+    legal = set(network.legal_cuts()) | {0, len(network.layers)}
+    for number, route in enumerate(plan.routes):
+        if len(route.hops) > MAX_HOPS:
+            raise PlanError(f"route {number} has {len(route.hops)} hops, at most {MAX_HOPS} are possible")
+        for hop in route.hops:
+            if hop.start not in legal:
+                raise PlanError(
+                    f"route {number} cuts before layer {hop.start}, where a tensor of unknown shape would cross; "
+                    f"`corepipe inspect` shows the cuts"
+                )
+
+
+def _drain(fd: int) -> None:
+    while select.select([fd], [], [], 0)[0]:
+        if not os.read(fd, 1 << 16):
+            return
+
+
+def check_cores(plan: Plan, topology: Topology) -> None:
+    """Check that a machine has the cores that a plan names.
+
+    Raises:
+        PlanError: it lacks one, or may not use it.
+    """
+    try:
+        for worker in plan.workers:
+            topology.cpus_of(worker.cores)
+    except TopologyError as error:
+        raise PlanError(f"the plan does not fit this machine: worker {worker.name}: {error}") from None

@@ -1,0 +1,474 @@
+"""The stream: frames in, results out, in order, with back-pressure and errors by name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corepipe.errors import CorepipeError, FrameError, StreamClosedError, UsageError, WorkerError
+from corepipe.network.inputs import check_frame
+from corepipe.network.model import Network
+from corepipe.plan.model import Plan
+from corepipe.runtime import messages
+from corepipe.runtime.arena import Slot
+from corepipe.runtime.collector import collect
+from corepipe.runtime.dispatch import Dispatcher
+from corepipe.runtime.pool import Pool
+from corepipe.topology.model import Topology
+
+Array = NDArray[Any]
+Frame = Array | Mapping[str, Array] | Sequence[Array]
+"""One frame: an array, arrays by input name, or arrays in the order of the network's inputs."""
+Output = Array | dict[str, Array]
+"""One result: an array where the network has one output, else arrays by output name."""
+_log = logging.getLogger("corepipe")
+_FILLING_S = 5.0
+
+Writer = Callable[[dict[str, Array]], None]
+"""Fills a frame's input arrays in place."""
+
+
+@dataclass(frozen=True)
+class HopTime:
+    """What one worker did for one frame, on CLOCK_MONOTONIC in nanoseconds."""
+
+    worker: str
+    start: int
+    stop: int
+    started_ns: int
+    ended_ns: int
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """The life of one frame, on CLOCK_MONOTONIC in nanoseconds."""
+
+    frame: int
+    route: int
+    submitted_ns: int
+    done_ns: int
+    hops: tuple[HopTime, ...]
+    failed: bool = False
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from submission to the result's arrival in the user's process."""
+        return (self.done_ns - self.submitted_ns) * 1e-9
+
+
+@dataclass
+class Flight:
+    """A frame under way; `kills` counts the workers that died on it."""
+
+    sequence: int
+    route: int
+    slot: int
+    future: Future[Output]
+    submitted_ns: int
+    kills: int = 0
+
+
+@dataclass
+class _Ended:
+    """A frame that has its result but waits for its turn."""
+
+    future: Future[Output]
+    output: Output | None
+    error: CorepipeError | None = field(default=None)
+
+
+class Stream:
+    """Runs a plan: feed frames, read results in the same order.
+
+    Args:
+        network: the network to run.
+        plan: how to run it.
+        topology: the machine.
+        on_record: called with a `FrameRecord` for every frame, in the collecting thread; keep it short.
+
+    Raises:
+        PlanError: the plan does not fit the network or the machine.
+        WorkerError: a worker could not start.
+
+    Example:
+        >>> with Stream(network, plan, topology) as stream:                  # doctest: +SKIP
+        ...     for output in stream(frames):
+        ...         print(output.argmax())
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        plan: Plan,
+        topology: Topology,
+        *,
+        on_record: Callable[[FrameRecord], None] | None = None,
+    ) -> None:
+        self._owner = os.getpid()
+        self.network = network
+        self.plan = plan
+        self.on_record = on_record
+        self.restarts = 0
+        self._dispatcher = Dispatcher(plan, sum(t.nbytes or 0 for t in network.outputs))
+        self.pool = Pool(network, plan, topology, self._dispatcher.slots)
+        self._state = threading.Condition()
+        self._free = list(range(self._dispatcher.slots))
+        self._flights: dict[int, Flight] = {}
+        self._ended: dict[int, _Ended] = {}
+        self._next_sequence = 0
+        self._next_delivery = 0
+        self._filling = 0
+        self._paused = False
+        self._generation = 0
+        self._broken: CorepipeError | None = None
+        self.closed = False
+        try:
+            self.wake_fd, self._wake_write = os.pipe()
+            self._collector = threading.Thread(target=collect, args=(weakref.ref(self),), daemon=True)
+            self._collector.name = "corepipe-collector"
+            self._collector.start()
+        except BaseException:
+            self.pool.close()
+            raise
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    @property
+    def worker_pids(self) -> dict[str, int]:
+        """The process id of each worker."""
+        return {w.name: c.pid for w, c in zip(self.plan.workers, self.pool.children, strict=True)}
+
+    def submit(self, frame: Frame | Writer, timeout: float | None = None) -> Future[Output]:
+        """Feed one frame; blocks while the stream is full.
+
+        Args:
+            frame: arrays for the network's inputs (copied before this returns), or a function that is given the
+                input arrays in shared memory by name and fills them in place.
+            timeout: seconds to wait for room; None to wait as long as it takes.
+
+        Returns:
+            A future that ends, in the order of submission, with the result or with a `FrameError`.
+
+        Raises:
+            FrameError: the frame does not fit the inputs; nothing was submitted.
+            StreamClosedError: the stream is closed.
+            WorkerError: a worker died and could not be replaced.
+            TimeoutError: no room within `timeout`.
+            UsageError: the stream was opened in another process, before a fork.
+        """
+        if os.getpid() != self._owner:
+            raise UsageError("a stream belongs to the process that opened it; open one in the forked process")
+        with self._state:
+            if not self._state.wait_for(lambda: self._broken or self.closed or self._has_room(), timeout):
+                raise TimeoutError(f"the stream had no room within {timeout} s")
+            self._check_open()
+            route = self._dispatcher.choose()
+            slot_number = self._free.pop()
+            self._filling += 1
+        slot = self.pool.arena.slots[slot_number]
+        try:
+            self._fill(slot, frame)
+        except BaseException:
+            with self._state:
+                self._filling -= 1
+                self._release(slot_number, route)
+            raise
+        with self._state:
+            self._filling -= 1
+            if self.closed or self._broken:
+                self._release(slot_number, route)
+                self._check_open()
+            future: Future[Output] = Future()
+            flight = Flight(self._next_sequence, route, slot_number, future, time.monotonic_ns())
+            self._next_sequence += 1
+            self._flights[slot_number] = flight
+            if not self._paused:
+                self._start(flight)
+        return future
+
+    def __call__(
+        self, frames: Iterable[Frame | Writer], on_error: Literal["raise", "return"] = "raise"
+    ) -> Iterator[Output | CorepipeError]:
+        """Run frames from any iterable; results come in the same order.
+
+        At most a bounded number of frames is under way, so a slow reader stops the feeding.
+
+        Args:
+            frames: consumed as there is room, in the caller's thread.
+            on_error: `raise` a frame's `FrameError` at its turn, or `return` it in place of the result.
+
+        Raises:
+            FrameError: as above.
+            StreamClosedError, WorkerError: the stream ended early.
+            Exception: whatever `frames` raised, after the results of the frames before it.
+        """
+        source = iter(frames)
+        waiting: deque[Future[Output]] = deque()
+        more = True
+        failure: Exception | None = None
+        while more or waiting:
+            if waiting:
+                self._wait_for_room_or(waiting[0], more and len(waiting) < self._dispatcher.window)
+                if waiting[0].done():
+                    yield _outcome(waiting.popleft(), on_error)
+                    continue
+            if more:
+                try:
+                    frame = next(source)
+                except StopIteration:
+                    more = False
+                    continue
+                except Exception as error:
+                    more, failure = False, error
+                    continue
+                try:
+                    waiting.append(self.submit(frame))
+                except FrameError as error:
+                    waiting.append(_failed(error))
+                except Exception as error:
+                    more, failure = False, error
+        if failure is not None:
+            raise failure
+
+    def _wait_for_room_or(self, oldest: Future[Output], room_helps: bool) -> None:
+        """Wait until the oldest frame has its result or, if that helps, another frame can be fed."""
+        with self._state:
+            self._state.wait_for(lambda: oldest.done() or (room_helps and self._has_room()))
+
+    async def aiter(
+        self,
+        frames: Iterable[Frame | Writer] | AsyncIterable[Frame | Writer],
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> AsyncIterator[Output | CorepipeError]:
+        """The same for asyncio: `async for output in stream.aiter(frames)`; the event loop is never blocked.
+
+        Raises:
+            FrameError: one frame failed, at its turn.
+            Exception: whatever `frames` raised, after the results of the frames before it.
+        """
+        room = asyncio.Semaphore(self._dispatcher.window)
+        fed: asyncio.Queue[Future[Output] | None] = asyncio.Queue()
+
+        async def feed() -> None:
+            try:
+                async for frame in _as_async(frames):
+                    await room.acquire()
+                    try:
+                        fed.put_nowait(await asyncio.to_thread(self.submit, frame))
+                    except FrameError as error:
+                        fed.put_nowait(_failed(error))
+            finally:
+                fed.put_nowait(None)
+
+        feeder = asyncio.create_task(feed())
+        try:
+            while (future := await fed.get()) is not None:
+                with contextlib.suppress(CorepipeError):
+                    await asyncio.wrap_future(future)
+                room.release()
+                yield _outcome(future, on_error)
+            await feeder
+        finally:
+            feeder.cancel()
+
+    def close(self) -> None:
+        """Stop the workers; frames under way end with `StreamClosedError`. Safe to call again."""
+        if getattr(self, "_collector", None) is None or os.getpid() != self._owner:
+            self.closed = True
+            return
+        with self._state:
+            if self.closed:
+                return
+            self.closed = True
+            self._state.notify_all()
+        os.write(self._wake_write, b"x")
+        if threading.current_thread() is not self._collector:
+            self._collector.join()
+        with self._state:
+            self._state.wait_for(lambda: self._filling == 0, _FILLING_S)
+        self._fail_all(StreamClosedError("the stream was closed before this frame's result was there"))
+        self.pool.close()
+        os.close(self.wake_fd)
+        os.close(self._wake_write)
+
+    def pause(self) -> None:
+        """Hold new frames back (for the collector)."""
+        with self._state:
+            self._paused = True
+
+    def resume(self, restarted: int) -> None:
+        """Run every frame under way again from its start, and take new ones (for the collector)."""
+        with self._state:
+            self.restarts += restarted
+            self._paused = False
+            for flight in self.flights_under_way():
+                self._start(flight)
+            self._state.notify_all()
+
+    def flights_under_way(self) -> list[Flight]:
+        """The frames that have no result yet, oldest first (for the collector)."""
+        return sorted(self._flights.values(), key=lambda flight: flight.sequence)
+
+    def next_generation(self) -> int:
+        """A number for the next round of fences (for the collector)."""
+        self._generation += 1
+        return self._generation
+
+    def give_up(self, error: CorepipeError) -> None:
+        """End every frame under way with `error`, and refuse new ones (for the collector)."""
+        with self._state:
+            self._broken = error
+        self._fail_all(error)
+
+    def _check_open(self) -> None:
+        if self._broken:
+            raise WorkerError(str(self._broken)) from self._broken
+        if self.closed:
+            raise StreamClosedError("the stream is closed; open a new one")
+
+    def _has_room(self) -> bool:
+        undelivered = self._next_sequence - self._next_delivery
+        return (
+            not self._paused
+            and undelivered + self._filling < self._dispatcher.window
+            and bool(self._free)
+            and self._dispatcher.has_room()
+        )
+
+    def _release(self, slot: int, route: int) -> None:
+        self._free.append(slot)
+        self._dispatcher.done(route)
+        self._state.notify_all()
+
+    def _start(self, flight: Flight) -> None:
+        hops = self.plan.routes[flight.route].hops
+        self.pool.arena.slots[flight.slot].times[: len(hops)] = 0
+        first = self.pool.number(hops[0].worker)
+        self.pool.send(first, messages.RUN, flight.route, flight.slot, flight.sequence)
+
+    def _fill(self, slot: Slot, frame: Frame | Writer) -> None:
+        inputs = self.network.inputs
+        views = {t.name: slot.view(t.name) for t in inputs}
+        if callable(frame):
+            frame(views)
+            return
+        if isinstance(frame, list | tuple):
+            if len(frame) != len(inputs):
+                raise FrameError(f"{len(frame)} arrays for the {len(inputs)} inputs {[t.name for t in inputs]}")
+            frame = {t.name: array for t, array in zip(inputs, frame, strict=True)}
+        arrays = check_frame(cast("Array | Mapping[str, Array]", frame), inputs, "frame")
+        for name, view in views.items():
+            np.copyto(view, arrays[name])
+
+    def _result(self, slot: Slot) -> Output:
+        outputs = {t.name: slot.view(t.name).copy() for t in self.network.outputs}
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def finish(self, slot_number: int, sequence: int, failed: bool) -> None:
+        """Take a frame's result or error out of its slot, and deliver what is next in order (for the collector)."""
+        flight = self._flights.get(slot_number)
+        if flight is None or flight.sequence != sequence:
+            return
+        slot = self.pool.arena.slots[slot_number]
+        if failed:
+            self.fail(flight, FrameError(f"frame {sequence}: {slot.error}"))
+        else:
+            self._end(flight, _Ended(flight.future, self._result(slot)))
+
+    def fail(self, flight: Flight, error: CorepipeError) -> None:
+        """End a frame with an error (for the collector)."""
+        self._end(flight, _Ended(flight.future, None, error))
+
+    def _end(self, flight: Flight, ended: _Ended) -> None:
+        self._record(flight, self.pool.arena.slots[flight.slot], ended.error is not None)
+        with self._state:
+            del self._flights[flight.slot]
+            self._ended[flight.sequence] = ended
+            self._release(flight.slot, flight.route)
+        self._deliver()
+
+    def _record(self, flight: Flight, slot: Slot, failed: bool) -> None:
+        if self.on_record is None:
+            return
+        times = slot.times.tolist()
+        hops = tuple(
+            HopTime(h.worker, h.start, h.stop, times[i][0], times[i][1])
+            for i, h in enumerate(self.plan.routes[flight.route].hops)
+        )
+        now = time.monotonic_ns()
+        try:
+            self.on_record(FrameRecord(flight.sequence, flight.route, flight.submitted_ns, now, hops, failed))
+        except Exception:
+            _log.exception("on_record failed for frame %d; it is not called any more", flight.sequence)
+            self.on_record = None
+
+    def _deliver(self) -> None:
+        while (ended := self._ended.pop(self._next_delivery, None)) is not None:
+            with contextlib.suppress(InvalidStateError):
+                if ended.error is not None:
+                    ended.future.set_exception(ended.error)
+                else:
+                    assert ended.output is not None
+                    ended.future.set_result(ended.output)
+            with self._state:
+                self._next_delivery += 1
+                self._state.notify_all()
+
+    def _fail_all(self, error: CorepipeError) -> None:
+        """End everything that has not ended, in order; callbacks run without the lock."""
+        with self._state:
+            futures = {flight.sequence: flight.future for flight in self._flights.values()}
+            futures |= {sequence: ended.future for sequence, ended in self._ended.items()}
+            self._flights.clear()
+            self._ended.clear()
+            self._state.notify_all()
+        for _, future in sorted(futures.items()):
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(error)
+        with self._state:
+            self._state.notify_all()
+
+
+def _failed(error: CorepipeError) -> Future[Output]:
+    future: Future[Output] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _outcome(future: Future[Output], on_error: str) -> Output | CorepipeError:
+    if on_error == "return":
+        error = future.exception()
+        if isinstance(error, FrameError):
+            return error
+    return future.result()
+
+
+async def _as_async(frames: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(frames, AsyncIterable):
+        async for frame in frames:
+            yield frame
+        return
+    source, end = iter(frames), object()
+    while (frame := await asyncio.to_thread(next, source, end)) is not end:
+        yield frame

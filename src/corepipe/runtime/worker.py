@@ -1,0 +1,126 @@
+"""The worker process: compiles its segments, then serves hops until told to stop."""
+
+from __future__ import annotations
+
+import heapq
+import mmap
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from corepipe import engine
+from corepipe.engine.base import Compiled
+from corepipe.errors import CorepipeError
+from corepipe.runtime import messages
+from corepipe.runtime.arena import Arena, Layout, Slot
+from corepipe.runtime.child import report
+
+
+def serve(config: dict[str, Any]) -> None:
+    """Compile, report ready, and serve; see `corepipe.runtime.pool` for the configuration."""
+    arena = Arena(Layout.from_dict(config["layout"]), config["arena_fd"])
+    segments = [_Segment(spec, config["engine"], config["threads"], arena) for spec in config["segments"]]
+    hops = {(route, hop): (segments[index], to) for route, hop, index, to in config["hops"]}
+    report(config["status_fd"], ready=True)
+    _loop(config["number"], config["inbox_fd"], config["results_fd"], hops, arena)
+
+
+class _Segment:
+    """One compiled segment and its bindings, a binding for each slot."""
+
+    def __init__(self, spec: dict[str, Any], engine_name: str, threads: int, arena: Arena) -> None:
+        self._inputs: list[str] = spec["inputs"]
+        self._outputs: list[str] = spec["outputs"]
+        self._arena = arena
+        with mmap.mmap(spec["model_fd"], 0, prot=mmap.PROT_READ) as data:
+            model = bytes(data)
+        os.close(spec["model_fd"])
+        self._compiled: Compiled = engine.get(engine_name).compile(model, threads)
+        self._bound: list[Callable[[], None] | None] = [None] * arena.layout.slots
+        self._warm_up()
+
+    def bound(self, number: int) -> Callable[[], None]:
+        """The call that runs this segment in a slot."""
+        call = self._bound[number]
+        if call is None:
+            call = self._bound[number] = self._bind(self._arena.slots[number])
+        return call
+
+    def _bind(self, slot: Slot) -> Callable[[], None]:
+        return self._compiled.bind(
+            {name: slot.view(name) for name in self._inputs}, {name: slot.target(name) for name in self._outputs}
+        )
+
+    def _warm_up(self) -> None:
+        """Run once in private memory, so that the first frame does not pay for the engine's first allocations."""
+        slot = self._arena.slots[0]
+        inputs = {name: np.zeros_like(slot.view(name)) for name in self._inputs}
+        outputs = {name: _scratch(slot.target(name)) for name in self._outputs}
+        self._compiled.bind(inputs, outputs)()
+
+
+def _scratch(target: Any) -> Any:
+    return np.empty_like(target) if isinstance(target, np.ndarray) else lambda array: None
+
+
+class _Inbox:
+    """What waits at a worker: the oldest frame first, so that routes that share workers do not starve each other."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._waiting: list[tuple[int, int, int, int]] = []
+        self._poller = select.poll()
+        self._poller.register(fd, select.POLLIN)
+
+    def next_hop(self) -> tuple[int, int, int, int] | int:
+        """(frame, hop, route, slot) of the oldest frame; STOP; or (_LAST, generation, 0, 0) for a fence, behind all."""
+        while not self._waiting or self._poller.poll(0):
+            arrived = list(messages.receive(self._fd))
+            if not arrived:
+                return messages.STOP
+            for kind, hop, route, slot, frame in arrived:
+                if kind == messages.RUN:
+                    heapq.heappush(self._waiting, (frame, hop, route, slot))
+                elif kind == messages.STOP:
+                    return kind
+                else:
+                    # The stream is held back while fences are under way: nothing else comes after one.
+                    heapq.heappush(self._waiting, (_LAST, frame, 0, 0))
+        return heapq.heappop(self._waiting)
+
+
+_LAST = 2**64
+"""Sorts behind every frame."""
+
+
+def _loop(
+    number: int, inbox_fd: int, results: int, hops: dict[tuple[int, int], tuple[_Segment, int]], arena: Arena
+) -> None:
+    send, clock, inbox = messages.send, time.monotonic_ns, _Inbox(inbox_fd)
+    while True:
+        found = inbox.next_hop()
+        if isinstance(found, int):
+            return
+        frame, hop, route, slot_number = found
+        if frame == _LAST:
+            send(results, messages.FENCED, 0, 0, number, hop)
+            continue
+        segment, to = hops[route, hop]
+        slot = arena.slots[slot_number]
+        slot.times[hop, 1] = 0
+        slot.times[hop, 0] = clock()
+        try:
+            segment.bound(slot_number)()
+        except Exception as error:
+            slot.error = str(error) if isinstance(error, CorepipeError) else f"{type(error).__name__}: {error}"
+            send(results, messages.FAILED, hop, route, slot_number, frame)
+            continue
+        slot.times[hop, 1] = clock()
+        if to == results:
+            send(results, messages.DONE, hop, route, slot_number, frame)
+        else:
+            send(to, messages.RUN, hop + 1, route, slot_number, frame)

@@ -1,0 +1,133 @@
+"""Streams in processes of their own: scripts without a main guard, kill -9, Ctrl-C, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys, time
+import numpy as np
+from corepipe.network.load import load_network
+from corepipe.plan.model import Plan
+from corepipe.runtime.stream import Stream
+from corepipe.topology import detect
+network = load_network(sys.argv[1])
+stream = Stream(network, Plan.read(sys.argv[2]), detect())
+frame = np.ones(network.inputs[0].shape, np.float32)
+print(*stream.worker_pids.values(), flush=True)
+"""
+
+ONE_FRAME = SCRIPT + "print(stream.submit(frame).result().shape)\nstream.close()\n"
+FOREVER = SCRIPT + "for output in stream(frame for _ in iter(int, 1)): pass\n"
+NEVER_CLOSED = SCRIPT + "stream.submit(frame).result()\n"
+
+
+@pytest.fixture
+def files(tmp_path, chain, make_chain, make_plan, two_cores):
+    """A model and a plan on disk."""
+    model, plan = tmp_path / "chain.onnx", tmp_path / "plan.json"
+    model.write_bytes(make_chain().SerializeToString())
+    make_plan(chain, [(1, [(0, 0, 3), (1, 3, 6)])]).write(plan)
+    return [str(model), str(plan)]
+
+
+def start(arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def gone(pids, is_running, seconds=2.0):
+    deadline = time.monotonic() + seconds
+    while any(map(is_running, pids)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def shared_memory_files():
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+@pytest.mark.parametrize("how", ["file", "command", "stdin"])
+def test_a_script_needs_no_main_guard(files, tmp_path, how, is_running):
+    if how == "file":
+        (tmp_path / "script.py").write_text(ONE_FRAME)
+        process = start([str(tmp_path / "script.py"), *files])
+        out, err = process.communicate(timeout=60)
+    elif how == "command":
+        process = start(["-c", ONE_FRAME, *files])
+        out, err = process.communicate(timeout=60)
+    else:
+        process = start(["-", *files], stdin=subprocess.PIPE)
+        out, err = process.communicate(ONE_FRAME, timeout=60)
+    assert process.returncode == 0, err
+    assert out.splitlines()[1] == "(1, 8, 16, 16)"
+    assert err == ""
+    assert gone([int(pid) for pid in out.splitlines()[0].split()], is_running)
+
+
+def test_a_stream_that_is_never_closed_ends_with_its_process(files, is_running):
+    process = start(["-c", NEVER_CLOSED, *files])
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert gone([int(pid) for pid in out.split()], is_running)
+
+
+@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_when_the_users_process_is_stopped(files, what, is_running):
+    before = shared_memory_files()
+    process = start(["-c", FOREVER, *files])
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    time.sleep(0.3)
+    process.send_signal(what)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    if what == signal.SIGINT:
+        assert err.rstrip().endswith("KeyboardInterrupt")
+    assert gone(pids, is_running)
+    assert shared_memory_files() <= before
+
+
+def test_workers_end_even_if_a_forked_child_of_the_parent_lives_on(files, is_running):
+    forked = SCRIPT + "import os\nif os.fork() == 0: time.sleep(60); os._exit(0)\nprint('ready', flush=True)\n"
+    process = start(["-W", "ignore", "-c", forked + "time.sleep(60)\n", *files], start_new_session=True)
+    try:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        process.stdout.readline()
+        process.kill()
+        process.wait()
+        assert gone(pids, is_running)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_a_module_in_the_working_folder_cannot_get_into_a_worker(files, tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit('hijacked')")
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(ONE_FRAME)
+    process = start([str(script), *files], cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.splitlines()[1] == "(1, 8, 16, 16)"
+
+
+def test_a_plan_on_a_forbidden_core_gives_one_message(files, tmp_path):
+    text = Path(files[1]).read_text()
+    process = start(["-c", "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + ONE_FRAME, *files])
+    _, err = process.communicate(timeout=60)
+    assert "PlanError" in err.splitlines()[-1]
+    assert "is not usable here" in err.splitlines()[-1]
+    assert text == Path(files[1]).read_text()

@@ -1,0 +1,420 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from corepipe.errors import FrameError, PlanError, StreamClosedError, UsageError, WorkerError
+from corepipe.network.load import load_network
+from corepipe.runtime.stream import Stream
+
+
+def frames_for(network, count, seed=1):
+    generator = np.random.default_rng(seed)
+    return [generator.standard_normal(network.inputs[0].shape, np.float32) for _ in range(count)]
+
+
+def whole(network, frames):
+    """What the whole, unsplit model gives: the oracle of the runtime."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(network.model.SerializeToString(), options)
+    name = network.inputs[0].name
+    return [session.run(None, {name: frame})[0] for frame in frames]
+
+
+def assert_equal(outputs, expected):
+    outputs = list(outputs)
+    assert len(outputs) == len(expected)
+    for number, (output, want) in enumerate(zip(outputs, expected, strict=True)):
+        np.testing.assert_allclose(output, want, rtol=1e-4, atol=1e-5, err_msg=f"frame {number}")
+
+
+PLANS = {
+    "one worker": [(1, [(0, 0, 6)])],
+    "pipeline": [(1, [(0, 0, 2), (1, 2, 6)])],
+    "replicas": [(2, [(0, 0, 6)]), (1, [(1, 0, 6)])],
+    "there and back": [(1, [(0, 0, 2), (1, 2, 4), (0, 4, 6)])],
+    "mix": [(3, [(0, 0, 6)]), (1, [(1, 0, 3), (0, 3, 6)]), (0.5, [(0, 0, 1), (1, 1, 6)])],
+}
+
+
+@pytest.mark.parametrize("routes", PLANS.values(), ids=PLANS.keys())
+def test_outputs_equal_the_whole_model_in_order(chain, two_cores, make_plan, routes):
+    frames = frames_for(chain, 60)
+    with Stream(chain, make_plan(chain, routes), two_cores) as stream:
+        assert_equal(stream(frames), whole(chain, frames))
+
+
+@st.composite
+def random_routes(draw):
+    def route():
+        cuts = sorted(draw(st.sets(st.integers(1, 5), max_size=4)))
+        edges = [0, *cuts, 6]
+        return [(draw(st.integers(0, 1)), a, b) for a, b in itertools.pairwise(edges)]
+
+    return [(draw(st.floats(0.1, 10)), route()) for _ in range(draw(st.integers(1, 3)))]
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(routes=random_routes())
+def test_any_routes_give_the_whole_models_outputs(chain, two_cores, make_plan, routes):
+    frames = frames_for(chain, 12)
+    with Stream(chain, make_plan(chain, routes), two_cores) as stream:
+        assert_equal(stream(frames), whole(chain, frames))
+
+
+def test_futures_and_asyncio_give_the_same(chain, two_cores, make_plan):
+    frames = frames_for(chain, 20)
+    expected = whole(chain, frames)
+
+    async def gather(stream):
+        return [output async for output in stream.aiter(frames)]
+
+    with Stream(chain, make_plan(chain, PLANS["replicas"]), two_cores) as stream:
+        futures = [stream.submit(frame) for frame in frames]
+        assert_equal([future.result(30) for future in futures], expected)
+        assert_equal(asyncio.run(gather(stream)), expected)
+
+
+def test_a_frame_may_be_written_in_place(chain, two_cores, make_plan):
+    (frame,) = frames_for(chain, 1)
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        future = stream.submit(lambda views: np.copyto(views["t0"], frame))
+        assert_equal([future.result(30)], whole(chain, [frame]))
+
+
+def test_every_thread_of_a_worker_stays_on_its_core(chain, two_cores, make_plan):
+    plan = make_plan(chain, PLANS["pipeline"])
+    with Stream(chain, plan, two_cores) as stream:
+        for worker in plan.workers:
+            for task in Path(f"/proc/{stream.worker_pids[worker.name]}/task").iterdir():
+                allowed = os.sched_getaffinity(int(task.name))
+                assert allowed == set(two_cores.cpus_of(worker.cores))
+
+
+def test_a_full_stream_holds_the_feeder_back(chain, two_cores, make_plan):
+    frames = frames_for(chain, 1) * 500
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
+        accepted = []
+
+        def feed():
+            for frame in frames:
+                accepted.append(stream.submit(frame, timeout=0.3))
+
+        with pytest.raises(TimeoutError):
+            feed()
+        assert 0 < len(accepted) < 20
+        os.kill(stream.worker_pids["w1"], signal.SIGCONT)
+        assert_equal([future.result(30) for future in accepted], whole(chain, frames[: len(accepted)]))
+
+
+def test_a_slow_reader_stops_the_feeding(chain, two_cores, make_plan):
+    taken = 0
+
+    def source():
+        nonlocal taken
+        for frame in frames_for(chain, 1) * 400:
+            taken += 1
+            yield frame
+
+    with Stream(chain, make_plan(chain, PLANS["replicas"]), two_cores) as stream:
+        results = stream(source())
+        next(results)
+        time.sleep(0.5)
+        assert taken < 50
+        assert sum(1 for _ in results) == 399
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (np.zeros((1, 3, 16, 16), np.float32), "expected float32"),
+        (np.zeros((1, 8, 16, 16), np.complex64), "expected float32"),
+        ({"other": np.zeros((1, 8, 16, 16), np.float32)}, "no array for input|unknown input"),
+    ],
+)
+def test_a_frame_that_does_not_fit_is_refused_and_nothing_is_lost(chain, two_cores, make_plan, frame, message):
+    good = frames_for(chain, 10)
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        for _ in range(20):
+            with pytest.raises(FrameError, match=message):
+                stream.submit(frame)
+        assert_equal(stream(good), whole(chain, good))
+        mixed = list(stream([good[0], frame, good[1]], on_error="return"))
+        assert isinstance(mixed[1], FrameError)
+        assert_equal([mixed[0], mixed[2]], whole(chain, good[:2]))
+
+
+def gather_model():
+    """Fails on a frame that holds an index out of range."""
+    nodes = [
+        helper.make_node("Mul", ["indices", "one"], ["same"]),
+        helper.make_node("Gather", ["table", "same"], ["picked"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "gather",
+        [helper.make_tensor_value_info("indices", TensorProto.INT64, [3])],
+        [helper.make_tensor_value_info("picked", TensorProto.FLOAT, [3])],
+        [
+            helper.make_tensor("table", TensorProto.FLOAT, [4], [0.0, 10.0, 20.0, 30.0]),
+            helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+def test_a_frame_that_fails_in_a_worker_fails_alone_and_by_name(two_cores, make_plan):
+    network = load_network(gather_model())
+    plan = make_plan(network, [(1, [(0, 0, len(network.layers))])])
+    frames = [np.array(i, np.int64) for i in ([0, 1, 2], [1, 99, 1], [3, 3, 3])]
+    with Stream(network, plan, two_cores) as stream:
+        first, bad, last = stream(frames, on_error="return")
+        assert_equal([first, last], [np.array([0, 10, 20], np.float32), np.array([30, 30, 30], np.float32)])
+        assert isinstance(bad, FrameError)
+        assert "frame 1" in str(bad)
+        with pytest.raises(FrameError, match="frame 4"):
+            list(stream(frames))
+
+
+def test_an_output_of_unknown_shape(two_cores, make_plan):
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("NonZero", ["y"], ["z"])],
+        "nonzero",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])],
+        [helper.make_tensor_value_info("z", TensorProto.INT64, [1, None])],
+    )
+    network = load_network(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10))
+    plan = make_plan(network, [(1, [(0, 0, len(network.layers))])])
+    with Stream(network, plan, two_cores) as stream:
+        outputs = list(stream([np.array(x, np.float32) for x in ([1, 0, 1, 1], [0, 0, 0, -1], [0, 5, 0, 0])]))
+    assert [output.tolist() for output in outputs] == [[[0, 2, 3]], [[]], [[1]]]
+
+
+@pytest.mark.parametrize("victim", ["w0", "w1"])
+def test_a_killed_worker_is_replaced_and_its_frames_run_again(chain, two_cores, make_plan, victim):
+    frames = frames_for(chain, 40)
+    open_before = len(os.listdir("/proc/self/fd"))
+    with Stream(chain, make_plan(chain, PLANS["there and back"]), two_cores) as stream:
+        futures = []
+        for number, frame in enumerate(frames):
+            if number in (5, 25):
+                os.kill(stream.worker_pids[victim], signal.SIGKILL)
+            futures.append(stream.submit(frame))
+        assert_equal([future.result(60) for future in futures], whole(chain, frames))
+        assert stream.restarts == 2
+    assert len(os.listdir("/proc/self/fd")) <= open_before
+
+
+def test_a_frame_that_kills_its_worker_twice_fails_alone(two_cores, make_plan, make_chain):
+    network = load_network(make_chain(layers=2, channels=64, side=512))
+    frames = frames_for(network, 3)
+    plan = make_plan(network, [(1, [(0, 0, 2)])])
+    with Stream(network, plan, two_cores) as stream:
+        deadly = stream.submit(frames[0])
+        for _ in range(2):
+            wait_until(lambda: stream.pool.arena.slots[stream.flights_under_way()[0].slot].times[0, 0] > 0)
+            restarts = stream.restarts
+            os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+            wait_until(lambda before=restarts: stream.restarts > before)
+        with pytest.raises(FrameError, match="died 2 times"):
+            deadly.result(30)
+        assert_equal(stream(frames[1:]), whole(network, frames[1:]))
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.001)
+
+
+def test_closing_ends_frames_under_way_by_name(chain, two_cores, make_plan):
+    stream = Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores)
+    os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
+    future = stream.submit(frames_for(chain, 1)[0])
+    os.kill(stream.worker_pids["w1"], signal.SIGCONT)
+    os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
+    pids = list(stream.worker_pids.values())
+    stream.close()
+    stream.close()
+    assert future.done()
+    with pytest.raises(StreamClosedError):
+        stream.submit(frames_for(chain, 1)[0])
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_forgotten_stream_is_closed(chain, two_cores, make_plan, is_running):
+    stream = Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores)
+    stream.submit(frames_for(chain, 1)[0]).result(30)
+    pids = list(stream.worker_pids.values())
+    del stream
+    gc.collect()
+    wait_until(lambda: not any(map(is_running, pids)), 10)
+
+
+def test_a_plan_for_another_network_or_machine_is_refused(chain, two_cores, make_plan, make_chain):
+    other = load_network(make_chain(seed=7))
+    with pytest.raises(PlanError, match="make it anew"):
+        Stream(other, make_plan(chain, PLANS["pipeline"]), two_cores)
+    plan = make_plan(chain, PLANS["one worker"])
+    far = plan.model_copy(update={"workers": (plan.workers[0].model_copy(update={"cores": (4095,)}),)})
+    with pytest.raises(PlanError, match="core 4095"):
+        Stream(chain, far, two_cores)
+
+
+def test_the_mix_of_routes_follows_the_rates_when_saturated(chain, two_cores, make_plan):
+    plan = make_plan(chain, [(6, [(0, 0, 6)]), (1, [(1, 0, 3), (0, 3, 6)]), (3, [(1, 0, 6)])])
+    records = []
+    with Stream(chain, plan, two_cores, on_record=records.append) as stream:
+        assert sum(1 for _ in stream(frames_for(chain, 1) * 200)) == 200
+    shares = [sum(record.route == route for record in records) / 200 for route in range(3)]
+    assert shares == pytest.approx([0.6, 0.1, 0.3], abs=0.02)
+
+
+def test_a_forked_child_leaves_the_workers_alone(chain, two_cores, make_plan):
+    frames = frames_for(chain, 4)
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                stream.close()
+                try:
+                    stream.submit(frames[0])
+                except UsageError:
+                    code = 0
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert_equal(stream(frames), whole(chain, frames))
+        assert stream.restarts == 0
+
+
+def test_closing_does_not_hold_the_streams_lock_while_callbacks_run(chain, two_cores, make_plan):
+    lock = threading.Lock()
+    stream = Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores)
+    os.kill(stream.worker_pids["w0"], signal.SIGSTOP)
+
+    def callback(_):
+        with lock:
+            pass
+
+    for frame in frames_for(chain, 3):
+        stream.submit(frame).add_done_callback(callback)
+    with lock:
+        closing = threading.Thread(target=stream.close)
+        closing.start()
+        time.sleep(0.2)
+        with pytest.raises(StreamClosedError):
+            stream.submit(frames_for(chain, 1)[0], timeout=5)
+    closing.join(20)
+    assert not closing.is_alive()
+
+
+def test_a_callback_that_exits_ends_the_stream_by_name(chain, two_cores, make_plan):
+    def leave(_):
+        raise SystemExit(1)
+
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        stream.submit(frames_for(chain, 1)[0]).add_done_callback(leave)
+        wait_until(lambda: stream._broken is not None)
+        with pytest.raises(WorkerError, match="SystemExit"):
+            stream.submit(frames_for(chain, 1)[0])
+
+
+def test_a_failing_on_record_is_logged_and_dropped(chain, two_cores, make_plan, caplog):
+    frames = frames_for(chain, 5)
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores, on_record=lambda record: 1 / 0) as stream:
+        assert_equal(stream(frames), whole(chain, frames))
+    assert "on_record failed for frame 0" in caplog.text
+
+
+def test_results_before_a_source_fails_are_delivered(chain, two_cores, make_plan):
+    frames = frames_for(chain, 7)
+
+    def source():
+        yield from frames
+        raise OSError("the camera is gone")
+
+    got = []
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        results = stream(source())
+        with pytest.raises(OSError, match="the camera is gone"):
+            got.extend(results)
+    assert_equal(got, whole(chain, frames))
+
+
+def test_asyncio_gives_a_result_before_the_next_frame_comes(chain, two_cores, make_plan):
+    frames = frames_for(chain, 3)
+
+    async def run(stream):
+        seen = asyncio.Event()
+
+        async def slow():
+            for frame in frames:
+                yield frame
+                await asyncio.wait_for(seen.wait(), 10)
+                seen.clear()
+
+        outputs = []
+        async for output in stream.aiter(slow()):
+            outputs.append(output)
+            seen.set()
+        return outputs
+
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        assert_equal(asyncio.run(run(stream)), whole(chain, frames))
+
+
+def test_closing_while_a_replacement_starts_does_not_wait_for_it(chain, two_cores, make_plan, monkeypatch):
+    stream = Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores)
+    monkeypatch.setattr("corepipe.runtime.launch._BOOT", "import time; time.sleep(60)  # {path} {fd}")
+    os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+    first = stream.worker_pids["w0"]
+    wait_until(lambda: stream.worker_pids["w0"] != first)
+    before = time.monotonic()
+    stream.close()
+    assert time.monotonic() - before < 10
+
+
+def test_a_replacement_that_does_not_come_up_is_tried_again(chain, two_cores, make_plan, monkeypatch):
+    frames = frames_for(chain, 5)
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        real = stream.pool._start
+        failures = iter([WorkerError("no memory"), WorkerError("no memory")])
+
+        def start(worker):
+            for failure in failures:
+                raise failure
+            return real(worker)
+
+        monkeypatch.setattr(stream.pool, "_start", start)
+        os.kill(stream.worker_pids["w1"], signal.SIGKILL)
+        assert_equal([stream.submit(frame).result(30) for frame in frames], whole(chain, frames))
+
+
+def test_a_path_object_on_the_search_path_does_no_harm(chain, two_cores, make_plan, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path, tmp_path])
+    frames = frames_for(chain, 1)
+    with Stream(chain, make_plan(chain, PLANS["one worker"]), two_cores) as stream:
+        assert_equal(stream(frames), whole(chain, frames))
