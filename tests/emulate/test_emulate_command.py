@@ -1,0 +1,104 @@
+"""Commands on slowed cores; skipped where real-time scheduling is not allowed."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from corepipe.emulate import run_command
+from corepipe.errors import UsageError
+from corepipe.topology import ENVIRONMENT
+
+
+def emulate(cpu: int, command: list[str]) -> list[str]:
+    """The command line of a process that runs `command` with `cpu` slowed."""
+    script = "import sys; from corepipe.emulate import run_command\n"
+    script += f"sys.exit(run_command({{{cpu}: 0.5}}, sys.argv[1:]))"
+    return [sys.executable, "-c", script, *command]
+
+
+def read_until(fd: int, text: str) -> str:
+    got = ""
+    deadline = time.monotonic() + 30
+    while text not in got:
+        assert time.monotonic() < deadline, got
+        if select.select([fd], [], [], 0.2)[0]:
+            got += os.read(fd, 4096).decode()
+    return got
+
+
+def test_no_command_and_unknown_command() -> None:
+    with pytest.raises(UsageError, match="no command"):
+        run_command({0: 0.5}, [])
+    with pytest.raises(UsageError, match="'no-such-program'"):
+        run_command({0: 0.5}, ["no-such-program"])
+
+
+@pytest.mark.privileged
+def test_exit_code_environment_and_report(cpu: int, capfd: pytest.CaptureFixture[str]) -> None:
+    before = dict(os.environ)
+    lines: list[str] = []
+    command = ["sh", "-c", f'cat "${ENVIRONMENT}"; exit 7']
+    assert run_command({cpu: 0.5}, command, lines.append) == 7
+    assert dict(os.environ) == before
+    assert "emulated = true" in capfd.readouterr().out
+    assert lines[0].startswith(f"core {cpu}: asked 0.50, measured 0.")
+
+
+@pytest.mark.privileged
+def test_signals_reach_the_command_and_its_death_is_told(cpu: int) -> None:
+    command = ["sh", "-c", 'trap "echo got" USR1; echo here; while :; do sleep 0.05; done']
+    with subprocess.Popen(emulate(cpu, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.readline() == "got\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+
+
+@pytest.mark.privileged
+def test_the_command_and_the_burners_die_with_a_killed_owner(cpu: int) -> None:
+    with subprocess.Popen(emulate(cpu, ["sh", "-c", "sleep 60 & echo here; wait"]), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        sleepers = [p for p in family if p.name() == "sleep"]
+        assert len(family) - len(sleepers) >= 2
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs([p for p in family if p not in sleepers], timeout=2)
+        assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+        for sleeper in sleepers:
+            sleeper.kill()
+
+
+@pytest.mark.privileged
+def test_ctrl_c_at_a_terminal_comes_once(cpu: int) -> None:
+    code = """
+import signal, time
+signal.signal(signal.SIGINT, lambda *_: print("interrupt", flush=True))
+print("here", flush=True)
+end = time.monotonic() + 0.7
+while time.monotonic() < end:
+    time.sleep(0.05)
+print("end", flush=True)
+exit(3)
+"""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, emulate(cpu, [sys.executable, "-c", code]))
+    read_until(terminal, "here")
+    os.write(terminal, b"\x03")
+    assert read_until(terminal, "end").count("interrupt") == 1
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 3
