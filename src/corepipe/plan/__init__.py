@@ -1,0 +1,147 @@
+"""Plans: what each worker runs, and the searches that find good ones on a cost table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from corepipe.cost.table import CostTable
+from corepipe.errors import PlanError, UnknownNameError
+from corepipe.plan.dispatch import dispatch_order
+from corepipe.plan.explain import explain
+from corepipe.plan.limits import Limits, plan_latency_s, weight_bytes
+from corepipe.plan.model import Evaluation, Hop, Plan, Route, Worker, evaluate
+from corepipe.plan.pipeit import pipe_it
+from corepipe.plan.pipeline import best_pipeline
+from corepipe.plan.replicas import best_replicas
+from corepipe.plan.routes import best_routes
+from corepipe.plan.simple import all_cores, one_cluster, replicas, replicas_per_cluster, replicas_per_core
+
+__all__ = [
+    "MEASURED_TOLERANCE",
+    "PLANNERS",
+    "Evaluation",
+    "Hop",
+    "Limits",
+    "Plan",
+    "Route",
+    "Worker",
+    "all_cores",
+    "best_pipeline",
+    "best_replicas",
+    "best_routes",
+    "check_planner",
+    "dispatch_order",
+    "evaluate",
+    "explain",
+    "one_cluster",
+    "pipe_it",
+    "plan",
+    "plan_latency_s",
+    "planner_names",
+    "replicas",
+    "replicas_per_cluster",
+    "replicas_per_core",
+    "weight_bytes",
+]
+
+MEASURED_TOLERANCE = 0.02
+"""How near to the best a simpler plan must come by a measured cost table to be preferred."""
+
+PLANNERS: dict[str, Callable[[CostTable], Plan]] = {
+    "routes": best_routes,
+    "pipeline": best_pipeline,
+    "pipelines": best_replicas,
+    "pipe-it": pipe_it,
+    "replicas": replicas,
+    "replicas-per-cluster": replicas_per_cluster,
+    "replicas-per-core": replicas_per_core,
+    "all-cores": all_cores,
+}
+"""The planners by name; besides these there is `cluster:<name>` for each cluster of the machine."""
+
+
+def planner_names(table: CostTable) -> tuple[str, ...]:
+    """Every name that `plan` knows for the machine of a cost table."""
+    return (*PLANNERS, *(f"cluster:{cluster.name}" for cluster in table.machine.clusters))
+
+
+def check_planner(name: str, clusters: Iterable[str]) -> None:
+    """Check a planner's name before anything is measured.
+
+    Raises:
+        UnknownNameError: it is none of `PLANNERS`, and no `cluster:NAME` of the given clusters.
+    """
+    known = (*PLANNERS, *(f"cluster:{cluster}" for cluster in clusters))
+    if name not in known:
+        raise UnknownNameError("planner", name, known)
+
+
+def plan(
+    table: CostTable,
+    planner: str = "routes",
+    *,
+    latency_budget_s: float | None = None,
+    memory_budget_bytes: float | None = None,
+    layer_weight_bytes: Sequence[int] | None = None,
+    max_workers: int | None = None,
+    cores: Collection[int] | None = None,
+    tolerance: float = 0.0,
+) -> Plan:
+    """A plan for the network and machine of a cost table.
+
+    Args:
+        table: the costs.
+        planner: one of `PLANNERS`, or `cluster:NAME`.
+        latency_budget_s: seconds that any frame may take on its route when it waits for no other frame.
+        memory_budget_bytes: bytes of weights that all workers together may hold.
+        layer_weight_bytes: bytes of weights of each layer; needed with a memory budget.
+        max_workers: how many workers there may be.
+        cores: ids of the cores that may be used.
+        tolerance: share of the best mix's throughput that `routes` may give up for a plan with fewer hops. Measured
+            costs are no more exact than some percent (`MEASURED_TOLERANCE`), and each hop more can go wrong.
+
+    Raises:
+        UnknownNameError: no such planner, or no such cluster.
+        UsageError: a limit is not above zero.
+        PlanError: nothing meets the limits (the message names the smallest budget that works), the one plan of a
+            planner that does not search within limits exceeds them, or the table lacks the configs that it needs.
+
+    Example:
+        >>> plan(table, "routes", latency_budget_s=0.05).predicted_fps    # doctest: +SKIP
+        41.7
+    """
+    check_planner(planner, (cluster.name for cluster in table.machine.clusters))
+    limits = Limits(latency_budget_s, memory_budget_bytes, layer_weight_bytes, max_workers, cores)
+    if planner == "routes":
+        return _simplest(best_routes(table, limits), table, limits, tolerance)
+    table = limits.restricted(table)
+    made = PLANNERS[planner](table) if planner in PLANNERS else one_cluster(table, planner.partition(":")[2])
+    excess = limits.excess(made, table)
+    if excess is None:
+        return made
+    best = best_routes(table, Limits(latency_budget_s, memory_budget_bytes, layer_weight_bytes, max_workers))
+    raise PlanError(
+        f"the plan of {planner!r} for {table.network.name} has {excess}; this planner does not search within "
+        f"limits: use 'routes', which reaches {best.predicted_fps:.1f} frames/s within them"
+    )
+
+
+def _simplest(best: Plan, table: CostTable, limits: Limits, tolerance: float) -> Plan:
+    """The plan with the fewest hops among the best mix and the other planners' plans that come near enough to it."""
+    if tolerance <= 0:
+        return best
+    near = [best]
+    restricted = limits.restricted(table)
+    for name in ("all-cores", "replicas", "pipeline", "pipelines"):
+        with contextlib.suppress(PlanError):
+            made = PLANNERS[name](restricted)
+            fast_enough = (made.predicted_fps or 0.0) >= (1 - tolerance) * (best.predicted_fps or 0.0)
+            if fast_enough and limits.excess(made, restricted) is None:
+                near.append(made)
+    simplest = min(near, key=lambda plan: (_hops(plan), -(plan.predicted_fps or 0.0)))
+    return simplest.model_copy(update={"planner": best.planner, "bound_fps": best.bound_fps})
+
+
+def _hops(plan: Plan) -> int:
+    return sum(len(route.hops) for route in plan.routes)

@@ -1,0 +1,256 @@
+"""What all planners share: the costs as arrays over legal cuts, and plans put together from configs and hops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corepipe.cost.table import CostTable, TableCluster, TableMachine
+from corepipe.errors import PlanError
+from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker, evaluate
+from corepipe.topology.model import ALL_CORES, CoreConfig
+
+Stage = tuple[CoreConfig, int, int]
+"""A worker's config with the layers [start, stop) that it runs."""
+
+Hops = Sequence[tuple[int, int, int]]
+"""A route in the making: (index of a worker, start, stop) for each hop."""
+
+
+def restrict(table: CostTable, cores: Collection[int]) -> CostTable:
+    """The same table for a machine of which only some cores may be used.
+
+    Args:
+        table: the costs.
+        cores: ids of the cores that plans may use.
+
+    Raises:
+        PlanError: a core is not of this machine, or none of the table's configs fits into them.
+    """
+    known = {core for cluster in table.machine.clusters for core in cluster.cores}
+    foreign = sorted(set(cores) - known)
+    if foreign:
+        raise PlanError(f"core {foreign[0]} is not in the cost table's machine (its cores: {_listed(known)})")
+    kept = tuple(
+        TableCluster(name=cluster.name, cores=tuple(core for core in cluster.cores if core in cores))
+        for cluster in table.machine.clusters
+        if any(core in cores for core in cluster.cores)
+    )
+    counts = {cluster.name: len(cluster.cores) for cluster in kept}
+    if len(known) == len(set(cores)):
+        counts[ALL_CORES] = len(known)
+    configs = tuple(c for c in table.configs if c.core_config.count <= counts.get(c.core_config.cluster, 0))
+    if not configs:
+        raise PlanError(
+            f"no config of the cost table ({', '.join(c.config for c in table.configs)}) fits into the "
+            f"cores {_listed(cores) or '(none)'}; allow more cores, or profile smaller configs"
+        )
+    machine = TableMachine(description=table.machine.description, fingerprint=table.machine.fingerprint, clusters=kept)
+    return CostTable(
+        network=table.network, machine=machine, engine=table.engine, configs=configs, hop=table.hop,
+        provenance=table.provenance,
+    )  # fmt: skip
+
+
+def cluster_sizes(table: CostTable) -> dict[str, tuple[int, ...]]:
+    """For each cluster, fastest first, the worker sizes that the table has costs for, ascending."""
+    return {
+        cluster.name: tuple(
+            sorted(c.count for c in table.by_config if c.cluster == cluster.name and c.count <= len(cluster.cores))
+        )
+        for cluster in table.machine.clusters
+    }
+
+
+def cluster_configs(table: CostTable) -> tuple[CoreConfig, ...]:
+    """The configs within one cluster that the table has costs for: clusters fastest first, sizes ascending.
+
+    Raises:
+        PlanError: there are none.
+    """
+    configs = tuple(CoreConfig(name, count) for name, counts in cluster_sizes(table).items() for count in counts)
+    if not configs:
+        raise PlanError(
+            f"the cost table of {table.network.name} has no config within one cluster (it has "
+            f"{', '.join(map(str, table.by_config))}); profile the network on smaller configs"
+        )
+    return configs
+
+
+def make_workers(table: CostTable, configs: Iterable[CoreConfig]) -> tuple[Worker, ...]:
+    """Workers on distinct cores, named `big4`, or `big1-a`, `big1-b` where a config appears more than once.
+
+    Raises:
+        PlanError: the machine has too few cores in a cluster.
+    """
+    configs = tuple(configs)
+    total, seen = Counter(configs), Counter[CoreConfig]()
+    free = {cluster.name: list(cluster.cores) for cluster in table.machine.clusters}
+    free[ALL_CORES] = [core for cluster in table.machine.clusters for core in cluster.cores]
+    workers = []
+    for config in configs:
+        name = str(config) if total[config] == 1 else f"{config}-{_letters(seen[config])}"
+        seen[config] += 1
+        cores = free.get(config.cluster, [])[: config.count]
+        if len(cores) < config.count:
+            raise PlanError(f"worker {name}: the machine has too few cores in cluster {config.cluster!r}")
+        del free[config.cluster][: config.count]
+        costs = table.by_config[config]
+        workers.append(Worker(name=name, config=str(config), cores=tuple(cores), engine=costs.engine))
+    return tuple(workers)
+
+
+def make_plan(
+    table: CostTable,
+    planner: str,
+    configs: Sequence[CoreConfig],
+    routes: Iterable[tuple[float, Hops]],
+    bound_fps: float | None = None,
+) -> Plan:
+    """A plan whose mix of routes is scaled until its fullest worker is busy all the time.
+
+    Workers without a route are left out.
+
+    Args:
+        table: the costs.
+        planner: what the plan is to say made it.
+        configs: one for each worker.
+        routes: for each route its share (any unit) and its hops.
+        bound_fps: what was proved, if anything.
+
+    Raises:
+        PlanError: the table gives the plan no cost at all.
+    """
+    mix = [(rate, list(hops)) for rate, hops in routes if rate > 0]
+    used = sorted({worker for _, hops in mix for worker, _, _ in hops})
+    workers = dict(zip(used, make_workers(table, [configs[i] for i in used]), strict=True))
+
+    def plan_at(scale: float, fps: float | None) -> Plan:
+        return Plan(
+            planner=planner,
+            network=PlanNetwork(name=table.network.name, sha256=table.network.sha256, layers=table.layer_count),
+            workers=tuple(workers.values()),
+            routes=tuple(
+                Route(
+                    rate_fps=rate * scale,
+                    hops=tuple(Hop(worker=workers[w].name, layers=(start, stop)) for w, start, stop in hops),
+                )
+                for rate, hops in mix
+            ),
+            predicted_fps=fps,
+            bound_fps=bound_fps,
+        )
+
+    draft = plan_at(1.0, None)
+    fps = evaluate(draft, table).throughput_fps
+    return plan_at(fps / draft.throughput_fps, fps)
+
+
+def pipeline_plan(table: CostTable, planner: str, stages: Sequence[Stage], bound_fps: float | None = None) -> Plan:
+    """A plan of one route that visits each stage's worker once."""
+    hops = [(i, start, stop) for i, (_, start, stop) in enumerate(stages)]
+    return make_plan(table, planner, [config for config, _, _ in stages], [(1.0, hops)], bound_fps)
+
+
+def single_plan(table: CostTable, planner: str, config: CoreConfig, bound_fps: float | None = None) -> Plan:
+    """A plan of one worker that runs the whole network."""
+    return pipeline_plan(table, planner, [(config, 0, table.layer_count)], bound_fps)
+
+
+def best_of(plans: Iterable[Plan]) -> Plan:
+    """The plan with the highest predicted throughput; of equal ones that with fewer workers, then the first."""
+    best: Plan | None = None
+    for plan in plans:
+        fps = plan.predicted_fps or 0.0
+        if best is None:
+            best = plan
+            continue
+        record = best.predicted_fps or 0.0
+        tied = abs(fps - record) <= 1e-12 * record
+        if (fps > record and not tied) or (tied and len(plan.workers) < len(best.workers)):
+            best = plan
+    assert best is not None
+    return best
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A cost table as arrays over its legal cuts, for configs within one cluster.
+
+    Attributes:
+        table: the costs.
+        configs: T configs, clusters in the machine's order, sizes ascending.
+        cuts: P cuts where a hop may start or end, from 0 to the number of layers.
+    """
+
+    table: CostTable
+    configs: tuple[CoreConfig, ...]
+    cuts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, table: CostTable) -> Grid:
+        """The arrays of a table.
+
+        Raises:
+            PlanError: the table has no config within one cluster, or it lets a frame pass in no time.
+        """
+        grid = cls(table, cluster_configs(table), (0, *table.legal_cuts(), table.layer_count))
+        step = grid.loads.min(axis=0)
+        least = np.zeros(len(grid.cuts))
+        for stop in range(1, len(least)):
+            least[stop] = (least[:stop] + step[stop, :stop]).min()
+        if least[-1] <= 0:
+            raise PlanError(
+                f"by the cost table of {table.network.name} a frame can pass all layers at no cost at all; "
+                "profile the network again"
+            )
+        return grid
+
+    @cached_property
+    def loads(self) -> NDArray[np.float64]:
+        """Seconds, shape (T, P, P): [t, j, i] for layers cuts[i] to cuts[j] on config t, its half hops included.
+
+        With the other cores busy; infinite where i >= j. The start runs along the last axis, so that all hops
+        that end at a cut lie side by side.
+        """
+        cuts = np.array(self.cuts)
+        cut_bytes = np.array(self.table.network.cut_bytes, float)[cuts]
+        half_hop = np.array([self.table.half_hop_s(int(cut)) for cut in cuts])
+        loads = np.full((len(self.configs), len(cuts), len(cuts)), np.inf)
+        below = np.tril(np.ones((len(cuts), len(cuts)), bool), -1)
+        for t, config in enumerate(self.configs):
+            costs = self.table.by_config[config]
+            layers = costs.layer_s if costs.layer_busy_s is None else costs.layer_busy_s
+            ends = half_hop + costs.segment_s_per_byte * cut_bytes
+            total = np.concatenate([[0.0], np.cumsum(layers)])[cuts]
+            seconds = (total[:, None] - total) + (ends[:, None] + ends) + costs.segment_s
+            loads[t][below] = np.maximum(seconds[below], 0.0)
+        return loads
+
+    def alone_s(self, config: CoreConfig) -> float:
+        """Seconds of the whole network on one worker with the rest of the machine idle, half hops included."""
+        return self.table.hop_load_s(config, 0, self.table.layer_count, busy=False)
+
+    @cached_property
+    def cluster_cores(self) -> dict[str, int]:
+        """How many cores each cluster has."""
+        return {cluster.name: len(cluster.cores) for cluster in self.table.machine.clusters}
+
+
+def _letters(index: int) -> str:
+    """a, b, ... z, aa, ab ..."""
+    text = ""
+    index += 1
+    while index:
+        index, digit = divmod(index - 1, 26)
+        text = chr(ord("a") + digit) + text
+    return text
+
+
+def _listed(cores: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(cores)))

@@ -1,0 +1,172 @@
+"""The plan: workers, and the routes that frames take over them, with a rate each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from corepipe.cost.table import CostTable
+from corepipe.document import Document, Part
+from corepipe.errors import PlanError
+from corepipe.topology.model import CoreConfig
+
+
+class Worker(Part):
+    """One process pinned to cores of one cluster (or, in the engine's default plan, to all cores).
+
+    Attributes:
+        name: unique in the plan, such as `big4` or `cpu1-b`.
+        config: the core config whose costs hold for it.
+        cores: the ids of its cores.
+        engine: the kernel library it runs.
+    """
+
+    name: str
+    config: str
+    cores: tuple[int, ...] = Field(min_length=1)
+    engine: str = "onnxruntime"
+
+    @property
+    def core_config(self) -> CoreConfig:
+        """The parsed `config`."""
+        return CoreConfig.parse(self.config)
+
+
+class Hop(Part):
+    """A worker and the segment that it runs: layers [start, stop)."""
+
+    worker: str
+    layers: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
+
+    @property
+    def start(self) -> int:
+        """First layer."""
+        return self.layers[0]
+
+    @property
+    def stop(self) -> int:
+        """One past the last layer."""
+        return self.layers[1]
+
+
+class Route(Part):
+    """The hops that one frame takes, and how many frames a second are to take it."""
+
+    rate_fps: Annotated[float, Field(ge=0)]
+    hops: tuple[Hop, ...] = Field(min_length=1)
+
+
+class PlanNetwork(Part):
+    """Which network a plan is for."""
+
+    name: str
+    sha256: str
+    layers: Annotated[int, Field(ge=1)]
+
+
+class Plan(Document):
+    """Workers, and routes with a rate each; see docs/architecture.md for the words.
+
+    Attributes:
+        planner: what made it: `routes`, `pipe-it`, `replicas`, `all-cores`, `cluster:big`, or `by hand`.
+        predicted_fps: throughput by the cost table; None where no table was at hand.
+        bound_fps: the most that any plan can reach by the table, where the planner proved one.
+    """
+
+    KIND: ClassVar[str] = "corepipe-plan"
+
+    planner: str
+    network: PlanNetwork
+    workers: tuple[Worker, ...] = Field(min_length=1)
+    routes: tuple[Route, ...] = Field(min_length=1)
+    predicted_fps: Annotated[float, Field(ge=0)] | None = None
+    bound_fps: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [w.name for w in self.workers]
+        if len(set(names)) != len(names):
+            raise ValueError("workers: a name appears twice")
+        cores = [core for w in self.workers for core in w.cores]
+        if len(set(cores)) != len(cores):
+            raise ValueError("workers: a core belongs to two workers")
+        for number, route in enumerate(self.routes):
+            at = 0
+            for hop in route.hops:
+                if hop.worker not in names:
+                    raise ValueError(f"routes.{number}: no worker is called {hop.worker!r}")
+                if hop.start != at:
+                    raise ValueError(f"routes.{number}: a hop starts at layer {hop.start}, {at} was expected")
+                if hop.stop <= hop.start:
+                    raise ValueError(f"routes.{number}: layers {list(hop.layers)} hold nothing; write [start, stop)")
+                at = hop.stop
+            if at != self.network.layers:
+                raise ValueError(f"routes.{number}: ends at layer {at}, the network has {self.network.layers}")
+        if sum(route.rate_fps for route in self.routes) <= 0:
+            raise ValueError("routes: at least one rate must be above zero")
+        return self
+
+    def worker(self, name: str) -> Worker:
+        """The worker of that name."""
+        return next(w for w in self.workers if w.name == name)
+
+    @property
+    def throughput_fps(self) -> float:
+        """The sum of the routes' rates."""
+        return sum(route.rate_fps for route in self.routes)
+
+    def segments_of(self, worker: str) -> tuple[tuple[int, int], ...]:
+        """The distinct layer ranges that a worker must hold, in order."""
+        return tuple(sorted({h.layers for r in self.routes if r.rate_fps > 0 for h in r.hops if h.worker == worker}))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A plan held against a cost table.
+
+    Attributes:
+        throughput_fps: the most frames/s at the plan's own mix of routes: the mix is scaled until a worker is full.
+        load: for each worker the share of its time that is used at that throughput, in [0, 1].
+        bottleneck: the worker with load 1.
+        busy_s: for each worker the seconds it spends per frame, averaged over the mix.
+    """
+
+    throughput_fps: float
+    load: dict[str, float]
+    bottleneck: str
+    busy_s: dict[str, float]
+
+
+def evaluate(plan: Plan, table: CostTable, *, busy: bool | None = None) -> Evaluation:
+    """Throughput and loads of a plan by a cost table.
+
+    Args:
+        plan: any plan of the table's network.
+        table: the costs.
+        busy: whether to use the costs with the other cores busy; by default when the plan has more than one worker.
+
+    Raises:
+        PlanError: plan and table are of different networks, or the table lacks a config.
+    """
+    if plan.network.layers != table.layer_count:
+        raise PlanError(
+            f"the plan has {plan.network.layers} layers ({plan.network.name}), the cost table has "
+            f"{table.layer_count} ({table.network.name}); make the plan anew"
+        )
+    busy = len(plan.workers) > 1 if busy is None else busy
+    total = plan.throughput_fps
+    busy_s = dict.fromkeys((w.name for w in plan.workers), 0.0)
+    for route in plan.routes:
+        for hop in route.hops:
+            config = plan.worker(hop.worker).core_config
+            if config not in table.by_config:
+                raise PlanError(f"worker {hop.worker}: the cost table has no config {config}; profile this machine")
+            seconds = table.hop_load_s(config, hop.start, hop.stop, busy=busy)
+            busy_s[hop.worker] += route.rate_fps / total * seconds
+    bottleneck = max(busy_s, key=lambda name: busy_s[name])
+    worst = busy_s[bottleneck]
+    if worst <= 0:
+        raise PlanError("the cost table gives this plan no cost at all; profile the network again")
+    return Evaluation(1 / worst, {n: s / worst for n, s in busy_s.items()}, bottleneck, busy_s)

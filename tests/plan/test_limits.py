@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from corepipe.cost.table import HopCosts
+from corepipe.errors import PlanError
+from corepipe.plan import evaluate, plan, plan_latency_s, weight_bytes
+from corepipe.plan import worker_sets as worker_sets_module
+from corepipe.plan.build import Grid
+from corepipe.plan.limits import Limits
+from corepipe.plan.worker_sets import WorkerSets
+
+WEIGHTS = [10_000_000, 20_000_000] * 4
+
+
+def test_latency_is_hops_and_hand_overs(big_little):
+    made = plan(big_little, "pipeline")
+    (route,) = made.routes
+    expected = sum(evaluate(made, big_little).busy_s.values()) + (len(route.hops) - 1) * big_little.hop.latency_s
+    assert plan_latency_s(made, big_little) == pytest.approx(expected)
+
+
+def test_a_tighter_latency_budget_never_gives_more(big_little):
+    budgets = [0.012, 0.015, 0.02, 0.03, 1.0]
+    fps = [plan(big_little, latency_budget_s=budget).predicted_fps for budget in budgets]
+    assert fps == sorted(fps)
+    assert fps[-1] == plan(big_little).predicted_fps
+
+
+def test_the_smallest_latency_is_named_and_works(big_little):
+    with pytest.raises(
+        PlanError, match=r"meets a latency budget of 1 ms; the smallest that works .* is [\d.]+ ms"
+    ) as e:
+        plan(big_little, latency_budget_s=1e-3)
+    smallest = float(str(e.value).split()[-2])
+    assert plan_latency_s(plan(big_little, latency_budget_s=smallest / 1e3), big_little) <= smallest / 1e3
+
+
+def test_weights_count_once_per_segment_and_worker(big_little):
+    replicas = plan(big_little, "replicas-per-core")
+    assert weight_bytes(replicas, WEIGHTS) == dict.fromkeys((w.name for w in replicas.workers), sum(WEIGHTS))
+    assert sum(weight_bytes(plan(big_little, "pipeline"), WEIGHTS).values()) == sum(WEIGHTS)
+
+
+def test_the_smallest_memory_is_named_and_works(big_little):
+    with pytest.raises(PlanError, match=r"fits into a memory budget of 100 MB; the smallest that works is 120.00 MB"):
+        plan(big_little, memory_budget_bytes=100e6, layer_weight_bytes=WEIGHTS)
+    made = plan(big_little, memory_budget_bytes=120e6, layer_weight_bytes=WEIGHTS)
+    assert sum(weight_bytes(made, WEIGHTS).values()) == 120e6
+
+
+def test_memory_and_latency_together(big_little):
+    made = plan(big_little, memory_budget_bytes=130e6, layer_weight_bytes=WEIGHTS, latency_budget_s=0.02)
+    assert sum(weight_bytes(made, WEIGHTS).values()) <= 130e6
+    assert plan_latency_s(made, big_little) <= 0.02
+
+
+def test_weights_must_fit_the_network(big_little):
+    with pytest.raises(PlanError, match="has 2 entries, the cost table of net has 8 layers"):
+        plan(big_little, memory_budget_bytes=1e9, layer_weight_bytes=[1, 2])
+
+
+def test_other_planners_say_what_they_exceed(big_little):
+    with pytest.raises(
+        PlanError, match=r"plan of 'replicas-per-core' .* has 4 workers where 3 are allowed; .*'routes'"
+    ):
+        plan(big_little, "replicas-per-core", max_workers=3)
+    with pytest.raises(PlanError, match=r"has a latency of [\d.]+ ms where 13 ms are allowed"):
+        plan(big_little, "replicas-per-core", latency_budget_s=0.013)
+    with pytest.raises(PlanError, match="of weights where 130 MB are allowed"):
+        plan(big_little, "replicas-per-core", memory_budget_bytes=130e6, layer_weight_bytes=WEIGHTS)
+    assert plan(big_little, "cluster:big", max_workers=1).planner == "cluster:big"
+    assert Limits(max_workers=1).excess(plan(big_little, "cluster:big"), big_little) is None
+
+
+def test_of_equal_plans_the_one_with_fewest_workers_is_taken(make_table):
+    layers = np.array([3.0, 1.0, 2.0])
+    costs = {f"cpu{n}": list(layers / n) for n in (1, 2, 3, 4)}
+    made = plan(make_table(costs, {"cpu": 4}))
+    assert [worker.name for worker in made.workers] == ["cpu4"]
+    assert made.bound_fps == pytest.approx(made.predicted_fps)
+
+
+def test_of_equal_plans_the_one_with_fewest_hops_is_taken(make_table):
+    table = make_table({"big1": [1.0, 1.0, 1.0], "little1": [2.0, 2.0, 2.0]}, {"big": 1, "little": 1})
+    made = plan(table)
+    assert made.predicted_fps == pytest.approx(0.5)
+    assert [len(route.hops) for route in made.routes] == [1, 1]
+
+
+def test_a_worker_that_only_costs_hops_is_left_out(make_table):
+    table = make_table({"big1": [1.0, 1.0], "little1": [1e6, 1e6]}, {"big": 1, "little": 1}, hop=HopCosts(fixed_s=10.0))
+    assert plan(table, max_workers=1).predicted_fps == pytest.approx(0.5)
+    assert plan(table).predicted_fps == pytest.approx(0.5, rel=1e-5)
+
+
+def test_larger_machines_are_searched_by_integer_program(big_little, monkeypatch):
+    listed = plan(big_little)
+    monkeypatch.setattr(worker_sets_module, "MAX_LISTED", 0)
+    assert WorkerSets(Grid.of(big_little)).listed is None
+    solved = plan(big_little)
+    assert solved.predicted_fps == pytest.approx(listed.predicted_fps, rel=1e-9)
+    assert solved.bound_fps == pytest.approx(listed.bound_fps, rel=1e-6)
+    assert len(plan(big_little, max_workers=2).workers) <= 2
+    with pytest.raises(PlanError, match="the smallest that works"):
+        plan(big_little, latency_budget_s=1e-4)
+
+
+def test_a_network_of_many_layers_on_eight_cores(make_table):
+    rng = np.random.default_rng(0)
+    layers = rng.lognormal(0, 1, 60) * 1e-3
+    costs = {}
+    for cluster, slower in (("big", 1.0), ("little", 2.5)):
+        for count in (1, 2, 3, 4):
+            costs[f"{cluster}{count}"] = list(layers * slower * rng.uniform(0.8, 1.2, 60) / count**0.95)
+    table = make_table(costs, {"big": 4, "little": 4}, hop=HopCosts(fixed_s=1e-4, edge_s=5e-5), segment_s=5e-5)
+    made = plan(table)
+    assert made.bound_fps == pytest.approx(made.predicted_fps, rel=1e-8)
+    assert len(made.routes) <= len(made.workers)
+    assert made.predicted_fps > plan(table, "pipelines").predicted_fps
