@@ -1,0 +1,89 @@
+"""Measured cost tables, kept in the user's cache folder: keyed by network, machine and engine version."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from pathlib import Path
+
+import platformdirs
+
+from corepipe.cost.profile import MEASUREMENT_VERSION, PartialProfile
+from corepipe.cost.table import CostTable, EngineName
+from corepipe.errors import DocumentError
+from corepipe.network.model import Network
+from corepipe.topology.model import Topology
+
+_log = logging.getLogger("corepipe")
+
+
+class TableCache:
+    """Cost tables on disk. A folder that cannot be written is no error: costs are then measured each time.
+
+    Args:
+        folder: where; by default `COREPIPE_CACHE`, else the user's cache folder.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        named = os.environ.get("COREPIPE_CACHE")
+        self.folder = folder or Path(named or platformdirs.user_cache_dir("corepipe"))
+
+    def path(self, network: Network, topology: Topology, engine: EngineName) -> Path:
+        """Where the table of this network on this machine with this engine lies."""
+        return self._path(".costs.json", network.name, network.sha256[:16], *_machine(topology, engine))
+
+    def hop_path(self, topology: Topology, engine: EngineName) -> Path:
+        """Where the hop costs of this machine with this engine lie; they are the same for all networks."""
+        return self._path(".hop.json", *_machine(topology, engine))
+
+    def _path(self, suffix: str, *parts: str) -> Path:
+        return self.folder / ("-".join(re.sub(r"[^A-Za-z0-9._]", "_", part)[:60] for part in parts) + suffix)
+
+    def load(self, path: Path) -> CostTable | None:
+        """The table at `path`, None where there is none; a damaged one is reported and ignored."""
+        try:
+            return CostTable.read(path) if path.exists() else None
+        except (OSError, DocumentError) as error:
+            _log.warning("ignoring a damaged cache file: %s", error)
+            return None
+
+    def load_partial(self, path: Path, hop_path: Path) -> PartialProfile:
+        """What an interrupted profile has left for the table at `path`, and the machine's hop costs."""
+        partial, hop = _partial(path), PartialProfile()
+        found = PartialProfile()
+        with contextlib.suppress(DocumentError):
+            found = PartialProfile.read(partial)
+        with contextlib.suppress(DocumentError):
+            hop = PartialProfile.read(hop_path)
+        return PartialProfile(configs=found.configs, hop=hop.hop or found.hop)
+
+    def save(self, path: Path, table: CostTable) -> None:
+        """Keep a finished table and drop what is left of its making."""
+        if self._write(path, table):
+            with contextlib.suppress(OSError):
+                _partial(path).unlink(missing_ok=True)
+
+    def save_partial(self, path: Path, hop_path: Path, partial: PartialProfile) -> None:
+        """Keep what has been measured so far, the hop costs for all networks."""
+        if partial.hop is not None:
+            self._write(hop_path, PartialProfile(hop=partial.hop))
+        self._write(_partial(path), partial)
+
+    def _write(self, path: Path, document: CostTable | PartialProfile) -> bool:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            document.write(path, private=True)
+        except (OSError, DocumentError) as error:
+            _log.warning("cannot keep measured costs (%s); they will be measured again next time", error)
+            return False
+        return True
+
+
+def _machine(topology: Topology, engine: EngineName) -> tuple[str, ...]:
+    return (topology.fingerprint(), engine.name, engine.version, f"m{MEASUREMENT_VERSION}")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name.replace(".costs.json", ".partial.json"))

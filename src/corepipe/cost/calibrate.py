@@ -1,0 +1,262 @@
+"""Measures the calibration set on this machine, in pinned processes, on every core config alone and busy."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from corepipe.cost.calibration import Calibration, Measurement, PartialCalibration, SampleNetwork
+from corepipe.cost.calibration_set import SET_VERSION, calibration_network, kind_count
+from corepipe.cost.hop import measure_hop
+from corepipe.cost.predict.fit import fit
+from corepipe.cost.predict.layout import samples
+from corepipe.cost.profile import (
+    Progress,
+    _layer_seconds,
+    _other_cores,
+    _Prober,
+    _scaled,
+    _smallest_segment,
+    _spread,
+    _typical,
+    core_configs,
+    cores_of,
+    name_by_layer,
+    split_evenly,
+    table_machine,
+)
+from corepipe.cost.table import EngineName
+from corepipe.network.model import Network, Segment
+from corepipe.topology.model import CoreConfig, Topology
+
+MOST_SPREAD = 0.08
+"""A calibration whose networks' times vary more than this (median, half the interquartile range) is marked."""
+
+_ROUNDS = 4
+"""How many networks of each kind are measured."""
+
+_BATCH = 6
+"""Networks that one process measures; an interrupted calibration loses one batch at most."""
+
+_PARTS = 3
+_RUNS = 6
+_SECONDS = 0.2
+_CALL_SECONDS = 0.05
+_PROFILE_RUNS = (8, 60)
+_RETRY_SPREAD = 0.05
+_TRIES = 2
+"""A network whose times vary more than this is measured again, and the steadiest measurement is kept."""
+_LAW_COUNTS = 3
+"""Of a cluster with more cores than this, only the counts 1, 2 and all are measured."""
+
+
+def calibrate(
+    topology: Topology,
+    engine: EngineName,
+    *,
+    done: PartialCalibration | None = None,
+    on_progress: Progress = lambda share, text: None,
+    on_partial: Callable[[PartialCalibration], None] = lambda partial: None,
+    networks: int | None = None,
+) -> Calibration:
+    """Measure the calibration set on this machine and fit the cost model to it.
+
+    Takes 4 to 5 minutes for one cluster of two cores; each further core config adds a minute or two.
+
+    Args:
+        topology: the machine.
+        engine: which engine, with the version that is recorded.
+        done: what need not be measured again; of another version of the set it is ignored.
+        on_progress: told of the progress.
+        on_partial: given all that is measured, after each batch of networks.
+        networks: how many networks of the set; by default four of each kind.
+
+    Returns:
+        The calibration. Where the machine was too noisy, `trustworthy` is false: keep it, and say so.
+
+    Raises:
+        WorkerError: a measuring process failed; the message says on which config.
+        EngineError: the engine refuses a network of the set.
+    """
+    count = networks or _ROUNDS * kind_count()
+    kept = done if done is not None and done.set_version == SET_VERSION else None
+    partial = kept or PartialCalibration(set_version=SET_VERSION)
+    configs = measured_configs(topology)
+    batches = [range(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH)]
+    steps = len(configs) * len(batches) + 1
+    for step, (batch, config) in enumerate(itertools.product(batches, configs)):
+        seen = {(m.config, m.network) for m in partial.measurements}
+        missing = [index for index in batch if (str(config), index) not in seen]
+        if missing:
+            on_progress(step / steps, f"networks {batch.start + 1} to {batch.stop} of {count} on {config}")
+            found = _measure(missing, topology, config, engine.name)
+            partial = partial.model_copy(update={"measurements": (*partial.measurements, *found)})
+            on_partial(partial)
+    if partial.hop is None:
+        on_progress((steps - 1) / steps, "hops between workers")
+        partial = partial.model_copy(update={"hop": measure_hop(topology)})
+        on_partial(partial)
+    on_progress(1.0, "done")
+    return build(topology, engine, partial, count)
+
+
+def build(topology: Topology, engine: EngineName, partial: PartialCalibration, count: int) -> Calibration:
+    """The calibration from all that was measured of the first `count` networks, fitted."""
+    wanted = {str(config) for config in measured_configs(topology)}
+    used = tuple(m for m in partial.measurements if m.network < count and m.config in wanted)
+    spread = statistics.median(m.spread for m in used)
+    calibration = Calibration(
+        machine=table_machine(topology),
+        engine=engine,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        emulated=topology.emulated,
+        set_version=SET_VERSION,
+        spread=spread,
+        trustworthy=spread <= MOST_SPREAD,
+        hop=partial.hop or measure_hop(topology),
+        own_cache_bytes=own_cache_bytes(topology),
+        networks=tuple(_sample_network(index) for index in sorted({m.network for m in used})),
+        measurements=used,
+    )
+    return fit(calibration)
+
+
+def measured_configs(topology: Topology) -> tuple[CoreConfig, ...]:
+    """The configs that a calibration measures; of large clusters the counts between are left to the fitted law."""
+    sizes = {cluster.name: len(cluster.cores) for cluster in topology.clusters}
+    return tuple(
+        config
+        for config in core_configs(topology)
+        if sizes.get(config.cluster, 0) <= _LAW_COUNTS or config.count in (1, 2, sizes[config.cluster])
+    )
+
+
+def own_cache_bytes(topology: Topology) -> int:
+    """What a core has to itself of its caches up to the second level, of the cluster that has least; 0 if unknown."""
+    found = []
+    for cluster in topology.clusters:
+        sizes = [cache.size_bytes // max(cache.shared_by, 1) for cache in cluster.caches if cache.level <= 2]
+        found.append(max(sizes, default=0))
+    return min(found)
+
+
+def _sample_network(index: int) -> SampleNetwork:
+    network = calibration_network(index)
+    ends = network.cuts[0].nbytes + network.cuts[-1].nbytes
+    return SampleNetwork(index=index, layers=samples(network), end_bytes=ends)
+
+
+def _measure(indices: Sequence[int], topology: Topology, config: CoreConfig, engine: str) -> list[Measurement]:
+    """Each network alone, and with every other core running the same network."""
+    cores = cores_of(topology, config)
+    networks = [calibration_network(index) for index in indices]
+    wholes = [network.segment(0, len(network.layers)) for network in networks]
+    splits = [split_evenly(network, _PARTS) for network in networks]
+    segments: list[Segment] = []
+    chains: list[list[list[int]]] = []
+    for network, whole, split in zip(networks, wholes, splits, strict=True):
+        first = len(segments)
+        segments += [name_by_layer(network, whole), *(network.segment(*edge) for edge in split)]
+        chains.append([[first], list(range(first + 1, len(segments)))])
+    found = []
+    segments.append(_smallest_segment())
+    with contextlib.ExitStack() as stack:
+        prober = stack.enter_context(MeasuringProcess(topology, f"calibrate-{config}", cores, segments, engine))
+        others = [
+            stack.enter_context(MeasuringProcess(topology, f"load-{number}", group, wholes, engine))
+            for number, group in enumerate(_other_cores(topology, cores))
+        ]
+        call_s = _typical(prober.time_for([[len(segments) - 1]], _CALL_SECONDS)[0])
+        for number, (index, network) in enumerate(zip(indices, networks, strict=True)):
+            tries: list[Measurement] = []
+            while not tries or (tries[-1].spread > _RETRY_SPREAD and len(tries) < _TRIES):
+                tries.append(
+                    _measure_network(
+                        prober, others, str(config), index, network, splits[number], chains[number], number
+                    )
+                )
+            steadiest = min(tries, key=lambda measured: measured.spread)
+            found.append(steadiest.model_copy(update={"call_s": call_s}))
+    return found
+
+
+def _measure_network(
+    prober: MeasuringProcess,
+    others: Sequence[MeasuringProcess],
+    config: str,
+    index: int,
+    network: Network,
+    split: Sequence[tuple[int, int]],
+    chains: Sequence[Sequence[int]],
+    number: int,
+) -> Measurement:
+    """One network: `chains` are the whole and its parts among the prober's models, `number` the load's model."""
+    # Not beside its parts: the threads of a session spin on for a while after each run, in the way of the next one's.
+    (alone,) = prober.time_for(chains[:1], _SECONDS)
+    beside, divided = prober.time_for(chains, _SECONDS)
+    whole_s = _typical(alone)
+    layers = _layer_seconds(network, prober.profile_of(chains[0][0], whole_s))
+    busy: list[float] = []
+    busy_layers = None
+    if others:
+        with _loaded(others, number):
+            busy = prober.time_for(chains[:1], _SECONDS)[0]
+            busy_layers = _layer_seconds(network, prober.profile_of(chains[0][0], _typical(busy)))
+    busy_s = _typical(busy) if busy else None
+    return Measurement(
+        config=config,
+        network=index,
+        layer_s=_scaled(layers, whole_s),
+        busy_layer_s=None if busy_layers is None or busy_s is None else _scaled(busy_layers, busy_s),
+        whole_s=whole_s,
+        busy_whole_s=busy_s,
+        cuts=len(split) - 1,
+        cut_bytes=2 * sum(network.cuts[start].nbytes for start, _ in split[1:]),
+        cuts_extra_s=float(np.median(np.subtract(divided, beside))),
+        spread=max(_spread(alone), _spread(busy) if busy else 0.0),
+    )
+
+
+class MeasuringProcess(_Prober):
+    """A measuring process, with commands for models other than the first."""
+
+    def time_for(self, chains: Sequence[Sequence[int]], seconds: float) -> list[list[float]]:
+        """Seconds of each run of each chain of models, which take turns."""
+        self._ask(op="time", chains=chains, runs=_RUNS, seconds=seconds)
+        found: list[list[float]] = self._child.wait_report()["seconds"]
+        return found
+
+    def profile_of(self, model: int, run_s: float) -> Any:
+        """Kernel calls of as many runs of a model as fit into the time, `run_s` seconds each."""
+        least, most = _PROFILE_RUNS
+        self._ask(op="profile", model=model, runs=min(max(int(_SECONDS / run_s), least), most))
+        return self._child.wait_report()["runs"]
+
+    def start_load(self, model: int) -> None:
+        """Keep the cores busy with a model."""
+        self.time_for([[model]], 0.0)
+        self._ask(op="load", model=model)
+        self._child.wait_report()
+
+    def stop_load(self, model: int) -> None:
+        """End the load of a model."""
+        self._ask(op="time", chains=[[model]], runs=0, seconds=0.0)
+        self._child.wait_report()
+
+
+@contextlib.contextmanager
+def _loaded(workers: Sequence[MeasuringProcess], model: int) -> Iterator[None]:
+    """All workers keep their cores busy with a model until the block ends."""
+    for worker in workers:
+        worker.start_load(model)
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.stop_load(model)

@@ -1,0 +1,206 @@
+"""The cost table: all that a planner knows of a network and a machine."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from corepipe.document import Document, Part
+from corepipe.errors import UnknownNameError
+from corepipe.topology.model import ALL_CORES, CoreConfig
+
+Seconds = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class TableNetwork(Part):
+    """Which network the costs are of; `layers` are the layer names, `cut_bytes` has one entry more."""
+
+    name: str
+    sha256: str
+    layers: tuple[str, ...] = Field(min_length=1)
+    cut_bytes: tuple[Annotated[int, Field(ge=0)], ...]
+    illegal_cuts: tuple[int, ...] = ()
+    """Inner cuts where the network must not be divided."""
+
+
+class TableCluster(Part):
+    """A cluster and the ids of its cores; the order of clusters is fastest first."""
+
+    name: str
+    cores: tuple[int, ...] = Field(min_length=1)
+
+
+class TableMachine(Part):
+    """Which machine the costs hold for."""
+
+    description: str
+    fingerprint: str
+    clusters: tuple[TableCluster, ...] = Field(min_length=1)
+
+
+class EngineName(Part):
+    """An engine and its version."""
+
+    name: str
+    version: str
+
+
+class ConfigCosts(Part):
+    """Seconds on one core config with one engine.
+
+    Attributes:
+        layer_s: each layer with the rest of the machine idle.
+        layer_busy_s: the same with every other core of the machine busy; None where it was not measured (or where
+            no other core exists).
+        segment_s: what every segment costs beside its layers: the call, and layouts undone and redone at its ends.
+        segment_s_per_byte: the same per byte that its two cuts hold.
+        config: a core config; `all8` stands for one worker over all 8 cores of a machine with several clusters.
+        spread: relative half-width of the middle half of the measured whole-network times.
+    """
+
+    config: str
+    engine: str = "onnxruntime"
+    layer_s: tuple[Seconds, ...]
+    layer_busy_s: tuple[Seconds, ...] | None = None
+    segment_s: Seconds = 0.0
+    segment_s_per_byte: Seconds = 0.0
+    spread: Seconds = 0.0
+
+    @property
+    def core_config(self) -> CoreConfig:
+        """The parsed `config`."""
+        return CoreConfig.parse(self.config)
+
+
+class HopCosts(Part):
+    """Seconds for handing a frame over.
+
+    Attributes:
+        fixed_s, per_byte_s: a hop from worker to worker, in seconds of work, half of it on either side.
+        edge_s: what a worker spends to take a frame from the user's process, and again to give a result back.
+        latency_s: time until the next worker starts on it, idle machine, small tensor.
+    """
+
+    fixed_s: Seconds = 0.0
+    per_byte_s: Seconds = 0.0
+    edge_s: Seconds = 0.0
+    latency_s: Seconds = 0.0
+
+
+class Provenance(Part):
+    """Where the figures come from."""
+
+    source: Literal["measured", "emulated", "predicted", "board", "made-up"]
+    created: str = ""
+    note: str = ""
+
+
+class CostTable(Document):
+    """Seconds of every layer on every core config, and of a hop.
+
+    Example:
+        >>> table = CostTable.read("squeezenet.costs.json")                  # doctest: +SKIP
+        >>> table.segment_s(CoreConfig("big", 4), 0, 12)                     # doctest: +SKIP
+        0.0123
+    """
+
+    KIND: ClassVar[str] = "corepipe-cost-table"
+
+    network: TableNetwork
+    machine: TableMachine
+    engine: EngineName
+    configs: tuple[ConfigCosts, ...] = Field(min_length=1)
+    hop: HopCosts = HopCosts()
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        count = len(self.network.layers)
+        if len(self.network.cut_bytes) != count + 1:
+            raise ValueError(f"network.cut_bytes needs {count + 1} entries, has {len(self.network.cut_bytes)}")
+        clusters = {c.name: len(c.cores) for c in self.machine.clusters}
+        if len(clusters) != len(self.machine.clusters):
+            raise ValueError("machine.clusters: a cluster name appears twice")
+        cores = [core for c in self.machine.clusters for core in c.cores]
+        if len(set(cores)) != len(cores):
+            raise ValueError("machine.clusters: a core appears twice")
+        seen = set()
+        for costs in self.configs:
+            for name, values in (("layer_s", costs.layer_s), ("layer_busy_s", costs.layer_busy_s)):
+                if values is not None and len(values) != count:
+                    raise ValueError(f"config {costs.config}: {name} needs {count} entries, has {len(values)}")
+            config = costs.core_config
+            if config.count > clusters.get(config.cluster, len(cores) if config.cluster == ALL_CORES else 0):
+                raise ValueError(f"config {costs.config}: the machine has no such cores")
+            if (costs.config, costs.engine) in seen:
+                raise ValueError(f"config {costs.config}: appears twice")
+            seen.add((costs.config, costs.engine))
+        return self
+
+    @property
+    def all_cores(self) -> CoreConfig:
+        """The config of one worker over all cores: `all8`, or `cpu2` where there is one cluster."""
+        clusters = self.machine.clusters
+        name = clusters[0].name if len(clusters) == 1 else ALL_CORES
+        return CoreConfig(name, sum(len(c.cores) for c in clusters))
+
+    @property
+    def layer_count(self) -> int:
+        """Number of layers."""
+        return len(self.network.layers)
+
+    @cached_property
+    def by_config(self) -> dict[CoreConfig, ConfigCosts]:
+        """The costs by core config."""
+        return {costs.core_config: costs for costs in self.configs}
+
+    @cached_property
+    def _prefix(self) -> dict[tuple[CoreConfig, bool], NDArray[np.float64]]:
+        """Running sums of layer seconds, so that a segment costs two look-ups."""
+        sums = {}
+        for config, costs in self.by_config.items():
+            alone = np.concatenate([[0.0], np.cumsum(costs.layer_s)])
+            busy = alone if costs.layer_busy_s is None else np.concatenate([[0.0], np.cumsum(costs.layer_busy_s)])
+            sums[config, False], sums[config, True] = alone, busy
+        return sums
+
+    def legal_cuts(self) -> tuple[int, ...]:
+        """The inner cuts where the network may be divided."""
+        illegal = set(self.network.illegal_cuts)
+        return tuple(i for i in range(1, self.layer_count) if i not in illegal)
+
+    def segment_s(self, config: CoreConfig, start: int, stop: int, *, busy: bool = True) -> float:
+        """Seconds of layers `start` to `stop - 1` as one segment on `config`, without hops.
+
+        Args:
+            config: a core config of this table.
+            start: first layer.
+            stop: one past the last layer.
+            busy: with every other core busy (where that was measured), as in a running plan.
+
+        Raises:
+            UnknownNameError: the table has no such config.
+        """
+        if config not in self.by_config:
+            raise UnknownNameError("core config", str(config), map(str, self.by_config))
+        costs, sums = self.by_config[config], self._prefix[config, busy]
+        edges = self.network.cut_bytes[start] + self.network.cut_bytes[stop]
+        return float(sums[stop] - sums[start]) + costs.segment_s + costs.segment_s_per_byte * edges
+
+    def half_hop_s(self, cut: int) -> float:
+        """Seconds that one worker spends on handing a frame over at `cut` (giving or taking it).
+
+        At cut 0 and at the last cut the other side is the user's process.
+        """
+        if cut in (0, self.layer_count):
+            return self.hop.edge_s
+        return (self.hop.fixed_s + self.hop.per_byte_s * self.network.cut_bytes[cut]) / 2
+
+    def hop_load_s(self, config: CoreConfig, start: int, stop: int, *, busy: bool = True) -> float:
+        """Seconds that a worker on `config` spends on one frame for this segment, its half hops included."""
+        return self.segment_s(config, start, stop, busy=busy) + self.half_hop_s(start) + self.half_hop_s(stop)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+
+from corepipe.api import engine_name
+from corepipe.cache import TableCache
+from corepipe.cost.calibration import PartialCalibration
+from corepipe.cost.predict.table import predict_table
+from corepipe.cost.profile import table_machine
+from corepipe.cost.source import CalibrationStore, check_trust, find_costs, mismatch, read_calibration
+from corepipe.cost.table import EngineName
+from corepipe.errors import DocumentError, NotTrustworthyError, UsageError
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return TableCache(tmp_path / "cache")
+
+
+@pytest.fixture
+def mine(calibration, here):
+    """A calibration that claims to be of this machine."""
+    return calibration.model_copy(update={"machine": table_machine(here)})
+
+
+def never():
+    raise AssertionError("nothing should be measured")
+
+
+def test_a_kept_profile_comes_first(chain, here, calibration, mine, cache):
+    engine = engine_name()
+    table = predict_table(chain, calibration).table
+    cache.save(cache.path(chain, here, engine), table)
+    CalibrationStore(cache).save(here, engine, mine)
+    found = find_costs(chain, here, engine, never, cache=cache)
+    assert found.table == table
+    assert "kept profile" in found.source
+    assert find_costs(chain, here, engine, never, cache=cache, predict=True).prediction is not None
+
+
+def test_then_a_calibration(chain, here, mine, cache):
+    engine = engine_name()
+    CalibrationStore(cache).save(here, engine, mine)
+    found = find_costs(chain, here, engine, never, cache=cache)
+    assert found.prediction is not None
+    assert "predicted" in found.source
+    noisy = mine.model_copy(update={"trustworthy": False, "spread": 0.3})
+    CalibrationStore(cache).save(here, engine, noisy)
+    assert "30.0%" in find_costs(chain, here, engine, never, cache=cache).source
+
+
+def test_then_it_is_measured(chain, here, calibration, cache):
+    table = predict_table(chain, calibration).table
+    found = find_costs(chain, here, engine_name(), lambda: table, cache=cache)
+    assert found.table is table
+    assert "measured" in found.source
+
+
+def test_without_a_cache_it_is_measured(chain, here, mine, calibration, cache):
+    CalibrationStore(cache).save(here, engine_name(), mine)
+    table = predict_table(chain, calibration).table
+    assert find_costs(chain, here, engine_name(), lambda: table, cache=cache, use_cache=False).table is table
+
+
+def test_a_prediction_needs_a_calibration(chain, here, cache, calibration):
+    with pytest.raises(UsageError, match="corepipe calibrate"):
+        find_costs(chain, here, engine_name(), never, cache=cache, predict=True)
+    given = find_costs(chain, here, engine_name(), never, cache=cache, calibration=calibration)
+    assert given.table.machine == calibration.machine
+
+
+def test_a_calibration_of_elsewhere_is_named_and_refused(calibration, mine, here, tmp_path, caplog):
+    path = tmp_path / "other.json"
+    calibration.write(path)
+    with pytest.raises(UsageError, match="another machine"):
+        read_calibration(path, here, engine_name())
+    assert read_calibration(path, here, engine_name(), force=True) == calibration
+    assert "another machine" in caplog.text
+    assert read_calibration(path, None, None) == calibration
+    assert "1.0.0" in mismatch(mine, here, EngineName(name="onnxruntime", version="1.0.0"))
+    assert mismatch(mine, here, engine_name()) == ""
+
+
+def test_a_noisy_calibration_is_kept_and_marked(calibration):
+    check_trust(calibration)
+    with pytest.raises(NotTrustworthyError, match=r"12\.0%") as caught:
+        check_trust(calibration.model_copy(update={"trustworthy": False, "spread": 0.12}))
+    assert caught.value.exit_code == 3
+
+
+def test_what_an_interrupted_calibration_left_is_found_again(here, calibration, mine, cache):
+    store, engine = CalibrationStore(cache), engine_name()
+    assert store.load(here, engine) is None
+    assert store.load_partial(here, engine) is None
+    partial = PartialCalibration(set_version=1, measurements=calibration.measurements[:2])
+    store.save_partial(here, engine, partial)
+    assert store.load_partial(here, engine) == partial
+    store.save(here, engine, mine)
+    assert store.load_partial(here, engine) is None
+    assert store.load(here, engine) == mine
+
+
+def test_damaged_files_are_reported_and_ignored(here, mine, cache, caplog):
+    store, engine = CalibrationStore(cache), engine_name()
+    path = store.save(here, engine, mine)
+    path.write_text(path.read_text()[:1000])
+    assert store.load(here, engine) is None
+    assert "damaged" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_advice(here, mine, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DocumentError, match="COREPIPE_CACHE"):
+        CalibrationStore(TableCache(tmp_path / "file" / "cache")).save(here, engine_name(), mine)

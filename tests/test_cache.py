@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from corepipe import api
+from corepipe.cache import TableCache
+from corepipe.cost import profile as profiling
+from corepipe.cost.table import HopCosts
+from corepipe.network.load import open_network
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(profiling, "_SECONDS", 0.01)
+    monkeypatch.setattr(profiling, "measure_hop", lambda topology: HopCosts())
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The configs that were really measured."""
+    seen = []
+    real = profiling._measure_config
+    monkeypatch.setattr(profiling, "_measure_config", lambda *args: seen.append(str(args[2])) or real(*args))
+    return seen
+
+
+def test_costs_are_measured_once_and_kept_privately(chain, here, measured):
+    first = api.costs(chain, here)
+    again = api.costs(chain, here)
+    assert first == again
+    assert len(measured) == len(profiling.core_configs(here))
+    folder = TableCache().folder
+    assert {path.name.rsplit(".", 2)[1] for path in folder.iterdir()} == {"costs", "hop"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    api.costs(chain, here, use_cache=False)
+    assert len(measured) == 2 * len(profiling.core_configs(here))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 99])
+def test_a_damaged_cache_file_is_reported_and_measured_again(chain, here, measured, damage, caplog):
+    first = api.costs(chain, here)
+    path = TableCache().path(chain, here, api.engine_name())
+    path.write_bytes(damage(path.read_bytes()))
+    second = api.costs(chain, here)
+    assert "damaged" in caplog.text
+    assert second.network == first.network
+    assert TableCache().load(path) == second
+
+
+def test_a_cache_folder_that_cannot_be_written_is_no_error(chain, here, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path / "file" / "cache"))
+    assert api.costs(chain, here).configs
+    assert "cannot keep measured costs" in caplog.text
+
+
+def test_an_interrupted_profile_is_resumed_from_the_cache(chain, two_cores, measured, monkeypatch):
+    real = TableCache.save_partial
+
+    def save_and_interrupt(self, *args):
+        real(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableCache, "save_partial", save_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            api.costs(chain, two_cores)
+    assert len(measured) == 1
+    api.costs(chain, two_cores)
+    assert len(measured) == len(profiling.core_configs(two_cores))
+    assert not [name for name in os.listdir(TableCache().folder) if "partial" in name]
+
+
+def test_a_damaged_hop_file_is_made_anew(chain, here, measured):
+    api.costs(chain, here)
+    path = TableCache().hop_path(here, api.engine_name())
+    path.write_text("rubbish")
+    TableCache().path(chain, here, api.engine_name()).unlink()
+    api.costs(chain, here)
+    assert TableCache().load_partial(path.with_suffix(".none"), path).hop is not None
+
+
+def test_a_very_long_network_name_is_no_error(make_chain, here, tmp_path, measured):
+    path = tmp_path / ("n" * 200 + ".onnx")
+    path.write_bytes(make_chain().SerializeToString())
+    assert api.costs(open_network(path), here).configs
