@@ -1,0 +1,71 @@
+"""Plans side by side in simulated time, with results like those of measured ones."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+
+import numpy as np
+
+from corepipe.compare import HopCheck, PlanResult
+from corepipe.cost.table import CostTable
+from corepipe.plan.model import Plan, evaluate
+from corepipe.simulate.events import DEFAULT_FRAMES, Contention, simulate
+from corepipe.simulate.result import Simulation
+
+_SLICES = 5
+
+
+def simulate_bench(
+    table: CostTable,
+    plans: Mapping[str, Plan],
+    *,
+    frames: int = DEFAULT_FRAMES,
+    jitter: float = 0.0,
+    contention: Contention | None = None,
+    seed: int = 0,
+) -> list[PlanResult]:
+    """Simulated results of several plans, as `corepipe.compare.compare` gives measured ones.
+
+    Nothing is computed, so there is no memory to report (0) and no output to differ (largest error 0).
+
+    Args:
+        table: the costs.
+        plans: by the name to report.
+        frames, jitter, contention, seed: as for `simulate`.
+
+    Raises:
+        PlanError, UnknownNameError, UsageError: as for `simulate`.
+    """
+    return [
+        _result(name, simulate(plan, table, frames=frames, jitter=jitter, contention=contention, seed=seed), table)
+        for name, plan in plans.items()
+    ]
+
+
+def _result(name: str, run: Simulation, table: CostTable) -> PlanResult:
+    plan = run.plan
+    hops = []
+    for number, route in enumerate(plan.routes):
+        for index, hop in enumerate(route.hops):
+            times = [record.hops[index] for record in run.steady if record.route == number]
+            if times:
+                config = plan.worker(hop.worker).core_config
+                predicted = table.segment_s(config, hop.start, hop.stop, busy=len(plan.workers) > 1)
+                took = statistics.fmean(time.ended_ns - time.started_ns for time in times) * 1e-9
+                hops.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, took))
+    slices = run.slices(_SLICES)
+    p50, p90, p99 = (float(p) for p in np.percentile([record.latency_s for record in run.steady], [50, 90, 99]))
+    return PlanResult(
+        name=name,
+        plan=plan,
+        throughput_fps=run.throughput_fps,
+        throughput_spread_fps=(min(*slices, run.throughput_fps), max(*slices, run.throughput_fps)),
+        predicted_fps=evaluate(plan, table).throughput_fps,
+        latency_s=(p50, p90, p99),
+        busy=run.busy,
+        hops=tuple(hops),
+        peak_rss_bytes=0,
+        largest_error=0.0,
+        records=run.records,
+    )

@@ -1,0 +1,78 @@
+"""What a simulated plan did."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from corepipe.plan.model import Plan
+from corepipe.runtime.stream import FrameRecord
+
+_WARM_UP_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a plan did in simulated time.
+
+    Attributes:
+        plan: the plan.
+        records: one for each frame, in the order of submission; times are nanoseconds from the start.
+        fed_until_ns: when the last frame was fed; until then the workers had all the frames that they could take.
+        slots: frames that could be under way at once.
+    """
+
+    plan: Plan
+    records: tuple[FrameRecord, ...] = field(repr=False)
+    fed_until_ns: int
+    slots: int
+
+    @cached_property
+    def steady(self) -> tuple[FrameRecord, ...]:
+        """The frames that were done after the stream had filled and before feeding ended, in the order of their end.
+
+        All frames where there are too few for that.
+        """
+        done = sorted(self.records, key=lambda record: record.done_ns)
+        fill = max(2 * self.slots, int(_WARM_UP_SHARE * len(done)))
+        steady = tuple(record for record in done[fill:] if record.done_ns <= self.fed_until_ns)
+        return steady if len(steady) > 2 and steady[-1].done_ns > steady[0].done_ns else tuple(done)
+
+    @property
+    def span_s(self) -> float:
+        """Seconds between the first and the last result of the steady state; from 0 on where that is one moment."""
+        first, last = self.steady[0].done_ns, self.steady[-1].done_ns
+        return (last - first if last > first else last) * 1e-9
+
+    @property
+    def throughput_fps(self) -> float:
+        """Frames/s in the steady state."""
+        first, last = self.steady[0].done_ns, self.steady[-1].done_ns
+        frames = len(self.steady) - 1 if last > first else len(self.steady)
+        return frames / self.span_s if self.span_s > 0 else math.inf
+
+    @cached_property
+    def busy(self) -> dict[str, float]:
+        """For each worker the share of the steady state that it spent in segments, half hops not counted."""
+        last = self.steady[-1].done_ns
+        first = last - round(self.span_s * 1e9)
+        inside = dict.fromkeys((worker.name for worker in self.plan.workers), 0)
+        for record in self.records:
+            for hop in record.hops:
+                inside[hop.worker] += max(0, min(hop.ended_ns, last) - max(hop.started_ns, first))
+        return {name: ns / max(1, last - first) for name, ns in inside.items()}
+
+    def slices(self, count: int) -> list[float]:
+        """Frames/s of so many consecutive parts of the steady state, each with equally many frames."""
+        edges = np.linspace(0, len(self.steady) - 1, count + 1).astype(int)
+        times = [self.steady[edge].done_ns * 1e-9 for edge in edges]
+        rates = [
+            (b - a) / (until - since)
+            for (a, b), (since, until) in zip(itertools.pairwise(edges), itertools.pairwise(times), strict=True)
+            if b > a and until > since
+        ]
+        return [float(rate) for rate in rates] or [self.throughput_fps]
