@@ -1,0 +1,148 @@
+"""Results as an `.npz`: kept in unnamed files on disk until the end, then written in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corepipe.errors import CorepipeError, FrameError
+from corepipe.frames.model import display_name
+from corepipe.frames.sinks import Outputs, Sink, writing
+
+_PIECE = 2**22
+
+
+@dataclass
+class _Spool:
+    """The arrays of one output, one after another in a file without a name."""
+
+    file: IO[bytes]
+    rows: list[tuple[np.dtype[Any], tuple[int, ...]]] = field(default_factory=list)
+
+
+class NpzSink(Sink):
+    """All results in one `.npz`.
+
+    Entries: each output by its name, the frames along the first axis in place of a batch axis of 1 (where shapes differ
+    from frame to frame: one entry `NAME/0`, `NAME/1` ... for each); `frame_names` and `frame_index`; `failed_names` and
+    `failed_errors`. An output of such a name is put under `output:NAME`.
+
+    The file appears when the sink is closed, with what there is by then; without any frame an older file stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(display_name(path))
+        self._path = path
+        self._spools: dict[str, _Spool] = {}
+        self._names: list[str] = []
+        self._indices: list[int] = []
+        self._closed = False
+        with writing(self.name), _unnamed_file(path.parent):
+            pass
+        if path.exists() and not os.access(path, os.W_OK):
+            raise CorepipeError(f"{self.name}: cannot write results: the file is read-only")
+
+    def _write(self, index: int, frame: str, outputs: Outputs) -> None:
+        if self._closed:
+            raise CorepipeError(f"{self.name}: the results are closed already")
+        arrays = {name: _plain(array) for name, array in outputs.items()}
+        if not self._names and not self._spools:
+            with writing(self.name):
+                self._spools = {name: _Spool(_unnamed_file(self._path.parent)) for name in arrays}
+        if arrays.keys() != self._spools.keys():
+            raise FrameError(f"{frame}: has outputs {', '.join(arrays)}, earlier frames {', '.join(self._spools)}")
+        with writing(self.name):
+            for name, array in arrays.items():
+                self._spools[name].file.write(array.reshape(-1).view(np.uint8).data)
+        for name, array in arrays.items():
+            self._spools[name].rows.append((array.dtype, array.shape))
+        self._names.append(frame)
+        self._indices.append(index)
+
+    def _fail(self, index: int | None, frame: str, message: str) -> None:
+        """Nothing to do: `failed` is written at the end."""
+
+    def close(self) -> None:
+        """Write the file.
+
+        Raises:
+            CorepipeError: it cannot be written; an older file stays as it was.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        try:
+            if self._names or self.failed:
+                with writing(self.name):
+                    self._save(temporary)
+                    os.replace(temporary, self._path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            for spool in self._spools.values():
+                with contextlib.suppress(OSError):
+                    spool.file.close()
+
+    def _save(self, path: Path) -> None:
+        facts: dict[str, NDArray[Any]] = {
+            "frame_names": np.array(self._names, dtype=np.str_),
+            "frame_index": np.array(self._indices, dtype=np.int64),
+            "failed_names": np.array([name for name, _ in self.failed], dtype=np.str_),
+            "failed_errors": np.array([error for _, error in self.failed], dtype=np.str_),
+        }
+        with path.open("xb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                for name, spool in self._spools.items():
+                    _save_output(archive, f"output:{name}" if name in facts else name, spool)
+                for name, array in facts.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _unnamed_file(folder: Path) -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=folder)
+
+
+def _save_output(archive: zipfile.ZipFile, name: str, spool: _Spool) -> None:
+    """One output: a single array if all its rows are alike, else an entry for each."""
+    spool.file.seek(0)
+    dtype, shape = spool.rows[0]
+    if all(row == (dtype, shape) for row in spool.rows):
+        stacked = shape[1:] if shape[:1] == (1,) else shape
+        _save_array(archive, name, dtype, (len(spool.rows), *stacked), spool.file)
+        return
+    for i, (dtype, shape) in enumerate(spool.rows):
+        _save_array(archive, f"{name}/{i}", dtype, shape, spool.file)
+
+
+def _save_array(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], source: IO[bytes]
+) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    left = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+        np.lib.format.write_array_header_1_0(entry, header)
+        while left:
+            piece = source.read(min(left, _PIECE))
+            if not piece:
+                raise OSError("a temporary file is shorter than what was written to it")
+            entry.write(piece)
+            left -= len(piece)
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    """C-contiguous, and text instead of objects."""
+    array = np.asarray(array)
+    return np.array(array, dtype=np.str_ if array.dtype.hasobject else None, order="C", copy=None)

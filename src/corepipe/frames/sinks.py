@@ -1,0 +1,293 @@
+"""Where results go: text for people, JSONL, or an `.npz`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corepipe.errors import CorepipeError, UsageError
+from corepipe.frames.labels import class_count, class_output, top_k
+from corepipe.frames.model import display_name, reason_of
+from corepipe.network.model import TensorInfo
+
+MAX_VALUES = 256
+"""JSONL holds the values of outputs up to this size, and of larger ones a summary."""
+
+Outputs = Mapping[str, NDArray[Any]]
+
+
+class Sink(ABC):
+    """Takes the result or the failure of each frame; a context manager.
+
+    Attributes:
+        name: where it writes, for messages.
+        written: number of results so far.
+        failed: (frame, message) of the frames that failed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.written = 0
+        self.failed: list[tuple[str, str]] = []
+
+    def write(self, index: int, frame: str, outputs: Outputs) -> None:
+        """Add a result.
+
+        Args:
+            index: of the frame in its source, from 0.
+            frame: its name.
+            outputs: by output name.
+
+        Raises:
+            CorepipeError: it cannot be written (disk full, pipe closed).
+        """
+        self._write(index, frame, outputs)
+        self.written += 1
+
+    def fail(self, index: int | None, frame: str, message: str) -> None:
+        """Record that a frame has no result.
+
+        Args:
+            index: of the frame, None if it never became one (an unreadable file).
+            frame: its name.
+            message: the reason.
+
+        Raises:
+            CorepipeError: it cannot be written.
+        """
+        self.failed.append((frame, message))
+        self._fail(index, frame, message)
+
+    @abstractmethod
+    def _write(self, index: int, frame: str, outputs: Outputs) -> None: ...
+
+    @abstractmethod
+    def _fail(self, index: int | None, frame: str, message: str) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what was written so far. May be called more than once.
+
+        Raises:
+            CorepipeError: it cannot be written.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except CorepipeError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
+
+
+@contextlib.contextmanager
+def writing(name: str) -> Iterator[None]:
+    """Turns errors of the system into one clear `CorepipeError` that names `name`."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise CorepipeError(f"{name}: the program that reads the results has gone") from None
+    except OSError as error:
+        raise CorepipeError(f"{name}: cannot write results: {reason_of(error)}") from None
+
+
+class _LineSink(Sink):
+    """Writes text to a file of its own, or to a stream that it leaves open."""
+
+    def __init__(self, path: Path | None, stream: TextIO | None) -> None:
+        super().__init__("<stdout>" if path is None else display_name(path))
+        self._own = path is not None
+        with writing(self.name):
+            if path is not None:
+                stream = path.open("w", encoding="utf-8")
+        self._stream = stream or sys.stdout
+        self._broken = False
+
+    def _emit(self, text: str) -> None:
+        self._broken = True
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        with writing(self.name):
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            self._stream.flush()
+        self._broken = False
+
+    def close(self) -> None:
+        if not self._own or self._stream.closed:
+            return
+        if self._broken:
+            # The text that could not be written is still buffered; the error for it was raised already.
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            return
+        with writing(self.name):
+            self._stream.close()
+
+
+class TextSink(_LineSink):
+    """For people: the name of each frame, and under it the best classes or a summary of each output."""
+
+    def __init__(self, path: Path | None, stream: TextIO | None, labels: Sequence[str] | None, count: int) -> None:
+        super().__init__(path, stream)
+        self._labels = labels
+        self._count = count
+
+    def _write(self, index: int, frame: str, outputs: Outputs) -> None:
+        lines = [_clean(frame)]
+        best = class_output({n: a.shape for n, a in outputs.items()}, self._labels)
+        if best is not None:
+            scores = top_k(outputs[best], self._count, self._labels)
+            lines += [f"  score {s.score:.4f}  {_clean(s.label)}" for s in scores]
+        else:
+            for name, array in outputs.items():
+                facts = _summary(array)
+                span = f" min {facts['min']:.4g} max {facts['max']:.4g}" if facts.get("min") is not None else ""
+                bad = f", {facts['not_finite']} not finite" if facts.get("not_finite") else ""
+                lines.append(f"  {_clean(name)} {facts['dtype']}[{'x'.join(map(str, array.shape))}]{span}{bad}")
+        self._emit("\n".join(lines))
+
+    def _fail(self, index: int | None, frame: str, message: str) -> None:
+        self._emit(f"{_clean(frame)}\n  failed: {_clean(message)}")
+
+
+class JsonlSink(_LineSink):
+    """One JSON object a line for each frame.
+
+    `{"frame": NAME, "index": I, "top": [{"class": 1, "label": "goldfish", "score": 0.98}, ...]}` where an output holds
+    class scores; other outputs are under `"outputs": {NAME: {"dtype", "shape", "min", "max", "mean", "values"}}`,
+    `values` only up to `MAX_VALUES` of them. A failed frame has `"error"` instead. What is not finite becomes null.
+    """
+
+    def __init__(self, path: Path | None, stream: TextIO | None, labels: Sequence[str] | None, count: int) -> None:
+        super().__init__(path, stream)
+        self._labels = labels
+        self._count = count
+
+    def _write(self, index: int, frame: str, outputs: Outputs) -> None:
+        record: dict[str, Any] = {"frame": frame, "index": index}
+        best = class_output({n: a.shape for n, a in outputs.items()}, self._labels)
+        if best is not None:
+            scores = top_k(outputs[best], self._count, self._labels)
+            record["top"] = [
+                {
+                    "class": s.class_index,
+                    "label": s.label,
+                    "score": round(s.score, 6) if math.isfinite(s.score) else None,
+                }
+                for s in scores
+            ]
+        rest = {name: array for name, array in outputs.items() if name != best}
+        if rest:
+            record["outputs"] = {
+                name: _summary(a) | ({"values": _values(a)} if a.size <= MAX_VALUES else {}) for name, a in rest.items()
+            }
+        self._emit(json.dumps(record, allow_nan=False))
+
+    def _fail(self, index: int | None, frame: str, message: str) -> None:
+        self._emit(json.dumps({"frame": frame, "index": index, "error": message}))
+
+
+def _clean(text: str) -> str:
+    """Text that cannot steer a terminal or break a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _summary(array: NDArray[Any]) -> dict[str, Any]:
+    """dtype, shape and, for numbers, min, max and mean of the finite ones, and how many are not finite."""
+    facts: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
+    if array.dtype.kind not in "?biuf" or not array.size:
+        return facts
+    numbers = array.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    if finite.size:
+        low, high = float(finite.min()), float(finite.max())
+        # Scaled, because a sum of large numbers may overflow where their mean does not.
+        scale = max(abs(low), abs(high)) or 1.0
+        facts |= {"min": low, "max": high, "mean": float((finite / scale).mean()) * scale}
+    else:
+        facts |= dict.fromkeys(("min", "max", "mean"))
+    if finite.size < numbers.size:
+        facts["not_finite"] = int(numbers.size - finite.size)
+    return facts
+
+
+def _values(array: NDArray[Any]) -> Any:
+    """The values as nested lists that JSON can hold, floats with the digits of their type."""
+    if array.ndim:
+        return [_values(array[i, ...]) for i in range(len(array))]
+    if array.dtype.kind == "f":
+        return float(str(array)) if np.isfinite(array) else None
+    return array.item() if array.dtype.kind in "?biu" else str(array.item())
+
+
+def open_sink(
+    spec: str | os.PathLike[str] | None = None,
+    *,
+    outputs: Sequence[TensorInfo] | None = None,
+    labels: Sequence[str] | None = None,
+    top_k: int = 5,
+    stdout: TextIO | None = None,
+) -> Sink:
+    """Open what the user names as the place for results.
+
+    Args:
+        spec: None or `text` for text on the standard output, `-` for JSONL on the standard output, or a file: `.txt`,
+            `.jsonl` (`.ndjson`) or `.npz`. An older file is replaced.
+        outputs: the network's outputs; with them, labels that do not fit are refused at once.
+        labels: text of each class, see `read_labels`.
+        top_k: how many classes to give.
+        stdout: a stream instead of the process's own standard output.
+
+    Raises:
+        UsageError: unknown suffix, or labels or `top_k` that do not fit.
+        CorepipeError: the file cannot be written.
+
+    Example:
+        >>> with open_sink("results.jsonl", labels=read_labels("synset_words.txt")) as sink:      # doctest: +SKIP
+        ...     sink.write(0, "goldfish.jpg", {"logits": logits})
+    """
+    if top_k < 1:
+        raise UsageError(f"top-k of {top_k}: give at least 1")
+    if labels is not None and outputs is not None:
+        _check_labels(outputs, labels)
+    if spec is None or spec == "text":
+        return TextSink(None, stdout, labels, top_k)
+    if spec == "-":
+        return JsonlSink(None, stdout, labels, top_k)
+    path = Path(spec).expanduser()
+    suffix, name = path.suffix.lower(), display_name(path)
+    if path.is_dir():
+        raise UsageError(f"{name}: is a folder; name a file for the results, such as {name}/results.jsonl")
+    if suffix == ".txt":
+        return TextSink(path, None, labels, top_k)
+    if suffix in (".jsonl", ".ndjson"):
+        return JsonlSink(path, None, labels, top_k)
+    if suffix == ".npz":
+        from corepipe.frames.npz import NpzSink
+
+        return NpzSink(path)
+    raise UsageError(f"{name}: results are written as .txt, .jsonl or .npz, or '-' for JSONL on the standard output")
+
+
+def _check_labels(outputs: Sequence[TensorInfo], labels: Sequence[str]) -> None:
+    counts = {t.name: count for t in outputs if (count := class_count(t.shape))}
+    if len(labels) in counts.values() or any(t.shape is None for t in outputs):
+        return
+    found = ", ".join(f"{name!r} has {count} classes" for name, count in counts.items())
+    raise UsageError(f"{len(labels)} labels do not fit: {found or 'no output of the network holds class scores'}")
