@@ -1,0 +1,242 @@
+"""The results of `corepipe bench` for people, in sentences, and as JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from corepipe import __version__
+from corepipe.api import engine_name
+from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult
+from corepipe.cost.table import CostTable
+from corepipe.network.model import Network
+from corepipe.topology.model import Topology
+
+_OFF_BY = 0.9
+"""A prediction is called off where measured and predicted differ by more than this ratio."""
+
+
+DEFAULT = "all-cores"
+"""The plan that does what the engine does by default."""
+
+_STALE = 1.25
+"""Beyond this ratio between measured and predicted, the costs themselves are in doubt."""
+
+
+def best_result(results: Sequence[PlanResult]) -> PlanResult:
+    """The fastest plan whose outputs are right."""
+    return max(results, key=lambda r: (r.outputs_equal, r.throughput_fps))
+
+
+def render_bench(results: Sequence[PlanResult], title: str, console: Console, *, simulated: bool = False) -> None:
+    """A table of all plans and, in sentences, what it means.
+
+    Args:
+        results: the engine's default way first.
+        title: network and machine.
+        console: where to print.
+        simulated: whether nothing was run; there are no outputs and no memory then.
+    """
+    default = results[0]
+    table = Table(title=title, title_justify="left")
+    for heading in ("plan", "frames/s", "spread", "gain", "predicted", "p50 ms", "p90 ms", "p99 ms", "MB", "outputs"):
+        table.add_column(heading, justify="left" if heading in ("plan", "outputs") else "right")
+    best = best_result(results)
+    for result in results:
+        low, high = result.throughput_spread_fps
+        table.add_row(
+            result.name if result.same_as is None else f"{result.name} (= {result.same_as})",
+            f"{result.throughput_fps:.4g}" + ("" if result.stable else " ?"),
+            f"{low:.4g}-{high:.4g}",
+            f"{result.throughput_fps / default.throughput_fps:.2f}x",
+            f"{result.predicted_fps:.4g}",
+            *(f"{value * 1e3:.1f}" for value in result.latency_s),
+            f"{result.peak_rss_bytes / 1e6:.0f}" if result.peak_rss_bytes else "-",
+            _outputs(result, simulated),
+            style="bold" if result is best else None,
+        )
+    console.print(table)
+    for sentence in describe(results, simulated=simulated):
+        console.print(sentence, highlight=False, soft_wrap=True)
+
+
+def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[str]:
+    """What the results mean, in sentences."""
+    default, best = results[0], best_result(results)
+    what = "the engine's default way (all-cores" if default.name == DEFAULT else f"the first ({default.name}"
+    sentences = [f"Best: {best.name} at {best.throughput_fps:.4g} frames/s"]
+    if best is not default:
+        sentences[0] += f", {best.throughput_fps / default.throughput_fps:.2f}x {what}, {default.throughput_fps:.4g})"
+    sentences[0] += "."
+    rivals = [r.name for r in results if r is not best and r.same_as != best.name and best.same_as != r.name]
+    close = [n for n in rivals if _overlap(best, next(r for r in results if r.name == n))]
+    if close and not simulated:
+        sentences.append(f"No clear winner between it and {', '.join(close)}: their spreads overlap.")
+    sentences.append(_bottleneck(best))
+    for result in results:
+        if result.same_as is not None:
+            continue
+        if result.restarts:
+            sentences.append(f"{result.restarts} workers of {result.name} died and were replaced: not trustworthy.")
+        sentences.extend(_prediction_off(result))
+    if any(not result.stable for result in results):
+        sentences.append(
+            f"? marks an unstable figure: its slices lie more than {STABLE_SPREAD:.0%} from their median (or there was "
+            f"only one); close other programs, or see `corepipe doctor`."
+        )
+    worst = max(result.largest_error for result in results)
+    if simulated:
+        sentences.append("Simulated on the cost table: nothing was run, no output was computed.")
+    elif all(result.outputs_equal for result in results):
+        sentences.append(
+            f"All outputs equal the whole model's: largest difference {worst:.1e} of the largest magnitude "
+            f"(tolerance {RELATIVE_TOLERANCE:g})."
+        )
+    return sentences
+
+
+def bench_json(
+    results: Sequence[PlanResult],
+    network: Network,
+    topology: Topology,
+    table: CostTable,
+    command: Sequence[str],
+    frames: str,
+) -> dict[str, Any]:
+    """The results with their environment; see docs/bench.md for the keys."""
+    return {
+        "schema_version": 1,
+        "command": " ".join(command),
+        "environment": environment(topology),
+        "model": {
+            "name": network.name,
+            "sha256": network.sha256,
+            "layers": len(network.layers),
+            "flops": network.flops,
+            "weight_bytes": network.weight_bytes,
+        },
+        "topology": {
+            "machine": topology.machine,
+            "emulated": topology.emulated,
+            "clusters": [
+                {"name": c.name, "cores": [k.id for k in c.cores], "core_name": c.core_name, "capacity": c.capacity}
+                for c in topology.clusters
+            ],
+        },
+        "costs": table.provenance.model_dump(),
+        "frames": frames,
+        "results": results_json(results),
+        "best": best_result(results).name,
+    }
+
+
+def results_json(results: Sequence[PlanResult]) -> list[dict[str, Any]]:
+    """One object for each plan."""
+    return [
+        {
+            "plan": r.name,
+            "throughput_fps": r.throughput_fps,
+            "throughput_spread_fps": list(r.throughput_spread_fps),
+            "predicted_fps": r.predicted_fps,
+            "bound_fps": r.plan.bound_fps,
+            "latency_ms": dict(zip(("p50", "p90", "p99"), (v * 1e3 for v in r.latency_s), strict=True)),
+            "peak_rss_mb": r.peak_rss_bytes / 1e6,
+            "stable": r.stable,
+            "restarts": r.restarts,
+            "same_as": r.same_as,
+            "outputs_equal": r.outputs_equal,
+            "largest_relative_error": r.largest_error,
+            "bottleneck": r.bottleneck,
+            "busy": r.busy,
+            "hops": [
+                {
+                    "worker": h.worker,
+                    "layers": [h.start, h.stop],
+                    "predicted_ms": h.predicted_s * 1e3,
+                    "measured_ms": h.measured_s * 1e3,
+                }
+                for h in r.hops
+            ],
+        }
+        for r in results
+    ]
+
+
+def simulated_json(results: Sequence[PlanResult], table: CostTable, command: Sequence[str]) -> dict[str, Any]:
+    """The same for results that were simulated on a cost table."""
+    return {
+        "schema_version": 1,
+        "command": " ".join(command),
+        "simulated": True,
+        "environment": {"corepipe": __version__, "machine": table.machine.description},
+        "model": {"name": table.network.name, "sha256": table.network.sha256, "layers": table.layer_count},
+        "topology": {"clusters": [c.model_dump(mode="json") for c in table.machine.clusters]},
+        "costs": table.provenance.model_dump(),
+        "results": results_json(results),
+        "best": best_result(results).name,
+    }
+
+
+def environment(topology: Topology) -> dict[str, Any]:
+    """What a reader needs to judge a measurement."""
+    engine = engine_name()
+    return {
+        "corepipe": __version__,
+        "engine": f"{engine.name} {engine.version}",
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": topology.machine,
+        "cpus": len(topology.cpus),
+        "emulated": topology.emulated,
+        "load_average": list(os.getloadavg()),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _overlap(one: PlanResult, other: PlanResult) -> bool:
+    return one.throughput_spread_fps[0] <= other.throughput_spread_fps[1]
+
+
+def _outputs(result: PlanResult, simulated: bool) -> str:
+    if simulated:
+        return "simulated"
+    return "equal" if result.outputs_equal else f"DIFFER by {result.largest_error:.1e}"
+
+
+def machine_title(topology: Topology) -> str:
+    """The machine in a few words."""
+    clusters = " + ".join(f"{len(c.cores)} {c.core_name or c.name}" for c in topology.clusters)
+    emulated = ", cores slowed by emulation" if topology.emulated else ""
+    return f"{topology.machine or 'this machine'} ({clusters}{emulated})"
+
+
+def _bottleneck(result: PlanResult) -> str:
+    name = result.bottleneck
+    rest = [f"{other} {share:.0%}" for other, share in result.busy.items() if other != name]
+    beside = f"; beside it {', '.join(rest)}" if rest else ""
+    return f"Bottleneck of {result.name}: worker {name}, computing {result.busy[name]:.0%} of the time{beside}."
+
+
+def _prediction_off(result: PlanResult) -> list[str]:
+    """Which stage makes the difference where a plan is slower or faster than the table says."""
+    ratio = result.throughput_fps / result.predicted_fps
+    if _OFF_BY <= ratio <= 1 / _OFF_BY:
+        return []
+    worst = max(result.hops, key=lambda h: abs(h.measured_s - h.predicted_s), default=None)
+    sentence = f"{result.name} reaches {ratio:.0%} of its prediction"
+    if worst is not None and not _OFF_BY <= worst.measured_s / worst.predicted_s <= 1 / _OFF_BY:
+        sentence += (
+            f"; the stage that differs most is layers {worst.start}-{worst.stop - 1} on {worst.worker}: "
+            f"{worst.measured_s * 1e3:.2f} ms instead of {worst.predicted_s * 1e3:.2f} ms"
+        )
+    else:
+        sentence += "; its stages take what was predicted, the time goes between them"
+    if not 1 / _STALE <= ratio <= _STALE:
+        sentence += "; the costs may be out of date or were measured on a busy machine: try --no-cache"
+    return [sentence + "."]

@@ -1,0 +1,82 @@
+"""One plan's records as a result, where a single plan ran and nothing was compared."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from corepipe.compare import HopCheck, PlanResult
+from corepipe.cost.table import CostTable
+from corepipe.errors import FrameError
+from corepipe.plan.model import Plan, evaluate
+from corepipe.report.life import hops_done
+from corepipe.runtime.stream import FrameRecord
+
+_PARTS = 5
+
+
+def result_of_records(
+    name: str, plan: Plan, records: Sequence[FrameRecord], table: CostTable | None = None
+) -> PlanResult:
+    """What one run of a plan did, from the records of its frames.
+
+    The spread is over five equal parts of the run (fewer for a short one). What was not looked at is NaN: the largest
+    error, and without a table the predictions. Memory is 0, which means unknown.
+
+    Args:
+        name: of the result.
+        plan: the plan.
+        records: of its frames, failed ones included.
+        table: the costs that predictions are made from.
+
+    Raises:
+        FrameError: fewer than two frames ended well.
+        PlanError: plan and table are of different networks.
+    """
+    done = sorted((r for r in records if not r.failed), key=lambda r: r.done_ns)
+    if len(done) < 2 or done[-1].done_ns <= done[0].done_ns:
+        raise FrameError(f"{name}: {len(done)} frames with a result are too few to sum up; run more frames")
+    seconds = (done[-1].done_ns - done[0].done_ns) * 1e-9
+    busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
+    times: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    for record in done[1:]:
+        for hop in hops_done(record):
+            took = (hop.ended_ns - hop.started_ns) * 1e-9
+            busy[hop.worker] = busy.get(hop.worker, 0.0) + took / seconds
+            times[hop.worker, hop.start, hop.stop].append(took)
+    p50, p90, p99 = (float(p) for p in np.percentile([r.latency_s for r in done], [50, 90, 99]))
+    parts = _rates(done)
+    return PlanResult(
+        name=name,
+        plan=plan,
+        throughput_fps=(len(done) - 1) / seconds,
+        throughput_spread_fps=(min(parts), max(parts)),
+        predicted_fps=math.nan if table is None else evaluate(plan, table).throughput_fps,
+        latency_s=(p50, p90, p99),
+        busy={worker: min(share, 1.0) for worker, share in busy.items()},
+        hops=tuple(_check(plan, key, values, table) for key, values in sorted(times.items())),
+        peak_rss_bytes=0,
+        largest_error=math.nan,
+    )
+
+
+def _rates(done: Sequence[FrameRecord]) -> list[float]:
+    """Frames/s of each part of a run."""
+    edges = np.linspace(0, len(done) - 1, min(_PARTS, len(done) - 1) + 1).astype(int)
+    spans = [(b - a, (done[b].done_ns - done[a].done_ns) * 1e-9) for a, b in itertools.pairwise(edges)]
+    rates = [float(count / span) for count, span in spans if span > 0]
+    return rates or [(len(done) - 1) / ((done[-1].done_ns - done[0].done_ns) * 1e-9)]
+
+
+def _check(plan: Plan, key: tuple[str, int, int], seconds: Sequence[float], table: CostTable | None) -> HopCheck:
+    worker, start, stop = key
+    predicted = math.nan
+    if table is not None:
+        config = plan.worker(worker).core_config
+        predicted = table.segment_s(config, start, stop, busy=len(plan.workers) > 1)
+    return HopCheck(worker, start, stop, predicted, statistics.median(seconds))
