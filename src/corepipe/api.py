@@ -1,0 +1,160 @@
+"""What `import corepipe` offers, and what the command line is made of: costs, a plan, a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from corepipe import plan as planners
+from corepipe.cache import TableCache
+from corepipe.cost.profile import Progress, profile
+from corepipe.cost.source import Costs
+from corepipe.cost.source import find_costs as choose_costs
+from corepipe.cost.table import CostTable, EngineName
+from corepipe.errors import EngineError
+from corepipe.network.load import open_network
+from corepipe.network.model import Network
+from corepipe.plan.model import Plan
+from corepipe.runtime.stream import Stream
+from corepipe.topology import Topology, detect
+from corepipe.topology.model import ALL_CORES
+
+_log = logging.getLogger("corepipe")
+
+NOISY = 0.1
+"""A table whose runs spread more than this (half the interquartile range over the median) is called noisy."""
+
+_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")}
+"""Other distributions that hold the same library."""
+
+BEST_PLANNER = "routes"
+"""What `open` uses when it is not told otherwise: no other plan is better by the cost table."""
+
+
+def open(
+    model: str | os.PathLike[str],
+    plan: Plan | str | os.PathLike[str] | None = None,
+    *,
+    planner: str = BEST_PLANNER,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    cores: Iterable[int] | None = None,
+    use_cache: bool = True,
+) -> Stream:
+    """Open a model as a stream of frames over this machine's cores.
+
+    The first time, the network's layers are measured on every core config (seconds to a minute or two), or predicted
+    where `corepipe calibrate` has run; measured costs are kept in the user's cache folder.
+
+    Args:
+        model: path of an ONNX file, or the name of a network of the zoo.
+        plan: a plan, or the path of one; by default the best plan by the measured costs.
+        planner: which search finds the plan; see `corepipe plan --help`.
+        shapes: fixed shapes for inputs with dynamic dimensions (a dynamic batch becomes 1 by itself).
+        cores: the logical CPUs that may be used; by default all that this process may use.
+        use_cache: whether measured costs may be read from the cache.
+
+    Returns:
+        A stream; close it, or use it in a `with` statement.
+
+    Raises:
+        CorepipeError: the model, plan or machine is not usable; the message says what to do.
+
+    Example:
+        >>> with corepipe.open("squeezenet") as stream:                      # doctest: +SKIP
+        ...     for output in stream(frames):
+        ...         print(output.argmax())
+    """
+    network = open_network(model, shapes)
+    topology = detect(restrict_to=cores)
+    if plan is None:
+        planners.check_planner(planner, (cluster.name for cluster in topology.clusters))
+        table = find_costs(network, topology, use_cache=use_cache).table
+        plan = planners.plan(table, planner, tolerance=planners.MEASURED_TOLERANCE)
+    elif not isinstance(plan, Plan):
+        plan = Plan.read(plan)
+    return Stream(network, plan, topology)
+
+
+def engine_name(name: str = "onnxruntime") -> EngineName:
+    """An engine with its installed version, without importing it into this process.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    for distribution in (name, *_BUILDS.get(name, ())):
+        with contextlib.suppress(PackageNotFoundError):
+            return EngineName(name=name, version=version(distribution))
+    raise EngineError(f"engine {name} is not installed; install it with: pip install {name}")
+
+
+def costs(
+    network: Network,
+    topology: Topology,
+    *,
+    use_cache: bool = True,
+    on_progress: Progress = lambda share, text: None,
+) -> CostTable:
+    """The cost table of a network on this machine: from the cache, else measured now and kept.
+
+    Raises:
+        CorepipeError: measuring failed.
+    """
+    engine = engine_name()
+    cache = TableCache()
+    path, hop_path = cache.path(network, topology, engine), cache.hop_path(topology, engine)
+    table = cache.load(path) if use_cache else None
+    if table is None:
+        table = profile(
+            network,
+            topology,
+            engine,
+            done=cache.load_partial(path, hop_path) if use_cache else None,
+            on_progress=on_progress,
+            on_partial=lambda partial: cache.save_partial(path, hop_path, partial),
+        )
+        cache.save(path, table)
+        # All cores at once wait at barriers for unequal ones: that spreads by itself.
+        noisy = [c.config for c in table.configs if c.spread > NOISY and c.core_config.cluster != ALL_CORES]
+        if noisy:
+            _log.warning(
+                "the costs of %s were measured on %s while the machine was busy: plans may be off; close other "
+                "programs and measure anew with --no-cache",
+                network.name,
+                ", ".join(noisy),
+            )
+    return table
+
+
+def find_costs(
+    network: Network,
+    topology: Topology,
+    *,
+    use_cache: bool = True,
+    predict: bool = False,
+    measured: bool = False,
+    on_progress: Progress = lambda share, text: None,
+) -> Costs:
+    """The costs to plan with: kept ones, else predicted ones where this machine was calibrated, else measured now.
+
+    Args:
+        network: what is to be planned.
+        topology: where.
+        use_cache: whether kept costs and the machine's calibration may be used.
+        predict: never measure, and pass over kept costs.
+        measured: never predict.
+        on_progress: told of the progress of measuring.
+
+    Raises:
+        UsageError: a prediction is asked for and the machine was not calibrated.
+        CorepipeError: measuring failed.
+    """
+
+    def measure() -> CostTable:
+        return costs(network, topology, use_cache=use_cache, on_progress=on_progress)
+
+    if measured:
+        return Costs(measure(), "costs: measured")
+    return choose_costs(network, topology, engine_name(), measure, use_cache=use_cache, predict=predict)

@@ -1,0 +1,123 @@
+"""What `corepipe bench` compares, and on which frames."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corepipe import plan as planners
+from corepipe.cost.table import CostTable
+from corepipe.data import sample_frames
+from corepipe.errors import FrameError, UnknownNameError, UsageError
+from corepipe.frames import Preprocess, check_frame, open_source
+from corepipe.network.model import Network
+from corepipe.plan.model import Plan, evaluate
+from corepipe.run import image_inputs
+
+MAX_FRAMES = 16
+"""Distinct frames kept in memory and fed again and again."""
+
+
+def bench_names(clusters: Sequence[str], only: Sequence[str], own: Sequence[str] = ()) -> list[str]:
+    """The plans to compare: all cores first, each cluster, replicas, the pipelined ones, the user's own.
+
+    A cluster that holds all cores is left out, being the same as `all-cores`.
+
+    Args:
+        clusters: names of the machine's clusters.
+        only: names to keep; empty for all.
+        own: names of the user's own plans.
+
+    Raises:
+        UnknownNameError: `only` names no plan.
+        UsageError: two plans have the same name.
+    """
+    names = ["all-cores"]
+    if len(clusters) > 1:
+        names += [f"cluster:{name}" for name in clusters]
+    names += ["replicas", "pipe-it", "routes"]
+    for name in own:
+        if name in names:
+            raise UsageError(f"two plans are called {name!r}; rename the plan file")
+        names.append(name)
+    for name in only:
+        if name not in names:
+            raise UnknownNameError("plan", name, names)
+    return [name for name in names if not only or name in only]
+
+
+def read_plans(files: Sequence[Path]) -> dict[str, Plan]:
+    """Plan files by their stems.
+
+    Raises:
+        DocumentError: one is unreadable.
+        UsageError: two have the same stem.
+    """
+    plans: dict[str, Plan] = {}
+    for path in files:
+        if path.stem in plans:
+            raise UsageError(f"two plans are called {path.stem!r}; rename one of the files")
+        plans[path.stem] = Plan.read(path)
+    return plans
+
+
+def bench_plans(table: CostTable, names: Sequence[str], own: Mapping[str, Plan]) -> dict[str, Plan]:
+    """The named plans: the user's own, or found on the cost table.
+
+    Raises:
+        PlanError: a plan of the user's does not fit the table.
+    """
+    tolerance = planners.MEASURED_TOLERANCE if table.provenance.source in ("measured", "emulated") else 0.0
+    plans = {name: own[name] if name in own else planners.plan(table, name, tolerance=tolerance) for name in names}
+    for plan in plans.values():
+        evaluate(plan, table)
+    return plans
+
+
+def bench_frames(network: Network, spec: str | None) -> tuple[list[Mapping[str, NDArray[Any]]], str]:
+    """Frames for a comparison, in memory, and a sentence that says what they are.
+
+    Without `spec`: for image-like networks the photographs that come with corepipe, else seeded random numbers.
+
+    Raises:
+        UsageError, FrameError: `spec` names nothing that can be read.
+    """
+    images = image_inputs(network, {})
+    if spec is None and not images:
+        return _random_frames(network), f"{MAX_FRAMES} frames of seeded random numbers"
+    if spec is None:
+        frames = [frame for path in sample_frames() for frame in _read(network, str(path), images)]
+        how = next(iter(images.values())).describe()
+        return frames, f"{len(frames)} photographs that come with corepipe, {how}; decoding is not timed here"
+    frames = list(itertools.islice(_read(network, spec, images), MAX_FRAMES))
+    if not frames:
+        raise FrameError(f"{spec}: no readable frame")
+    return frames, f"{len(frames)} frames of {spec}; decoding is not timed here"
+
+
+def _read(network: Network, spec: str, images: Mapping[str, Preprocess]) -> Iterator[Mapping[str, NDArray[Any]]]:
+    with open_source(spec, inputs=network.inputs) as source:
+        for frame in source:
+            if not frame.is_image:
+                yield check_frame(frame.data, network.inputs, frame.name)
+            elif not images:
+                wanted = ", ".join(f"{t.name} {t}" for t in network.inputs)
+                raise UsageError(f"{spec}: images do not fit the inputs of {network.name} ({wanted}); give .npz files")
+            else:
+                yield {name: prepare(np.asarray(frame.data)) for name, prepare in images.items()}
+
+
+def _random_frames(network: Network) -> list[Mapping[str, NDArray[Any]]]:
+    generator = np.random.default_rng(0)
+    return [{t.name: _random(generator, t.dtype, t.shape or ()) for t in network.inputs} for _ in range(MAX_FRAMES)]
+
+
+def _random(generator: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if dtype.kind == "f":
+        return generator.standard_normal(shape, np.float32).astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)

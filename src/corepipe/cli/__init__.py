@@ -1,0 +1,65 @@
+"""The command line: reads options, calls the library, prints. Results on stdout, progress and log on stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from corepipe import __version__
+from corepipe.cli import frames, machine, model
+from corepipe.cli.common import app, log
+from corepipe.errors import CorepipeError
+
+__all__ = ["app", "frames", "machine", "main", "model"]
+
+
+_ORDER = ("doctor", "inspect", "profile", "calibrate", "predict", "plan", "bench", "run", "simulate", "emulate")
+app.registered_commands.sort(key=lambda command: _ORDER.index(getattr(command.callback, "__name__", "")))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"corepipe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def main() -> None:
+    """Entry point: errors become one message and an exit code (1 failed, 2 wrong usage, 3 not trustworthy)."""
+    logging.basicConfig(format="corepipe: %(message)s", level=logging.WARNING)
+    try:
+        app(prog_name="corepipe")
+    except CorepipeError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory; use a smaller model or fewer workers", 1)
+    except Exception as error:
+        if os.environ.get("COREPIPE_DEBUG"):
+            raise
+        _fail(f"this is a bug in corepipe: {type(error).__name__}: {error} (COREPIPE_DEBUG=1 shows where)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    log.print(f"[bold red]error:[/] {_escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

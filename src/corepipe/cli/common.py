@@ -1,0 +1,122 @@
+"""What the commands share: the application, options, consoles, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from corepipe.document import write_atomically
+
+app = typer.Typer(
+    help="CNN inference at the highest throughput that a CPU with unequal cores can give.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Argument(help="An ONNX file, or a network of the zoo: squeezenet, resnet50, ...")]
+Shapes = Annotated[
+    list[str] | None, typer.Option("--shape", help="Fix an input's shape: name:1x3x224x224. May be repeated.")
+]
+Cores = Annotated[str | None, typer.Option("--cores", help="Stay within these logical CPUs: 0-3,6.")]
+Json = Annotated[str | None, typer.Option("--json", help="Write the results as JSON to this file, or - for stdout.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure anew instead of using kept costs.")]
+Planner = Annotated[
+    str, typer.Option(help="routes, pipeline, pipe-it, replicas, all-cores, or cluster:NAME.", show_default=True)
+]
+
+Trace = Annotated[Path | None, typer.Option("--trace", help="Write a timeline that opens in ui.perfetto.dev.")]
+
+Report = Annotated[Path | None, typer.Option("--report", help="Write an HTML page with everything to look at.")]
+
+log = Console(stderr=True)
+
+
+def out() -> Console:
+    """The console for results; piped output is not cut to a terminal's width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160, soft_wrap=True)
+
+
+def write_json(target: str | None, data: Callable[[], Any]) -> bool:
+    """Write JSON where the user wants it; False if nowhere, so that the caller prints for people."""
+    if target is None:
+        return False
+    value = data()
+    text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        write_atomically(target, text)
+    return True
+
+
+def network_of(model: str, shapes: list[str] | None) -> Any:
+    """The network that the user names."""
+    from corepipe.network.load import open_network, parse_shape
+
+    return open_network(model, dict(parse_shape(text) for text in shapes or ()))
+
+
+def topology_of(cores: str | None) -> Any:
+    """This machine, within the CPUs that the user names."""
+    from corepipe.topology import detect, parse_cpu_list
+
+    return detect(restrict_to=None if cores is None else parse_cpu_list(cores))
+
+
+def costs_of(network: Any, topology: Any, no_cache: bool, *, predict: bool = False, measured: bool = False) -> Any:
+    """The costs to plan with, and on stderr where they come from.
+
+    Args:
+        network: the network.
+        topology: the machine.
+        no_cache: measure now.
+        predict: do not measure: predict from this machine's calibration.
+        measured: do not predict.
+    """
+    from corepipe import api
+
+    with ProgressBar() as on_progress:
+        found = api.find_costs(
+            network,
+            topology,
+            use_cache=not no_cache,
+            predict=predict,
+            measured=measured,
+            on_progress=on_progress,
+        )
+    log.print(found.source, highlight=False, soft_wrap=True, markup=False)
+    return found.table
+
+
+class ProgressBar:
+    """A live bar on a terminal, nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=log,
+            transient=True,
+            disable=not log.is_terminal,
+        )
+
+    def __enter__(self) -> Callable[[float, str], None]:
+        self._bar.start()
+        task = self._bar.add_task("", total=1.0)
+        return lambda share, text: self._bar.update(task, completed=share, description=text)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

@@ -1,0 +1,68 @@
+"""Commands about the machine: doctor, calibrate, emulate."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from corepipe.cli.common import (
+    Cores,
+    Json,
+    ProgressBar,
+    app,
+    log,
+    out,
+    topology_of,
+    write_json,
+)
+
+
+@app.command()
+def doctor(cores: Cores = None, json_to: Json = None) -> None:
+    """Show this machine's clusters, what may be used of it, and what would spoil a measurement."""
+    from corepipe.report.doctor import doctor_json, render_doctor
+
+    topology = topology_of(cores)
+    if not write_json(json_to, lambda: doctor_json(topology)):
+        render_doctor(topology, out())
+
+
+@app.command()
+def calibrate(
+    cores: Cores = None,
+    json_to: Json = None,
+) -> None:
+    """Measure this machine once (some minutes), so that networks can be planned without running them."""
+    from corepipe.api import engine_name
+    from corepipe.cost import calibrate as calibrating
+    from corepipe.cost.source import CalibrationStore, check_trust
+    from corepipe.report.predict import render_calibration
+
+    topology, engine, store = topology_of(cores), engine_name(), CalibrationStore()
+    with ProgressBar() as on_progress:
+        found = calibrating.calibrate(
+            topology,
+            engine,
+            done=store.load_partial(topology, engine),
+            on_progress=on_progress,
+            on_partial=lambda partial: store.save_partial(topology, engine, partial),
+        )
+    path = store.save(topology, engine, found)
+    log.print(f"kept in {path}; copy it to plan for this machine elsewhere (predict --machine)", soft_wrap=True)
+    if not write_json(json_to, found.to_json):
+        render_calibration(found, out())
+    check_trust(found)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def emulate(
+    command: Annotated[list[str], typer.Argument(help="The command to run, after --.")],
+    slow: Annotated[
+        list[str], typer.Option("--slow", help="CPUs and the share of their speed to leave: 1:0.4 or 4-7:0.4.")
+    ],
+) -> None:
+    """Run a command while chosen cores are slower, for everyone: corepipe emulate --slow 1:0.4 -- COMMAND."""
+    from corepipe.emulate import parse_slow, run_command
+
+    raise typer.Exit(run_command(parse_slow(*slow), command))

@@ -1,0 +1,155 @@
+"""Commands about a model on a machine: inspect, profile, predict, plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from corepipe.cli.common import (
+    Cores,
+    Json,
+    Model,
+    NoCache,
+    Planner,
+    ProgressBar,
+    Shapes,
+    app,
+    costs_of,
+    log,
+    network_of,
+    out,
+    topology_of,
+    write_json,
+)
+from corepipe.errors import UsageError
+
+
+@app.command()
+def inspect(model: Model, shape: Shapes = None, json_to: Json = None) -> None:
+    """Show a model's layers: shapes, GEMM dims, FLOPs, bytes, and what crosses at each cut."""
+    from corepipe.report.inspect import inspect_json, render_inspect
+
+    network = network_of(model, shape)
+    if not write_json(json_to, lambda: inspect_json(network)):
+        render_inspect(network, out())
+
+
+@app.command()
+def profile(
+    model: Model,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure each distinct layer once, predict the rest (needs a calibration).")
+    ] = False,
+    shape: Shapes = None,
+    cores: Cores = None,
+    no_cache: NoCache = False,
+    json_to: Json = None,
+) -> None:
+    """Measure every layer on every core config of this machine; Ctrl-C and start again to go on."""
+    from corepipe.report.costs import render_costs
+
+    network, topology = network_of(model, shape), topology_of(cores)
+    table = _quick(network, topology) if quick else costs_of(network, topology, no_cache, measured=True)
+    if not write_json(json_to, table.to_json):
+        render_costs(table, out())
+
+
+def _quick(network: Any, topology: Any) -> Any:
+    from corepipe.api import engine_name
+    from corepipe.cost.quick import profile_quick
+    from corepipe.cost.source import CalibrationStore
+
+    engine = engine_name()
+    calibration = CalibrationStore().load(topology, engine)
+    if calibration is None:
+        raise UsageError("--quick predicts what it does not measure: run `corepipe calibrate` once first")
+    with ProgressBar() as on_progress:
+        found = profile_quick(network, topology, engine, calibration, on_progress=on_progress)
+    measured, count = found.distinct
+    log.print(f"{measured} distinct layers of {count} measured; error of what is predicted: {found.error:.1%}")
+    return found.table
+
+
+@app.command()
+def predict(
+    model: Model,
+    machine: Annotated[
+        Path | None, typer.Option("--machine", help="Predict for the board that this calibration file is of.")
+    ] = None,
+    shape: Shapes = None,
+    json_to: Json = None,
+) -> None:
+    """Predict every layer's time on every core config from its descriptor alone, with intervals."""
+    from corepipe.report.predict import prediction_json, render_prediction
+
+    prediction = _predicted(network_of(model, shape), machine)
+    if not write_json(json_to, lambda: prediction_json(prediction)):
+        render_prediction(prediction, out())
+
+
+def _predicted(network: Any, machine: Path | None) -> Any:
+    """The prediction for the board of a calibration file, or for this machine."""
+    from corepipe.api import engine_name
+    from corepipe.cost.predict.table import predict_table
+    from corepipe.cost.source import CalibrationStore, read_calibration
+
+    if machine is not None:
+        return predict_table(network, read_calibration(machine, None, None))
+    found = CalibrationStore().load(topology_of(None), engine_name())
+    if found is None:
+        raise UsageError("this machine was not calibrated; run `corepipe calibrate` once (some minutes)")
+    return predict_table(network, found)
+
+
+@app.command()
+def plan(
+    model: Model,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan to this file.")] = None,
+    planner: Planner = "routes",
+    latency_budget_ms: Annotated[
+        float | None, typer.Option(help="The most that a frame may take on its route.")
+    ] = None,
+    memory_budget_mb: Annotated[float | None, typer.Option(help="The most weights that all workers may hold.")] = None,
+    max_workers: Annotated[int | None, typer.Option(help="The most workers.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of throughput that routes may give up for fewer hops.")
+    ] = 0.02,
+    predicted: Annotated[
+        bool, typer.Option("--predict", help="Measure nothing: predict the costs from this machine's calibration.")
+    ] = False,
+    machine: Annotated[
+        Path | None, typer.Option("--machine", help="Plan for the board that this calibration file is of.")
+    ] = None,
+    shape: Shapes = None,
+    cores: Cores = None,
+    no_cache: NoCache = False,
+    json_to: Json = None,
+) -> None:
+    """Find the best plan for a model on this machine, and say why it is the best."""
+    from corepipe import plan as planners
+    from corepipe.report.plan import render_plan
+
+    network = network_of(model, shape)
+    if machine is not None:
+        table = _predicted(network, machine).table
+    else:
+        topology = topology_of(cores)
+        planners.check_planner(planner, [c.name for c in topology.clusters])
+        table = costs_of(network, topology, no_cache, predict=predicted)
+    weights = [layer.descriptor.bytes_weights for layer in network.layers]
+    found = planners.plan(
+        table,
+        planner,
+        tolerance=tolerance,
+        latency_budget_s=None if latency_budget_ms is None else latency_budget_ms / 1e3,
+        memory_budget_bytes=None if memory_budget_mb is None else memory_budget_mb * 1e6,
+        layer_weight_bytes=weights,
+        max_workers=max_workers,
+    )
+    if output is not None:
+        found.write(output)
+        log.print(f"plan written to {output}; run it with: corepipe run {model} --plan {output} --input FRAMES")
+    if not write_json(json_to, found.to_json):
+        render_plan(found, table, out())

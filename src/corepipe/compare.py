@@ -1,0 +1,330 @@
+"""Plans of one network measured side by side, interleaved in one run, with their outputs checked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from corepipe import engine
+from corepipe.cost.table import CostTable
+from corepipe.errors import FrameError
+from corepipe.network.model import Network
+from corepipe.plan.model import Plan, evaluate
+from corepipe.runtime.stream import FrameRecord, Output, Stream
+from corepipe.topology.model import Topology
+
+RELATIVE_TOLERANCE = 1e-3
+"""Largest difference from the whole model that counts as equal, relative to the largest magnitude of the output."""
+
+STABLE_SPREAD = 0.05
+"""A result whose slices lie further from their median than this (half the range, relative) is marked unstable."""
+
+_FRAMES_PER_SLICE = 12
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class HopCheck:
+    """One hop of a plan: seconds by the table and as measured (mean, which throughput depends on)."""
+
+    worker: str
+    start: int
+    stop: int
+    predicted_s: float
+    measured_s: float
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What one plan did.
+
+    Attributes:
+        throughput_fps: median over the slices; `throughput_spread_fps` their minimum and maximum.
+        latency_s: p50, p90 and p99 from submission to result, with the stream kept full.
+        busy: share of the measured time that each worker spent running segments.
+        peak_rss_bytes: memory that the workers hold at the most (looked at after each slice), the slots counted once;
+            0 where the system does not tell.
+        largest_error: largest difference from the whole model, relative to the output's largest magnitude.
+        records: every frame of the last slice, for traces and pictures.
+        slices: how many slices there were.
+        restarts: workers that died and were replaced meanwhile.
+        same_as: the plan, measured under another name, that this one equals; None if it was measured itself.
+    """
+
+    name: str
+    plan: Plan
+    throughput_fps: float
+    throughput_spread_fps: tuple[float, float]
+    predicted_fps: float
+    latency_s: tuple[float, float, float]
+    busy: dict[str, float]
+    hops: tuple[HopCheck, ...]
+    peak_rss_bytes: int
+    largest_error: float
+    records: tuple[FrameRecord, ...] = field(default=(), repr=False)
+    slices: int = 0
+    restarts: int = 0
+    same_as: str | None = None
+
+    @property
+    def outputs_equal(self) -> bool:
+        """Whether the outputs equal the whole model's, within `RELATIVE_TOLERANCE`."""
+        return self.largest_error <= RELATIVE_TOLERANCE
+
+    @property
+    def stable(self) -> bool:
+        """Whether there were several slices, they agree within `STABLE_SPREAD`, and no worker died."""
+        low, high = self.throughput_spread_fps
+        agree = (high - low) / 2 <= STABLE_SPREAD * self.throughput_fps
+        return agree and self.slices != 1 and not self.restarts
+
+    @property
+    def bottleneck(self) -> str:
+        """The busiest worker, as measured."""
+        return max(self.busy, key=lambda name: self.busy[name])
+
+
+@dataclass
+class _Contender:
+    """A plan with its stream and what was measured so far."""
+
+    name: str
+    plan: Plan
+    records: list[FrameRecord] = field(default_factory=list)
+    slices: list[float] = field(default_factory=list)
+    kept: list[FrameRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    restarts: int = 0
+    largest_error: float = 0.0
+    peak_rss_bytes: int = 0
+    stream: Stream | None = None
+
+    def check(self, output: Any, expected: Mapping[str, NDArray[Any]]) -> None:
+        """Hold an output against the whole model's."""
+        if self.stream is not None:
+            self.largest_error = max(self.largest_error, _error(output, expected, self.stream.network))
+
+
+def compare(
+    network: Network,
+    plans: Mapping[str, Plan],
+    topology: Topology,
+    table: CostTable,
+    frames: Sequence[Mapping[str, NDArray[Any]]],
+    *,
+    rounds: int = 5,
+    slice_s: float = 1.0,
+    on_progress: Callable[[float, str], None] = lambda share, text: None,
+) -> list[PlanResult]:
+    """Measure plans against each other.
+
+    In each round every plan runs for a slice of time, the order rotating from round to round, so that a machine that
+    drifts or throttles does so for all of them. A slice counts the results that arrive after the stream has filled and
+    before feeding stops. The outputs of every frame are checked before the first slice, and those of the last frames
+    after each slice: never while it runs. Plans that are the same but for their names are measured once.
+
+    Args:
+        network: the network of all plans.
+        plans: by the name to report.
+        topology: the machine.
+        table: the costs that predictions are made from.
+        frames: input arrays by name; fed again and again in this order.
+        rounds: slices for each plan.
+        slice_s: seconds of a slice at the least; slow plans get longer ones.
+        on_progress: told of the progress.
+
+    Raises:
+        FrameError: the network failed on a frame.
+        WorkerError: a worker could not start.
+    """
+    expected = _reference(network, frames)
+    twins = _twins(plans)
+    contenders = [_Contender(name, plan) for name, plan in plans.items() if name not in twins]
+    keep_open = _fits_in_memory(network, plans.values())
+    steps = rounds * len(contenders)
+    with contextlib.ExitStack() as opened:
+        for number in range(rounds):
+            shift = number % len(contenders)
+            for index, contender in enumerate(contenders[shift:] + contenders[:shift]):
+                on_progress((number * len(contenders) + index) / steps, contender.name)
+                with contextlib.ExitStack() as brief:
+                    if contender.stream is None:
+                        stream = Stream(network, contender.plan, topology, on_record=contender.records.append)
+                        (opened if keep_open else brief).enter_context(stream)
+                        contender.stream = stream
+                        for output, want in zip(stream(frames), expected, strict=True):
+                            contender.check(output, want)
+                    _run_slice(contender, contender.stream, frames, expected, _slice_seconds(contender, table, slice_s))
+                    contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(contender.stream))
+                    contender.restarts += contender.stream.restarts
+                    contender.stream.restarts = 0
+                if not keep_open:
+                    contender.stream = None
+    on_progress(1.0, "done")
+    results = {contender.name: _result(contender, table) for contender in contenders}
+    for name, twin in twins.items():
+        results[name] = dataclasses.replace(results[twin], name=name, plan=plans[name], same_as=twin)
+    return [results[name] for name in plans]
+
+
+def _twins(plans: Mapping[str, Plan]) -> dict[str, str]:
+    """For each plan that is the same as an earlier one but for its names: that one's name."""
+    seen: dict[object, str] = {}
+    twins = {}
+    for name, plan in plans.items():
+        cores = {w.name: (w.cores, w.engine) for w in plan.workers}
+        total = plan.throughput_fps
+        routes = sorted(
+            (tuple((cores[h.worker], h.layers) for h in r.hops), round(r.rate_fps / total, 6)) for r in plan.routes
+        )
+        first = seen.setdefault((tuple(sorted(cores.values())), tuple(routes)), name)
+        if first != name:
+            twins[name] = first
+    return twins
+
+
+def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> float:
+    """Long enough for a dozen frames beside those that fill the stream."""
+    plan = contender.plan
+    fps = evaluate(plan, table).throughput_fps
+    return max(least, (_FRAMES_PER_SLICE + 2 * sum(len(r.hops) for r in plan.routes)) / fps)
+
+
+def _run_slice(
+    contender: _Contender,
+    stream: Stream,
+    frames: Sequence[Mapping[str, NDArray[Any]]],
+    expected: Sequence[dict[str, NDArray[Any]]],
+    seconds: float,
+) -> None:
+    contender.records.clear()
+    began = time.monotonic_ns()
+    deadline = began + int(seconds * 1e9)
+
+    def feed() -> Iterator[Mapping[str, NDArray[Any]]]:
+        for frame in itertools.cycle(frames):
+            if time.monotonic_ns() > deadline:
+                return
+            yield frame
+
+    last = deque(enumerate(stream(feed())), maxlen=len(frames))
+    for number, output in last:
+        contender.check(output, expected[number % len(frames)])
+    filled = 2 * sum(len(route.hops) for route in stream.plan.routes)
+    done = sorted(contender.records, key=lambda record: record.done_ns)
+    steady = [record for record in done[filled:] if record.done_ns <= deadline]
+    if len(steady) < 3:
+        raise FrameError(f"{contender.name}: too few frames in {seconds:.1f} s to measure; use longer slices")
+    span = (steady[-1].done_ns - steady[0].done_ns) * 1e-9
+    contender.slices.append((len(steady) - 1) / span)
+    contender.kept.extend(steady[1:])
+    contender.seconds += span
+
+
+def _result(contender: _Contender, table: CostTable) -> PlanResult:
+    plan = contender.plan
+    evaluation = evaluate(plan, table)
+    busy_costs = len(plan.workers) > 1
+    hops = []
+    for number, route in enumerate(plan.routes):
+        for index, hop in enumerate(route.hops):
+            times = [r.hops[index] for r in contender.kept if r.route == number]
+            if times:
+                predicted = table.segment_s(plan.worker(hop.worker).core_config, hop.start, hop.stop, busy=busy_costs)
+                measured = statistics.fmean(t.ended_ns - t.started_ns for t in times) * 1e-9
+                hops.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, measured))
+    busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
+    for record in contender.kept:
+        for time_ in record.hops:
+            busy[time_.worker] += (time_.ended_ns - time_.started_ns) * 1e-9 / contender.seconds
+    latencies = [record.latency_s for record in contender.kept]
+    p50, p90, p99 = (float(p) for p in np.percentile(latencies, [50, 90, 99]))
+    return PlanResult(
+        name=contender.name,
+        plan=plan,
+        throughput_fps=statistics.median(contender.slices),
+        throughput_spread_fps=(min(contender.slices), max(contender.slices)),
+        predicted_fps=evaluation.throughput_fps,
+        latency_s=(p50, p90, p99),
+        busy=busy,
+        hops=tuple(hops),
+        peak_rss_bytes=contender.peak_rss_bytes,
+        largest_error=contender.largest_error,
+        slices=len(contender.slices),
+        restarts=contender.restarts,
+        records=tuple(sorted(contender.records, key=lambda record: record.frame)),
+    )
+
+
+def _reference(network: Network, frames: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+    """The whole model's outputs: not extracted, not streamed, one thread of this process."""
+    compiled = engine.get("onnxruntime").compile(network.model.SerializeToString(), 1)
+    results = []
+    for frame in frames:
+        outputs: dict[str, NDArray[Any]] = {}
+        compiled.bind(
+            {t.name: np.ascontiguousarray(frame[t.name]) for t in network.inputs},
+            {t.name: _keeper(outputs, t.name) for t in network.outputs},
+        )()
+        results.append(outputs)
+    return results
+
+
+def _keeper(outputs: dict[str, NDArray[Any]], name: str) -> Callable[[NDArray[Any]], None]:
+    def keep(array: NDArray[Any]) -> None:
+        outputs[name] = array.copy()
+
+    return keep
+
+
+def _error(output: Any, expected: Mapping[str, NDArray[Any]], network: Network) -> float:
+    """Largest difference of any output, relative to its largest expected magnitude; infinite if not comparable."""
+    outputs: Output = output
+    named = outputs if isinstance(outputs, dict) else {network.outputs[0].name: outputs}
+    worst = 0.0
+    for name, want in expected.items():
+        got = named[name]
+        if got.shape != want.shape:
+            return math.inf
+        if want.size == 0:
+            continue
+        a, b = got.astype(np.float64), want.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+            largest = float(np.max(difference))
+            magnitude = float(np.nanmax(np.abs(b), initial=0.0))
+        if not math.isfinite(largest):
+            return math.inf
+        worst = max(worst, largest / magnitude if magnitude > 0 else largest)
+    return worst
+
+
+def _fits_in_memory(network: Network, plans: Any) -> bool:
+    """Whether the workers of all plans may be loaded at once (weights twice: as read, and packed by the engine)."""
+    weights = [layer.descriptor.bytes_weights for layer in network.layers]
+    total = sum(
+        2 * sum(weights[start:stop]) for plan in plans for w in plan.workers for start, stop in plan.segments_of(w.name)
+    )
+    return total < _MEMORY_SHARE * psutil.virtual_memory().available
+
+
+def _resident(stream: Stream) -> int:
+    """Bytes of memory that the workers hold: each one's own, and the shared slots once."""
+    total = 0
+    for pid in stream.worker_pids.values():
+        with contextlib.suppress(psutil.Error):
+            memory = psutil.Process(pid).memory_info()
+            total += memory.rss - getattr(memory, "shared", 0)
+    return total + stream.pool.arena.layout.nbytes if total else 0

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from corepipe import compare as comparing
+from corepipe.bench_setup import bench_names, bench_plans
+from corepipe.cost.profile import core_configs, table_machine, table_network
+from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance
+from corepipe.errors import UnknownNameError, UsageError
+from corepipe.plan import all_cores, replicas_per_core
+from corepipe.report.bench import bench_json, describe
+
+
+@pytest.fixture
+def table(chain, two_cores):
+    """Made-up costs for this machine."""
+    return CostTable(
+        network=table_network(chain),
+        machine=table_machine(two_cores),
+        engine=EngineName(name="onnxruntime", version="any"),
+        configs=tuple(
+            ConfigCosts(config=str(config), layer_s=(1e-4 / config.count,) * len(chain.layers))
+            for config in core_configs(two_cores)
+        ),
+        provenance=Provenance(source="made-up"),
+    )
+
+
+def names_of(topology):
+    return [cluster.name for cluster in topology.clusters]
+
+
+def frames(network, count=3):
+    generator = np.random.default_rng(0)
+    return [{"t0": generator.standard_normal(network.inputs[0].shape, np.float32)} for _ in range(count)]
+
+
+def test_every_plan_is_measured_and_equals_the_whole_model(chain, two_cores, table):
+    plans = bench_plans(table, bench_names(names_of(two_cores), ()), {})
+    results = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=2, slice_s=0.2)
+    assert [r.name for r in results] == list(plans)
+    for result in results:
+        low, high = result.throughput_spread_fps
+        assert 0 < low <= result.throughput_fps <= high
+        assert 0 < result.latency_s[0] <= result.latency_s[1] <= result.latency_s[2]
+        assert result.outputs_equal
+        assert set(result.busy) == {w.name for w in result.plan.workers}
+        assert all(0 < share < 1.05 for share in result.busy.values())
+        assert {(h.start, h.stop) for h in result.hops} == {h.layers for r in result.plan.routes for h in r.hops}
+        assert result.peak_rss_bytes > 10e6
+    data = bench_json(results, chain, two_cores, table, ["corepipe", "bench"], "made up")
+    assert data["best"] == max(results, key=lambda r: r.throughput_fps).name
+    assert {r["plan"] for r in data["results"]} == set(plans)
+    assert any("Bottleneck" in sentence for sentence in describe(results))
+
+
+def test_a_wrong_output_is_noticed(chain, two_cores, table, monkeypatch):
+    real = comparing._reference
+    monkeypatch.setattr(
+        comparing, "_reference", lambda *args: [{name: a * 1.01 for name, a in one.items()} for one in real(*args)]
+    )
+    plans = bench_plans(table, ["all-cores"], {})
+    (result,) = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.2)
+    assert not result.outputs_equal
+    assert result.largest_error == pytest.approx(0.01, rel=0.05)
+
+
+def test_plans_of_a_network_too_large_for_memory_are_opened_one_at_a_time(chain, two_cores, table, monkeypatch):
+    monkeypatch.setattr(comparing, "_MEMORY_SHARE", 0.0)
+    opened = []
+    real = comparing.Stream
+    monkeypatch.setattr(comparing, "Stream", lambda *args, **kw: opened.append(1) or real(*args, **kw))
+    plans = {"all-cores": all_cores(table), "per core": replicas_per_core(table)}
+    results = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=2, slice_s=0.1)
+    assert len(opened) == 4
+    assert all(r.outputs_equal for r in results)
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "error"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 2.1], [1.0, 2.0], 0.05),
+        ([1.0, np.nan], [1.0, 2.0], np.inf),
+        ([1.0, np.nan], [1.0, np.nan], 0.0),
+        ([np.inf, 1.0], [np.inf, 1.0], 0.0),
+        ([1.0], [1.0, 2.0], np.inf),
+        ([0.5, 0.0], [0.0, 0.0], 0.5),
+        ([], [], 0.0),
+    ],
+)
+def test_the_error_is_relative_to_the_largest_magnitude(chain, got, want, error):
+    name = chain.outputs[0].name
+    assert comparing._error(np.array(got), {name: np.array(want)}, chain) == pytest.approx(error)
+
+
+def test_plan_names_are_checked(here):
+    with pytest.raises(UnknownNameError, match="did you mean 'pipe-it'"):
+        bench_names(names_of(here), ["pipeit"])
+    with pytest.raises(UsageError, match="two plans are called 'routes'"):
+        bench_names(names_of(here), (), ["routes"])
+    assert bench_names(names_of(here), ["mine", "routes"], ["mine"]) == ["routes", "mine"]
+
+
+def test_plans_that_differ_only_in_names_are_measured_once(chain, two_cores, table):
+    one = replicas_per_core(table)
+    text = one.to_json()
+    for worker in one.workers:
+        text = text.replace(f'"{worker.name}"', f'"other-{worker.name}"')
+    other = type(one).from_json(text)
+    results = comparing.compare(chain, {"a": one, "b": other}, two_cores, table, frames(chain), rounds=2, slice_s=0.1)
+    assert [r.same_as for r in results] == [None, "a"]
+    assert results[0].throughput_fps == results[1].throughput_fps
+
+
+def test_a_single_slice_cannot_be_called_stable(chain, two_cores, table):
+    plans = bench_plans(table, ["all-cores"], {})
+    (result,) = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.1)
+    assert not result.stable
