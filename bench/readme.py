@@ -1,0 +1,96 @@
+"""Makes the README's tables from the committed result files, never by hand.
+
+python bench/readme.py            rewrite the tables between the markers in README.md
+python bench/readme.py --check    exit with 1 if they differ from the result files
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    old = readme.read_text()
+    new = fill(old)
+    if options.check:
+        if new != old:
+            print("README.md differs from the result files; run: python bench/readme.py", file=sys.stderr)
+        return int(new != old)
+    readme.write_text(new)
+    return 0
+
+
+def fill(text: str) -> str:
+    """The text with the tables between `<!-- results:FILE -->` and `<!-- end -->` made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- results:{match[1]} -->\n{render(RESULTS / match[1])}\n<!-- end -->"
+
+    return re.sub(r"<!-- results:(\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def render(path: Path) -> str:
+    """A result file as a Markdown table with its environment."""
+    data = json.loads(path.read_text())
+    return networks(data) if "networks" in data else boards(data)
+
+
+def networks(data: dict[str, Any]) -> str:
+    """The results of `bench/networks.py`."""
+    plans = list(dict.fromkeys(row["plan"] for one in data["networks"] for row in one["results"]))
+    lines = [f"| network | {' | '.join(plans)} | routes / bound |", "|---|" + "---|" * (len(plans) + 1)]
+    for one in data["networks"]:
+        rows = {row["plan"]: row for row in one["results"]}
+        best = max(row["throughput_fps"] for row in rows.values())
+        cells = [figure(rows[plan], best) if plan in rows else "-" for plan in plans]
+        routes = rows.get("routes")
+        share = f"{routes['throughput_fps'] / routes['bound_fps']:.2f}" if routes and routes.get("bound_fps") else "-"
+        lines.append(f"| {one['model']['name']} | {' | '.join(cells)} | {share} |")
+    env = data["networks"][0]["environment"]
+    how = f"cores slowed by emulation (`--slow {data['slow']}`)" if data["emulated"] else "measured, nothing emulated"
+    lines.append("")
+    lines.append(
+        f"Frames/s, median of interleaved slices (lowest to highest slice); `?` marks an unstable figure. "
+        f"{how.capitalize()}; "
+        f"{env['cpu']}, {env['cpus']} CPUs, {env['engine']}, fp32, batch 1, {env['date'][:10]}."
+    )
+    return "\n".join(lines)
+
+
+def figure(row: dict[str, Any], best: float) -> str:
+    """One throughput with its spread."""
+    low, high = row["throughput_spread_fps"]
+    value = f"{row['throughput_fps']:.3g}"
+    value = f"**{value}**" if row["throughput_fps"] == best else value
+    return f"{value} ({low:.3g}-{high:.3g}){'' if row['stable'] else ' ?'}"
+
+
+def boards(data: dict[str, Any]) -> str:
+    """The results of `bench/boards.py`."""
+    rows = [row for row in data["rows"] if "whole clusters" in row["board"]]
+    plans = list(rows[0]["fps"])
+    lines = [f"| board | network | {' | '.join(plans)} | bound |", "|---|---|" + "---|" * (len(plans) + 1)]
+    for row in rows:
+        cells = [f"{row['fps'].get(plan, float('nan')):.3g}" for plan in plans]
+        lines.append(f"| {row['board']} | {row['network']} | {' | '.join(cells)} | {row['bound_fps']:.3g} |")
+    lines += [
+        "",
+        "Frames/s by cost tables whose workers are whole clusters, simulated, not measured here; more in the file.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
