@@ -16,6 +16,8 @@ _SIDES = (7, 7, 10, 13, 14, 14, 16, 20, 20, 27, 28, 28, 32, 40, 40, 52, 55, 56, 
 _FLOPS = 1.2e9
 """Of a network, about: 5 to 20 ms on a desktop core, and above a hundred on a small one."""
 
+_WIDEST_IMAGE = 640
+
 _ACTS = ("relu", "relu6", "silu", "silu", "relu6", "hardswish", "none", "leaky")
 
 
@@ -27,6 +29,17 @@ class Draw:
         self._seed, self._name = seed, name
 
     def graph(self, *shape: int) -> SyntheticGraph:
+        """A graph whose current tensor has that shape: its input or, for half of the feature maps, the first
+        convolution on an image, as it begins nearly every network."""
+        kernel, stride = self.pick((3, 1), (3, 2), (3, 2), (5, 2), (6, 2), (7, 2), (4, 4), (11, 4))
+        act, norm = self.act(), self.chance(0.7)
+        if len(shape) == 4 and shape[1] > 3 and self.chance(0.5):
+            side = (shape[2] - 1) * stride + kernel - 2 * (kernel // 2)
+            flops = 2 * math.prod(shape) * 3 * kernel**2
+            if shape[2] == shape[3] and 16 <= side <= _WIDEST_IMAGE and flops < 0.2 * _FLOPS:
+                graph = SyntheticGraph(self._name, (1, 3, side, side), self._seed)
+                graph.conv(shape[1], kernel, stride, act=act, norm=norm)
+                return graph
         return SyntheticGraph(self._name, shape, self._seed)
 
     def pick(self, *choices: _T) -> _T:

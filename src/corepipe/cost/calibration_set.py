@@ -18,7 +18,7 @@ from corepipe.errors import UsageError
 from corepipe.network.load import load_network
 from corepipe.network.model import Network
 
-SET_VERSION = 1
+SET_VERSION = 2
 """Raised when the same index gives another network: measurements of different versions do not mix."""
 
 

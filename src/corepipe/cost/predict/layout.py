@@ -146,6 +146,8 @@ def _places(network: Network, idle: Collection[int]) -> list[_Place]:
             result = places[layer].blocked = True
         elif kind in _POINTWISE or kind in _VIEWS or kind == "BatchNormalization":
             result = node.input[0] in blocked
+            # What is not folded into a convolution becomes one itself, of a single weight by channel.
+            places[layer].blocked |= result and kind == "BatchNormalization"
         elif kind in _JOINING and len(reads) > 1:
             shapes = {types.get(name, UNKNOWN).shape for name in reads}
             result = len(shapes) == 1 and all(name in blocked for name in reads)
