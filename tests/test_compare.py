@@ -5,7 +5,8 @@ import pytest
 
 from corepipe import compare as comparing
 from corepipe.bench_setup import bench_names, bench_plans
-from corepipe.cost.profile import core_configs, table_machine, table_network
+from corepipe.cost.measuring import core_configs
+from corepipe.cost.profile import table_machine, table_network
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance
 from corepipe.errors import UnknownNameError, UsageError
 from corepipe.plan import all_cores, replicas_per_core

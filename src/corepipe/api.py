@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from corepipe import plan as planners
 from corepipe.cache import TableCache
-from corepipe.cost.profile import Progress, profile
+from corepipe.cost.measuring import Progress
+from corepipe.cost.profile import profile
 from corepipe.cost.source import Costs
 from corepipe.cost.source import find_costs as choose_costs
 from corepipe.cost.table import CostTable, EngineName

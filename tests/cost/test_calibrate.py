@@ -8,7 +8,8 @@ from corepipe.api import engine_name
 from corepipe.cost import calibrate as calibrating
 from corepipe.cost import quick
 from corepipe.cost.calibration_set import SET_VERSION
-from corepipe.cost.profile import core_configs, table_machine
+from corepipe.cost.measuring import core_configs
+from corepipe.cost.profile import table_machine
 from corepipe.cost.table import HopCosts
 from corepipe.network.load import open_network
 from corepipe.plan import plan

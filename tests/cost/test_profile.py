@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from corepipe.api import engine_name
+from corepipe.cost import measuring
 from corepipe.cost import profile as profiling
 from corepipe.cost.hop import measure_hop
 from corepipe.cost.table import CostTable, HopCosts
@@ -27,7 +28,7 @@ def quick(monkeypatch):
 def test_a_profile_holds_every_layer_on_every_config(chain, here, quick):
     shares = []
     table = profiling.profile(chain, here, engine_name(), on_progress=lambda share, text: shares.append(share))
-    assert [costs.config for costs in table.configs] == [str(c) for c in profiling.core_configs(here)]
+    assert [costs.config for costs in table.configs] == [str(c) for c in measuring.core_configs(here)]
     for costs in table.configs:
         assert len(costs.layer_s) == len(chain.layers)
         assert all(seconds > 0 for seconds in costs.layer_s)
@@ -52,7 +53,7 @@ def test_an_interrupted_profile_goes_on_where_it_stopped(chain, two_cores, quick
     real = profiling._measure_config
     monkeypatch.setattr(profiling, "_measure_config", lambda *args: measured.append(str(args[2])) or real(*args))
     table = profiling.profile(chain, two_cores, engine_name(), done=kept[0])
-    assert measured == [str(c) for c in profiling.core_configs(two_cores)[1:]]
+    assert measured == [str(c) for c in measuring.core_configs(two_cores)[1:]]
     assert table.configs[0] == kept[0].configs[0]
 
 
@@ -80,7 +81,7 @@ def test_a_layer_that_does_more_is_measured_as_more(here, quick):
     ],
 )
 def test_kernels_are_mapped_to_layers_whatever_the_engine_calls_them(node, layer):
-    assert profiling._layer_of(node, {"conv1_r": 1, "pool": 2}, default=4) == layer
+    assert measuring.layer_of(node, {"conv1_r": 1, "pool": 2}, default=4) == layer
 
 
 @given(
@@ -103,7 +104,7 @@ def test_segment_costs_are_never_negative():
 @pytest.mark.parametrize("parts", [1, 2, 3, 8, 100])
 def test_a_split_covers_the_network_at_legal_cuts(parts):
     network = open_network("googlenet")
-    segments = profiling.split_evenly(network, parts)
+    segments = measuring.split_evenly(network, parts)
     assert segments[0][0] == 0
     assert segments[-1][1] == len(network.layers)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(segments))
@@ -139,15 +140,15 @@ def test_a_network_that_cannot_run_names_the_config(here, quick):
 
 
 def test_spread_is_half_the_interquartile_range_over_the_median():
-    assert profiling._spread([1.0, 1.0, 1.0]) == 0
-    assert profiling._spread(list(np.linspace(0.5, 1.5, 101))) == pytest.approx(0.25)
+    assert measuring.spread([1.0, 1.0, 1.0]) == 0
+    assert measuring.spread(list(np.linspace(0.5, 1.5, 101))) == pytest.approx(0.25)
 
 
 def test_a_layer_that_is_seldom_interrupted_costs_its_mean(chain):
     runs = [[(f"L{layer}.0", 1e-4) for layer in range(6)] for _ in range(10)]
     runs[3][2] = ("L2.0", 2e-4)
     runs[7][2] = ("L2.0", 2e-4)
-    seconds = profiling._layer_seconds(chain, runs)
+    seconds = measuring.layer_seconds(chain, runs)
     assert seconds[2] == pytest.approx(1.2e-4)
     assert seconds[0] == pytest.approx(1e-4)
 
@@ -155,5 +156,5 @@ def test_a_layer_that_is_seldom_interrupted_costs_its_mean(chain):
 def test_a_disturbed_run_does_not_count(chain):
     runs = [[(f"L{layer}.0", 1e-4) for layer in range(6)] for _ in range(10)]
     runs[5][4] = ("L4.0", 1e-1)
-    assert profiling._layer_seconds(chain, runs)[4] == pytest.approx(1e-4)
-    assert profiling._typical([1.0, 1.0, 1.2, 9.0]) == pytest.approx(3.2 / 3)
+    assert measuring.layer_seconds(chain, runs)[4] == pytest.approx(1e-4)
+    assert measuring.typical([1.0, 1.0, 1.2, 9.0]) == pytest.approx(3.2 / 3)

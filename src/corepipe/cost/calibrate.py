@@ -6,31 +6,30 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from corepipe.cost.calibration import Calibration, Measurement, PartialCalibration, SampleNetwork
 from corepipe.cost.calibration_set import SET_VERSION, calibration_network, kind_count
 from corepipe.cost.hop import measure_hop
-from corepipe.cost.predict.fit import fit
-from corepipe.cost.predict.layout import samples
-from corepipe.cost.profile import (
+from corepipe.cost.measuring import (
+    MeasuringProcess,
     Progress,
-    _layer_seconds,
-    _other_cores,
-    _Prober,
-    _scaled,
-    _smallest_segment,
-    _spread,
-    _typical,
     core_configs,
     cores_of,
+    layer_seconds,
     name_by_layer,
+    other_cores,
+    scaled,
+    smallest_segment,
     split_evenly,
-    table_machine,
+    spread,
+    typical,
 )
+from corepipe.cost.predict.fit import fit
+from corepipe.cost.predict.layout import samples
+from corepipe.cost.profile import table_machine
 from corepipe.cost.table import EngineName
 from corepipe.network.model import Network, Segment
 from corepipe.topology.model import CoreConfig, Topology
@@ -165,14 +164,14 @@ def _measure(indices: Sequence[int], topology: Topology, config: CoreConfig, eng
         segments += [name_by_layer(network, whole), *(network.segment(*edge) for edge in split)]
         chains.append([[first], list(range(first + 1, len(segments)))])
     found = []
-    segments.append(_smallest_segment())
+    segments.append(smallest_segment())
     with contextlib.ExitStack() as stack:
         prober = stack.enter_context(MeasuringProcess(topology, f"calibrate-{config}", cores, segments, engine))
         others = [
-            stack.enter_context(MeasuringProcess(topology, f"load-{number}", group, wholes, engine))
-            for number, group in enumerate(_other_cores(topology, cores))
+            stack.enter_context(MeasuringProcess(topology, f"load-{number}", group, wholes, engine, watch=False))
+            for number, group in enumerate(other_cores(topology, cores))
         ]
-        call_s = _typical(prober.time_for([[len(segments) - 1]], _CALL_SECONDS)[0])
+        call_s = typical(prober.time([[len(segments) - 1]], _CALL_SECONDS, runs=_RUNS)[0])
         for number, (index, network) in enumerate(zip(indices, networks, strict=True)):
             tries: list[Measurement] = []
             while not tries or (tries[-1].spread > _RETRY_SPREAD and len(tries) < _TRIES):
@@ -197,66 +196,33 @@ def _measure_network(
     number: int,
 ) -> Measurement:
     """One network: `chains` are the whole and its parts among the prober's models, `number` the load's model."""
+    prober.left_out = 0.0
     # Not beside its parts: the threads of a session spin on for a while after each run, in the way of the next one's.
-    (alone,) = prober.time_for(chains[:1], _SECONDS)
-    beside, divided = prober.time_for(chains, _SECONDS)
-    whole_s = _typical(alone)
-    layers = _layer_seconds(network, prober.profile_of(chains[0][0], whole_s))
+    (alone,) = prober.time(chains[:1], _SECONDS, runs=_RUNS)
+    beside, divided = prober.time(chains, _SECONDS, runs=_RUNS)
+    whole_s = typical(alone)
+    whole = chains[0][0]
+    layers = layer_seconds(network, prober.profile(whole, whole_s, _SECONDS, limits=_PROFILE_RUNS))
     busy: list[float] = []
     busy_layers = None
     if others:
-        with _loaded(others, number):
-            busy = prober.time_for(chains[:1], _SECONDS)[0]
-            busy_layers = _layer_seconds(network, prober.profile_of(chains[0][0], _typical(busy)))
-    busy_s = _typical(busy) if busy else None
+        with contextlib.ExitStack() as stack:
+            for other in others:
+                stack.enter_context(other.load(number))
+            busy = prober.time(chains[:1], _SECONDS, runs=_RUNS, busy=True)[0]
+            profiled = prober.profile(whole, typical(busy), _SECONDS, busy=True, limits=_PROFILE_RUNS)
+            busy_layers = layer_seconds(network, profiled)
+    busy_s = typical(busy) if busy else None
     return Measurement(
         config=config,
         network=index,
-        layer_s=_scaled(layers, whole_s),
-        busy_layer_s=None if busy_layers is None or busy_s is None else _scaled(busy_layers, busy_s),
+        layer_s=scaled(layers, whole_s),
+        busy_layer_s=None if busy_layers is None or busy_s is None else scaled(busy_layers, busy_s),
         whole_s=whole_s,
         busy_whole_s=busy_s,
         cuts=len(split) - 1,
         cut_bytes=2 * sum(network.cuts[start].nbytes for start, _ in split[1:]),
         cuts_extra_s=float(np.median(np.subtract(divided, beside))),
-        spread=max(_spread(alone), _spread(busy) if busy else 0.0),
+        spread=max(spread(alone), spread(busy) if busy else 0.0),
+        left_out=prober.left_out,
     )
-
-
-class MeasuringProcess(_Prober):
-    """A measuring process, with commands for models other than the first."""
-
-    def time_for(self, chains: Sequence[Sequence[int]], seconds: float) -> list[list[float]]:
-        """Seconds of each run of each chain of models, which take turns."""
-        self._ask(op="time", chains=chains, runs=_RUNS, seconds=seconds)
-        found: list[list[float]] = self._child.wait_report()["seconds"]
-        return found
-
-    def profile_of(self, model: int, run_s: float) -> Any:
-        """Kernel calls of as many runs of a model as fit into the time, `run_s` seconds each."""
-        least, most = _PROFILE_RUNS
-        self._ask(op="profile", model=model, runs=min(max(int(_SECONDS / run_s), least), most))
-        return self._child.wait_report()["runs"]
-
-    def start_load(self, model: int) -> None:
-        """Keep the cores busy with a model."""
-        self.time_for([[model]], 0.0)
-        self._ask(op="load", model=model)
-        self._child.wait_report()
-
-    def stop_load(self, model: int) -> None:
-        """End the load of a model."""
-        self._ask(op="time", chains=[[model]], runs=0, seconds=0.0)
-        self._child.wait_report()
-
-
-@contextlib.contextmanager
-def _loaded(workers: Sequence[MeasuringProcess], model: int) -> Iterator[None]:
-    """All workers keep their cores busy with a model until the block ends."""
-    for worker in workers:
-        worker.start_load(model)
-    try:
-        yield
-    finally:
-        for worker in workers:
-            worker.stop_load(model)

@@ -63,6 +63,7 @@ class Measurement(Part):
             of the cuts.
         call_s: what calling the engine costs for next to no work.
         spread: relative half-width of the middle half of the measured whole times.
+        left_out: the largest share of runs that did not count, because the cores were disturbed.
     """
 
     config: str
@@ -76,6 +77,7 @@ class Measurement(Part):
     cuts_extra_s: float = 0.0
     call_s: Seconds = 0.0
     spread: Seconds = 0.0
+    left_out: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class PartialCalibration(Document):

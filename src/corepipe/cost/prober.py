@@ -1,4 +1,4 @@
-"""A pinned process that runs models for the profiler: timed, under the engine's profiler, or as mere load."""
+"""A pinned process that runs models for `measuring`: timed, under the engine's profiler, or as mere load."""
 
 from __future__ import annotations
 
@@ -7,29 +7,44 @@ import mmap
 import os
 import select
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from corepipe import engine
+from corepipe.cost.watch import Watch
 from corepipe.runtime.child import report
+
+_T = TypeVar("_T")
+
+_EVERY_S = 0.08
+_LEAST_SHARE = 0.5
+"""Of the time asked for: so much must count, or more is measured as long as the watch has patience."""
+
+_LONGER = 4
+"""Times the time asked for."""
+
+_LEAST_PROFILED = 3
 
 
 def serve(config: dict[str, Any]) -> None:
     """Answer commands (one JSON object a line) until the command pipe closes or says stop."""
     models = [_Model(spec, config["engine"], config["threads"]) for spec in config["models"]]
     status, commands = config["status_fd"], config["command_fd"]
+    watch = Watch(config["threads"], even=config["even"]) if config["watch"] else None
     report(status, ready=True)
     with os.fdopen(commands, "rb", buffering=0) as pipe:
         while line := pipe.readline():
             command = json.loads(line)
             if command["op"] == "time":
                 chains = [[models[index] for index in chain] for chain in command["chains"]]
-                report(status, seconds=_time(chains, command["runs"], command["seconds"]))
+                seconds, left_out = _time(chains, command["runs"], command["seconds"], watch, command["busy"])
+                report(status, seconds=seconds, left_out=left_out)
             elif command["op"] == "profile":
-                report(status, runs=models[command["model"]].profile(command["runs"]))
+                runs, left_out = _profile(models[command["model"]], command["runs"], watch, command["busy"])
+                report(status, runs=runs, left_out=left_out)
             elif command["op"] == "load":
                 report(status, loading=True)
                 _load(models[command["model"]], commands)
@@ -55,10 +70,10 @@ class _Model:
             self._run = self._engine.compile(self._bytes(), self._threads).bind(self._inputs, outputs)
         self._run()
 
-    def profile(self, runs: int) -> list[list[tuple[str, float]]]:
-        """Kernel calls of each run; the first two runs are dropped as warm-up."""
-        result = self._engine.profile(self._bytes(), self._threads, self._inputs, runs + 2)
-        return [[(kernel.node, kernel.seconds) for kernel in run] for run in result[2:]]
+    def profile(self, runs: int, between: Callable[[], None]) -> list[list[tuple[str, float]]]:
+        """Kernel calls of each run."""
+        result = self._engine.profile(self._bytes(), self._threads, self._inputs, runs, between)
+        return [[(kernel.node, kernel.seconds) for kernel in run] for run in result]
 
     def _bytes(self) -> bytes:
         with mmap.mmap(self._spec["model_fd"], 0, prot=mmap.PROT_READ) as data:
@@ -75,19 +90,100 @@ def _ignore(_: NDArray[Any]) -> None:
     pass
 
 
-def _time(chains: list[list[_Model]], runs: int, seconds: float) -> list[list[float]]:
+class _Levels:
+    """For each of a row of runs, how slow the reference was before and after it: the slower of the two.
+
+    Without a watch all runs are alike.
+    """
+
+    def __init__(self, watch: Watch | None, busy: bool) -> None:
+        self._watch = watch
+        self._busy = busy
+        self._levels: list[float] = []
+        self._waiting = 0
+        self._before = self._look()
+
+    def ran(self) -> None:
+        """One more run has ended."""
+        self._waiting += 1
+        now = time.perf_counter()
+        if self._watch is not None and now - self._looked >= max(_EVERY_S, 5 * self._look_s):
+            self.settle()
+
+    def settle(self) -> None:
+        """Look now, for the runs since the last look."""
+        if self._waiting:
+            after = self._look()
+            self._levels += [max(self._before, after)] * self._waiting
+            self._waiting, self._before = 0, after
+
+    def counting(self, runs: Sequence[_T]) -> list[_T]:
+        """Those of the settled runs that count."""
+        limit = float("inf") if self._watch is None else self._watch.limit(self._busy)
+        return [run for run, level in zip(runs, self._levels, strict=False) if level <= limit]
+
+    def best(self, runs: Sequence[_T], count: int) -> tuple[list[_T], float]:
+        """The runs that count, but at least `count` (those of the best moments), and the share that does not."""
+        counting = self.counting(runs)
+        left_out = 1 - len(counting) / max(len(runs), 1)
+        if len(counting) < count:
+            order = sorted(range(len(runs)), key=lambda i: self._levels[i])[:count]
+            counting = [runs[i] for i in sorted(order)]
+        return counting, left_out
+
+    def _look(self) -> float:
+        began = time.perf_counter()
+        level = 0.0
+        if self._watch is not None:
+            level = self._watch.look()
+            self._watch.note(level, self._busy)
+        self._looked = time.perf_counter()
+        self._look_s = self._looked - began
+        return level
+
+
+def _time(
+    chains: list[list[_Model]], runs: int, seconds: float, watch: Watch | None, busy: bool
+) -> tuple[list[list[float]], float]:
     """Seconds of each run of each chain of models: at least `runs` runs and, in all, `seconds` seconds.
 
-    The chains take turns, so that what disturbs the machine disturbs them alike.
+    The chains take turns, so that what disturbs the machine disturbs them alike. Also the share of the runs that does
+    not count, because the cores were disturbed.
     """
     for chain in chains:
         _run_chain(chain)
-    times: list[list[float]] = [[] for _ in chains]
-    end = time.perf_counter() + seconds
-    while len(times[0]) < runs or time.perf_counter() < end:
-        for chain, mine in zip(chains, times, strict=True):
-            mine.append(_run_chain(chain))
-    return times
+    levels = _Levels(watch, busy)
+    rounds: list[list[float]] = []
+    began = time.perf_counter()
+    end = began + seconds
+    while True:
+        rounds.append([_run_chain(chain) for chain in chains])
+        levels.ran()
+        if len(rounds) < runs or time.perf_counter() < end:
+            continue
+        levels.settle()
+        counting = levels.counting(rounds)
+        enough = len(counting) >= runs and sum(map(sum, counting)) >= _LEAST_SHARE * seconds
+        overdue = time.perf_counter() - began >= (1 + _LONGER) * seconds
+        if enough or overdue or watch is None or not watch.wait(seconds / 2):
+            break
+        end = time.perf_counter() + seconds / 2
+    kept, left_out = levels.best(rounds, runs)
+    return [list(times) for times in zip(*kept, strict=True)], left_out
+
+
+def _profile(model: _Model, runs: int, watch: Watch | None, busy: bool) -> tuple[list[list[tuple[str, float]]], float]:
+    """Kernel calls of the runs that count, and the share of those that do not; the first two runs are warm-up."""
+    while True:
+        began = time.perf_counter()
+        levels = _Levels(watch, busy)
+        found = model.profile(runs + 2, levels.ran)
+        levels.settle()
+        counting = levels.counting(found)
+        if len(counting) >= _LEAST_PROFILED + 2 or watch is None or not watch.wait(time.perf_counter() - began):
+            break
+    kept, left_out = levels.best(list(enumerate(found)), _LEAST_PROFILED + 2)
+    return [run for number, run in kept if number >= 2], left_out
 
 
 def _run_chain(chain: list[_Model]) -> float:

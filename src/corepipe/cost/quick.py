@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.cost.calibrate import MeasuringProcess
 from corepipe.cost.calibration import Calibration, Sample
+from corepipe.cost.measuring import MeasuringProcess, Progress, cores_of, layer_seconds, name_by_layer, typical
 from corepipe.cost.predict.layout import samples
 from corepipe.cost.predict.model import Predictor
 from corepipe.cost.predict.table import predict_table
-from corepipe.cost.profile import Progress, _layer_seconds, _typical, cores_of, name_by_layer
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance
 from corepipe.network.model import Network
 from corepipe.topology.model import ALL_CORES, CoreConfig, Topology
@@ -124,8 +123,8 @@ def _measure(
     found: dict[int, float] = {}
     with MeasuringProcess(topology, f"quick-{config}", cores_of(topology, config), segments, engine) as process:
         for number, (start, stop) in enumerate(spans):
-            whole = _typical(process.time_for([[number]], _SECONDS)[0])
-            layers = _layer_seconds(network, process.profile_of(number, whole))[start:stop]
+            whole = typical(process.time([[number]], _SECONDS)[0])
+            layers = layer_seconds(network, process.profile(number, whole, _SECONDS))[start:stop]
             ends = network.cuts[start].nbytes + network.cuts[stop].nbytes
             own = max(whole - costs.segment_s - costs.segment_s_per_byte * ends, 0.5 * whole)
             for index, seconds in zip(range(start, stop), layers * (own / layers.sum()), strict=True):

@@ -56,9 +56,16 @@ class Engine(Protocol):
         ...
 
     def profile(
-        self, model: bytes, threads: int, inputs: Mapping[str, NDArray[Any]], runs: int
+        self,
+        model: bytes,
+        threads: int,
+        inputs: Mapping[str, NDArray[Any]],
+        runs: int,
+        between: Callable[[], None] = lambda: None,
     ) -> Sequence[Sequence[KernelTime]]:
         """Run the model `runs` times under the library's own profiler; kernel calls in order, for each run.
+
+        `between` is called after each run.
 
         Raises:
             EngineError: the library refuses the model or has no profile to give.

@@ -27,12 +27,20 @@ class OnnxRuntimeEngine:
         """The version of ONNX Runtime."""
         return str(ort.__version__)
 
-    def compile(self, model: bytes, threads: int) -> _Session:
-        """See `Engine.compile`."""
-        return _Session(_session(model, _options(threads)))
+    def compile(self, model: bytes, threads: int, *, spin: bool = True) -> _Session:
+        """See `Engine.compile`; without `spin`, idle threads sleep at once."""
+        options = _options(threads)
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return _Session(_session(model, options))
 
     def profile(
-        self, model: bytes, threads: int, inputs: Mapping[str, NDArray[Any]], runs: int
+        self,
+        model: bytes,
+        threads: int,
+        inputs: Mapping[str, NDArray[Any]],
+        runs: int,
+        between: Callable[[], None] = lambda: None,
     ) -> Sequence[Sequence[KernelTime]]:
         """See `Engine.profile`."""
         with tempfile.TemporaryDirectory(prefix="corepipe-") as folder:
@@ -43,6 +51,7 @@ class OnnxRuntimeEngine:
             try:
                 for _ in range(runs):
                     session.run(None, dict(inputs))
+                    between()
                 events = json.loads(Path(session.end_profiling()).read_bytes())
             except Exception as error:
                 raise EngineError(f"onnxruntime: profiling failed: {_brief(error)}") from None

@@ -1,0 +1,258 @@
+"""The parent's side of `corepipe.cost.prober`: pinned processes that measure, and what is made of their figures."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from corepipe.network.model import Network, Segment, TensorInfo
+from corepipe.runtime.launch import Child, memory_file
+from corepipe.topology.model import ALL_CORES, CoreConfig, Topology
+
+Progress = Callable[[float, str], None]
+"""Called with the share of the work that is done, in [0, 1], and what comes next."""
+
+MIN_RUNS = 5
+_PROFILE_RUNS = (8, 60)
+_DISTURBED = 1.25
+"""Runs that take longer than this many times the median were disturbed by others and do not count."""
+
+
+class MeasuringProcess:
+    """A process on the cores of a config that times and profiles segments, or keeps the cores busy with them.
+
+    Args:
+        topology: the machine.
+        name: shown in process lists and in errors.
+        cores: ids of its cores; it runs as many threads.
+        segments: what it measures, known by their index.
+        engine: which engine.
+        watch: whether moments at which the cores are disturbed are found and left out.
+
+    Attributes:
+        left_out: the largest share of a measurement's runs that did not count, because the cores were disturbed.
+
+    Raises:
+        WorkerError: the process could not start.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        name: str,
+        cores: Sequence[int],
+        segments: Sequence[Segment],
+        engine: str,
+        *,
+        watch: bool = True,
+    ) -> None:
+        self.left_out = 0.0
+        kinds = {c.name for c in topology.clusters for core in c.cores if core.id in cores}
+        model_fds = [memory_file(s.model.SerializeToString(), "model") for s in segments]
+        command_read, self._commands = os.pipe()
+        config = {
+            "engine": engine,
+            "threads": len(cores),
+            "watch": watch,
+            "even": len(kinds) == 1,
+            "command_fd": command_read,
+            "models": [
+                {
+                    "model_fd": fd,
+                    "inputs": [[t.name, str(t.dtype), t.shape] for t in segment.inputs],
+                    "outputs": [[t.name, str(t.dtype), t.shape] for t in segment.outputs],
+                }
+                for fd, segment in zip(model_fds, segments, strict=True)
+            ],
+        }
+        cpus = topology.cpus_of(cores) if topology.pinnable else ()
+        try:
+            self._child = Child(
+                "corepipe.cost.prober", name, cpus, config, [command_read, *model_fds], threads=len(cores)
+            )
+        except BaseException:
+            os.close(self._commands)
+            raise
+        finally:
+            for fd in (command_read, *model_fds):
+                os.close(fd)
+        try:
+            self._child.wait_report()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._ask(op="stop")
+        os.close(self._commands)
+        self._child.close()
+
+    def time(
+        self, chains: Sequence[Sequence[int]], seconds: float, *, runs: int = MIN_RUNS, busy: bool = False
+    ) -> list[list[float]]:
+        """Seconds of each run of each chain of segments.
+
+        Args:
+            chains: indices of the segments to run one after the other; the chains take turns.
+            seconds: how long to measure, all chains together.
+            runs: how many runs of each there must be at the least.
+            busy: whether the other cores are being kept busy.
+
+        Raises:
+            WorkerError: a segment failed, or the process ended.
+        """
+        self._ask(op="time", chains=chains, runs=runs, seconds=seconds, busy=busy)
+        found: list[list[float]] = self._answer()["seconds"]
+        return found
+
+    def profile(
+        self, segment: int, run_s: float, seconds: float, *, busy: bool = False, limits: tuple[int, int] | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Kernel calls (the engine's name for the node, seconds) of each run.
+
+        Args:
+            segment: its index.
+            run_s: what a run takes.
+            seconds: as many runs as fit into so much time,
+            busy: whether the other cores are being kept busy.
+            limits: within this least and most.
+
+        Raises:
+            WorkerError: the segment failed, or the process ended.
+        """
+        least, most = limits or _PROFILE_RUNS
+        self._ask(op="profile", model=segment, runs=min(max(int(seconds / run_s), least), most), busy=busy)
+        found: list[list[tuple[str, float]]] = self._answer()["runs"]
+        return found
+
+    @contextlib.contextmanager
+    def load(self, segment: int = 0) -> Iterator[None]:
+        """Keep the cores busy with a segment until the block ends."""
+        self.time([[segment]], 0.0, runs=1)
+        self._ask(op="load", model=segment)
+        self._child.wait_report()
+        try:
+            yield
+        finally:
+            self.time([[segment]], 0.0, runs=0)
+
+    def _answer(self) -> dict[str, Any]:
+        answer = self._child.wait_report()
+        self.left_out = max(self.left_out, answer["left_out"])
+        return answer
+
+    def _ask(self, **command: Any) -> None:
+        os.write(self._commands, json.dumps(command).encode() + b"\n")
+
+
+def core_configs(topology: Topology) -> tuple[CoreConfig, ...]:
+    """The configs that a table has: every cluster and count, and all cores together."""
+    configs = topology.core_configs()
+    if len(topology.clusters) > 1:
+        configs += (CoreConfig(ALL_CORES, len(topology.cores)),)
+    return configs
+
+
+def cores_of(topology: Topology, config: CoreConfig) -> tuple[int, ...]:
+    """Ids of the first cores of a config."""
+    cores = topology.cores if config.cluster == ALL_CORES else topology.cluster(config.cluster).cores
+    return tuple(core.id for core in cores[: config.count])
+
+
+def split_evenly(network: Network, parts: int) -> list[tuple[int, int]]:
+    """Up to `parts` segments of about the same FLOPs, divided at legal cuts."""
+    legal = network.legal_cuts()
+    flops = np.cumsum([layer.descriptor.flops + 1 for layer in network.layers])
+    wanted = [flops[-1] * part / parts for part in range(1, parts)]
+    cuts = sorted({min(legal, key=lambda cut: abs(flops[cut - 1] - want)) for want in wanted}) if legal else []
+    edges = [0, *cuts, len(network.layers)]
+    return list(itertools.pairwise(edges))
+
+
+def smallest_segment() -> Segment:
+    """One operator on a few numbers: as good as nothing but the call."""
+    tensors = [TensorInfo(name, np.dtype(np.float32), (16,)) for name in ("x", "y")]
+    x, y = (helper.make_tensor_value_info(t.name, TensorProto.FLOAT, t.shape) for t in tensors)
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "smallest", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    return Segment(0, 1, model, (tensors[0],), (tensors[1],))
+
+
+def scaled(layers: NDArray[np.float64], total: float) -> tuple[float, ...]:
+    """Layer times scaled to add up to `total` seconds."""
+    return tuple(float(s) for s in layers * (total / layers.sum()))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half of the interquartile range over the median."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return float((high - low) / 2 / middle)
+
+
+def other_cores(topology: Topology, cores: Sequence[int]) -> list[tuple[int, ...]]:
+    """The cores that are not in use, in one group for each cluster."""
+    groups = [tuple(core.id for core in c.cores if core.id not in cores) for c in topology.clusters]
+    return [group for group in groups if group]
+
+
+def name_by_layer(network: Network, segment: Segment) -> Segment:
+    """The same segment with nodes renamed to `L<layer>.<n>`, so that an engine's profile tells their layers."""
+    model = type(segment.model)()
+    model.CopyFrom(segment.model)
+    owner = {output: layer.index for layer in network.layers for output in layer.outputs}
+    for number, node in enumerate(model.graph.node):
+        layer = next((owner[o] for o in node.output if o in owner), 0)
+        node.name = f"L{layer}.{number}"
+    return Segment(segment.start, segment.stop, model, segment.inputs, segment.outputs)
+
+
+def layer_seconds(network: Network, runs: Sequence[Sequence[tuple[str, float]]]) -> NDArray[np.float64]:
+    """Mean over the undisturbed runs of each layer's seconds.
+
+    The mean, not the median: where a core's time is shared in slices, a short kernel is mostly not interrupted at all
+    and sometimes for much longer than it takes, so its median tells nothing of what it costs.
+
+    Engines rename, fuse and add nodes. A node is known by the layer in its name, by the tensor that its name starts
+    with (ONNX Runtime's blocked kernels), else it changes a layout for the kernel that runs before it.
+    """
+    owner = {output: layer.index for layer in network.layers for output in layer.outputs}
+    table = np.zeros((len(runs), len(network.layers)))
+    for row, run in zip(table, runs, strict=True):
+        layer = 0
+        for node, seconds in run:
+            layer = layer_of(node, owner, layer)
+            row[layer] += seconds
+    totals = table.sum(axis=1)
+    result: NDArray[np.float64] = np.maximum(table[totals <= _DISTURBED * np.median(totals)].mean(axis=0), 1e-9)
+    return result
+
+
+def typical(seconds: Sequence[float]) -> float:
+    """Mean over the undisturbed runs."""
+    values = np.asarray(seconds)
+    return float(values[values <= _DISTURBED * np.median(values)].mean())
+
+
+def layer_of(node: str, owner: Mapping[str, int], default: int) -> int:
+    """The layer of a node by its name; `owner` names the layer of each tensor."""
+    if match := re.search(r"\bL(\d+)\.\d+", node):
+        return int(match[1])
+    name = node
+    while name:
+        if name in owner:
+            return owner[name]
+        name = name.rpartition("_")[0]
+    return default
