@@ -23,8 +23,8 @@ class Cores:
 
         return run
 
-    def watch(self, threads: int = 2, *, even: bool = True) -> Watch:
-        return Watch(threads, even=even, clock=self.clock, reference=self.reference)
+    def watch(self, threads: int = 2, expected_s: float | None = 1e-3) -> Watch:
+        return Watch(threads, expected_s, clock=self.clock, reference=self.reference)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_cores_that_always_share_are_taken_as_they_are(cores):
 
 def test_unequal_cores_are_only_compared_with_themselves(cores):
     cores.shared = 3.0
-    watch = cores.watch(even=False)
+    watch = cores.watch(expected_s=None)
     assert look(watch) <= watch.limit(busy=False)
 
 

@@ -40,6 +40,7 @@ class MeasuringProcess:
 
     Attributes:
         left_out: the largest share of a measurement's runs that did not count, because the cores were disturbed.
+        reference_s: of the watch, on one core (None without a watch, or on cores of several kinds).
 
     Raises:
         WorkerError: the process could not start.
@@ -56,14 +57,17 @@ class MeasuringProcess:
         watch: bool = True,
     ) -> None:
         self.left_out = 0.0
-        kinds = {c.name for c in topology.clusters for core in c.cores if core.id in cores}
+        expected_s = None
+        if watch and len(cores) > 1 and len({c.name for c in topology.clusters for k in c.cores if k.id in cores}) == 1:
+            with MeasuringProcess(topology, f"{name}-1", cores[:1], (), engine) as lone:
+                expected_s = lone.reference_s
         model_fds = [memory_file(s.model.SerializeToString(), "model") for s in segments]
         command_read, self._commands = os.pipe()
         config = {
             "engine": engine,
             "threads": len(cores),
             "watch": watch,
-            "even": len(kinds) == 1,
+            "expected_s": expected_s,
             "command_fd": command_read,
             "models": [
                 {
@@ -86,7 +90,7 @@ class MeasuringProcess:
             for fd in (command_read, *model_fds):
                 os.close(fd)
         try:
-            self._child.wait_report()
+            self.reference_s: float | None = self._child.wait_report()["reference_s"]
         except BaseException:
             self.__exit__()
             raise

@@ -31,10 +31,11 @@ _LEAST_PROFILED = 3
 
 def serve(config: dict[str, Any]) -> None:
     """Answer commands (one JSON object a line) until the command pipe closes or says stop."""
+    engine.get(config["engine"]).dedicate(config["threads"])
     models = [_Model(spec, config["engine"], config["threads"]) for spec in config["models"]]
     status, commands = config["status_fd"], config["command_fd"]
-    watch = Watch(config["threads"], even=config["even"]) if config["watch"] else None
-    report(status, ready=True)
+    watch = Watch(config["threads"], config["expected_s"]) if config["watch"] else None
+    report(status, ready=True, reference_s=watch.expected_s if watch else None)
     with os.fdopen(commands, "rb", buffering=0) as pipe:
         while line := pipe.readline():
             command = json.loads(line)

@@ -33,7 +33,8 @@ class Watch:
 
     Args:
         threads: of the measured models.
-        even: whether the cores are of one kind.
+        expected_s: seconds of the reference of one thread on one of the cores; measured here if there is one thread.
+            None where cores of several kinds are compared with themselves only.
         clock: seconds, for tests.
         reference: runs the reference once, given a number of threads; for tests.
     """
@@ -41,19 +42,15 @@ class Watch:
     def __init__(
         self,
         threads: int,
+        expected_s: float | None = None,
         *,
-        even: bool,
         clock: Clock = time.perf_counter,
         reference: Callable[[int], Callable[[], None]] | None = None,
     ) -> None:
         self._clock = clock
-        make = reference or _reference
-        self._run = make(1)
+        self._run = (reference or _reference)(threads)
         self._run()
-        self._expected = min(self.look() for _ in range(3)) if even else float("inf")
-        if threads > 1:
-            self._run = make(threads)
-            self._run()
+        self.expected_s = min(self.look() for _ in range(3)) if threads == 1 else expected_s
         self._best = {False: float("inf"), True: float("inf")}
         self._patience = _PATIENCE_S
 
@@ -78,7 +75,7 @@ class Watch:
     def limit(self, busy: bool) -> float:
         """Up to which result of a look the runs beside it count."""
         own = _DISTURBED * self._best[busy]
-        return min(own, _SHARED * self._expected) if self._patience > 0 else own
+        return own if self.expected_s is None or self._patience <= 0 else min(own, _SHARED * self.expected_s)
 
     def wait(self, seconds: float) -> bool:
         """Whether it is worth measuring so much longer in the hope for better moments; the patience is used up."""
@@ -99,6 +96,5 @@ def _reference(threads: int) -> Callable[[], None]:
         [numpy_helper.from_array(weight, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    # Threads that spin on after a run would be in the way of what is measured.
-    compiled = onnxruntime.ENGINE.compile(model.SerializeToString(), threads, spin=False)
+    compiled = onnxruntime.ENGINE.compile(model.SerializeToString(), threads)
     return compiled.bind({"x": np.ones(shape, np.float32)}, {"y": np.empty(shape, np.float32)})

@@ -47,6 +47,13 @@ class Engine(Protocol):
         """The version of the library."""
         ...
 
+    def dedicate(self, threads: int) -> None:
+        """Let all models of this process share `threads` threads, where the library can.
+
+        For a process that compiles nothing with another number of threads; before it compiles anything.
+        """
+        ...
+
     def compile(self, model: bytes, threads: int) -> Compiled:
         """Prepare a serialized ONNX model for `threads` threads that stay on the caller's cores.
 

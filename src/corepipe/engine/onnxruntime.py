@@ -16,23 +16,34 @@ from corepipe.engine.base import DynamicOutput, KernelTime
 from corepipe.errors import CorepipeError, EngineError
 
 _KERNEL_SUFFIX = "_kernel_time"
+_FATAL = 4
 
 
 class OnnxRuntimeEngine:
     """The CPU execution provider; every operator runs on the threads it is given, and only there."""
 
     name = "onnxruntime"
+    shared_threads = 0
+    """How many threads all sessions of this process share; 0 where each has its own."""
+
+    def dedicate(self, threads: int) -> None:
+        """See `Engine.dedicate`.
+
+        A session's own threads spin for tens of milliseconds after each run, in the way of the next session's.
+        """
+        if threads > 1 and not self.shared_threads and hasattr(ort, "set_global_thread_pool_sizes"):
+            # It warns at every session that the session's own number of threads does not count.
+            ort.set_default_logger_severity(_FATAL)
+            ort.set_global_thread_pool_sizes(threads, 1)
+            self.shared_threads = threads
 
     def version(self) -> str:
         """The version of ONNX Runtime."""
         return str(ort.__version__)
 
-    def compile(self, model: bytes, threads: int, *, spin: bool = True) -> _Session:
-        """See `Engine.compile`; without `spin`, idle threads sleep at once."""
-        options = _options(threads)
-        if not spin:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return _Session(_session(model, options))
+    def compile(self, model: bytes, threads: int) -> _Session:
+        """See `Engine.compile`."""
+        return _Session(_session(model, _options(threads)))
 
     def profile(
         self,
@@ -111,9 +122,11 @@ def _options(threads: int) -> Any:
     # With 0 the threads would leave the mask of the creating thread; see docs/architecture.md.
     options.intra_op_num_threads = max(1, threads)
     options.inter_op_num_threads = 1
+    if ENGINE.shared_threads:
+        options.use_per_session_threads = False
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4
+    options.log_severity_level = _FATAL
     return options
 
 

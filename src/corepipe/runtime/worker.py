@@ -22,6 +22,7 @@ from corepipe.runtime.child import report
 
 def serve(config: dict[str, Any]) -> None:
     """Compile, report ready, and serve; see `corepipe.runtime.pool` for the configuration."""
+    engine.get(config["engine"]).dedicate(config["threads"])
     arena = Arena(Layout.from_dict(config["layout"]), config["arena_fd"])
     segments = [_Segment(spec, config["engine"], config["threads"], arena) for spec in config["segments"]]
     hops = {(route, hop): (segments[index], to) for route, hop, index, to in config["hops"]}
