@@ -12,7 +12,7 @@ from corepipe import plan as planners
 from corepipe.cache import TableCache
 from corepipe.cost.measuring import Progress
 from corepipe.cost.profile import profile
-from corepipe.cost.source import Costs
+from corepipe.cost.source import Costs, read_calibration
 from corepipe.cost.source import find_costs as choose_costs
 from corepipe.cost.table import CostTable, EngineName
 from corepipe.errors import EngineError
@@ -136,6 +136,8 @@ def find_costs(
     use_cache: bool = True,
     predict: bool = False,
     measured: bool = False,
+    calibration: str | os.PathLike[str] | None = None,
+    force: bool = False,
     on_progress: Progress = lambda share, text: None,
 ) -> Costs:
     """The costs to plan with: kept ones, else predicted ones where this machine was calibrated, else measured now.
@@ -146,10 +148,12 @@ def find_costs(
         use_cache: whether kept costs and the machine's calibration may be used.
         predict: never measure, and pass over kept costs.
         measured: never predict.
+        calibration: predict with the calibration in this file, which must be of this machine and engine version.
+        force: use it even if it is not.
         on_progress: told of the progress of measuring.
 
     Raises:
-        UsageError: a prediction is asked for and the machine was not calibrated.
+        UsageError: a prediction is asked for and the machine was not calibrated, or `calibration` is of another one.
         CorepipeError: measuring failed.
     """
 
@@ -158,4 +162,6 @@ def find_costs(
 
     if measured:
         return Costs(measure(), "costs: measured")
-    return choose_costs(network, topology, engine_name(), measure, use_cache=use_cache, predict=predict)
+    engine = engine_name()
+    chosen = None if calibration is None else read_calibration(calibration, topology, engine, force=force)
+    return choose_costs(network, topology, engine, measure, use_cache=use_cache, predict=predict, calibration=chosen)

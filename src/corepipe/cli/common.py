@@ -33,6 +33,13 @@ Planner = Annotated[
     str, typer.Option(help="routes, pipeline, pipe-it, replicas, all-cores, or cluster:NAME.", show_default=True)
 ]
 
+Calibrated = Annotated[
+    Path | None, typer.Option("--calibration", help="Predict the costs from this file of `corepipe calibrate`.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Use the calibration even if it is of another machine or engine version.")
+]
+
 Trace = Annotated[Path | None, typer.Option("--trace", help="Write a timeline that opens in ui.perfetto.dev.")]
 
 Report = Annotated[Path | None, typer.Option("--report", help="Write an HTML page with everything to look at.")]
@@ -73,7 +80,16 @@ def topology_of(cores: str | None) -> Any:
     return detect(restrict_to=None if cores is None else parse_cpu_list(cores))
 
 
-def costs_of(network: Any, topology: Any, no_cache: bool, *, predict: bool = False, measured: bool = False) -> Any:
+def costs_of(
+    network: Any,
+    topology: Any,
+    no_cache: bool,
+    *,
+    predict: bool = False,
+    measured: bool = False,
+    calibration: Path | None = None,
+    force: bool = False,
+) -> Any:
     """The costs to plan with, and on stderr where they come from.
 
     Args:
@@ -82,6 +98,8 @@ def costs_of(network: Any, topology: Any, no_cache: bool, *, predict: bool = Fal
         no_cache: measure now.
         predict: do not measure: predict from this machine's calibration.
         measured: do not predict.
+        calibration: predict from this file.
+        force: even if it is of another machine or engine version.
     """
     from corepipe import api
 
@@ -92,6 +110,8 @@ def costs_of(network: Any, topology: Any, no_cache: bool, *, predict: bool = Fal
             use_cache=not no_cache,
             predict=predict,
             measured=measured,
+            calibration=calibration,
+            force=force,
             on_progress=on_progress,
         )
     log.print(found.source, highlight=False, soft_wrap=True, markup=False)

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from corepipe.cli.common import (
+    Calibrated,
     Cores,
+    Force,
     Json,
     Model,
     NoCache,
@@ -50,6 +52,8 @@ def bench(
     shape: Shapes = None,
     cores: Cores = None,
     no_cache: NoCache = False,
+    calibration: Calibrated = None,
+    force: Force = False,
     json_to: Json = None,
 ) -> None:
     """Compare, on this machine: the engine's default way, one cluster alone, replicas, and the pipelined plans."""
@@ -70,7 +74,7 @@ def bench(
         check_fits(plan, network)
         check_cores(plan, topology)
     frames, said = bench_frames(network, input_spec)
-    table = costs_of(network, topology, no_cache)
+    table = costs_of(network, topology, no_cache, calibration=calibration, force=force)
     plans = bench_plans(table, names, own)
     log.print(f"frames: {said}", highlight=False, soft_wrap=True)
     with ProgressBar() as on_progress, _sampler(topology, trace) as sampler:
@@ -180,6 +184,8 @@ def run(
     shape: Shapes = None,
     cores: Cores = None,
     no_cache: NoCache = False,
+    calibration: Calibrated = None,
+    force: Force = False,
 ) -> None:
     """Run a model on real frames: top classes as text, or everything as JSONL or .npz."""
     from corepipe import frames as io
@@ -198,7 +204,7 @@ def run(
         if plan_file is not None:
             chosen = Plan.read(plan_file)
         else:
-            table = costs_of(network, topology, no_cache)
+            table = costs_of(network, topology, no_cache, calibration=calibration, force=force)
             chosen = planners.plan(table, planner, tolerance=planners.MEASURED_TOLERANCE)
         for one in prepare.values():
             log.print(f"preprocessing: {one.describe()}", highlight=False, soft_wrap=True)

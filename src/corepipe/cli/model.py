@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from corepipe.cli.common import (
+    Calibrated,
     Cores,
+    Force,
     Json,
     Model,
     NoCache,
@@ -122,6 +124,8 @@ def plan(
     machine: Annotated[
         Path | None, typer.Option("--machine", help="Plan for the board that this calibration file is of.")
     ] = None,
+    calibration: Calibrated = None,
+    force: Force = False,
     shape: Shapes = None,
     cores: Cores = None,
     no_cache: NoCache = False,
@@ -137,7 +141,7 @@ def plan(
     else:
         topology = topology_of(cores)
         planners.check_planner(planner, [c.name for c in topology.clusters])
-        table = costs_of(network, topology, no_cache, predict=predicted)
+        table = costs_of(network, topology, no_cache, predict=predicted, calibration=calibration, force=force)
     weights = [layer.descriptor.bytes_weights for layer in network.layers]
     found = planners.plan(
         table,

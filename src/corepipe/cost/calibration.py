@@ -117,12 +117,14 @@ class ScalingLaw(Part):
         serial: share of the computing that does not divide.
         memory_cores: how many cores it takes to use up the bandwidth that they share.
         barrier_s: added to each kernel call for each further core.
+        crossing_s_per_byte: on several cores, per byte that another core may have written.
     """
 
     cluster: str
     serial: Annotated[float, Field(ge=0, le=1)] = 0.0
     memory_cores: Annotated[float, Field(ge=1)] = 1.0
     barrier_s: Seconds = 0.0
+    crossing_s_per_byte: Seconds = 0.0
 
 
 class Calibration(Document):

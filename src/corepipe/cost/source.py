@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ class CalibrationStore:
 
 
 def read_calibration(
-    path: str | Path, topology: Topology | None, engine: EngineName | None, *, force: bool = False
+    path: str | os.PathLike[str], topology: Topology | None, engine: EngineName | None, *, force: bool = False
 ) -> Calibration:
     """A calibration from a file, checked against the machine and engine that it is to be used on.
 
@@ -111,7 +112,7 @@ def read_calibration(
     calibration = Calibration.read(path)
     wrong = mismatch(calibration, topology, engine)
     if wrong and not force:
-        raise UsageError(f"{path}: {wrong}; calibrate here, or force its use")
+        raise UsageError(f"{path}: {wrong}; run `corepipe calibrate` here, or use it all the same with --force")
     if wrong:
         _log.warning("%s: %s; used all the same", path, wrong)
     return calibration

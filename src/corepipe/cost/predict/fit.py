@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from corepipe.cost.calibration import Calibration, Condition, Sample, ScalingLaw
-from corepipe.cost.predict.terms import TILINGS, Caches, Terms, Tiling, family, terms
+from corepipe.cost.predict.terms import CROSSING, TILINGS, Caches, Terms, Tiling, family, terms
 from corepipe.errors import DocumentError
 from corepipe.topology.model import ALL_CORES, CoreConfig
 
@@ -98,7 +98,8 @@ def fit(calibration: Calibration) -> Calibration:
             rows = _rows(calibration, config, busy, segments[config], tiling, caches)
             if not len(rows.seconds) or (not busy and config in singles.values()):
                 continue
-            conditions.append(_finish(config, busy, segments[config], rows, _scaler(start)))
+            several = CoreConfig.parse(config).count > 1
+            conditions.append(_finish(config, busy, segments[config], rows, _scaler(start, several)))
     laws = [_law(cluster, conditions) for cluster in base]
     return calibration.model_copy(
         update={
@@ -119,7 +120,7 @@ def solve(rows: Rows) -> dict[str, float]:
     favours neither too short nor too long, and large errors count linearly.
     """
     scale = rows.amounts.max(axis=0, initial=0.0)
-    used = scale > 0
+    used = (scale > 0) & (np.array(rows.names) != CROSSING)
     matrix = rows.amounts[:, used] / scale[used]
     found = _weighted(matrix, rows.seconds)
     return {
@@ -144,23 +145,33 @@ def _weighted(matrix: Vector, seconds: Vector, pull: tuple[Vector, Vector] | Non
     return np.asarray(found, dtype=np.float64)
 
 
-def _scaler(start: Condition) -> Callable[[Rows], dict[str, float]]:
-    """Fits how much longer or shorter each group of one core's terms takes under another condition."""
+def _scaler(start: Condition, several: bool) -> Callable[[Rows], dict[str, float]]:
+    """Fits how much longer or shorter each group of one core's terms takes under another condition.
+
+    On several cores, what one has written and another reads comes as a term of its own.
+    """
 
     def scale(rows: Rows) -> dict[str, float]:
         groups: dict[str, list[str]] = {}
         for name in start.coefficients:
             groups.setdefault(_group(name), []).append(name)
         column = {name: rows.amounts[:, i] for i, name in enumerate(rows.names)}
-        parts = np.column_stack(
-            [sum((start.coefficients[n] * column[n] for n in names if n in column), np.zeros(len(rows.seconds)))
-             for names in groups.values()]
-        )  # fmt: skip
-        common = float(np.median(rows.seconds / np.maximum(parts.sum(axis=1), 1e-9)))
+        nothing = np.zeros(len(rows.seconds))
+        columns = [
+            sum((start.coefficients[n] * column[n] for n in names if n in column), nothing) for names in groups.values()
+        ]
+        common = float(np.median(rows.seconds / np.maximum(sum(columns, nothing), 1e-9)))
+        wanted = [common] * len(columns)
+        unit = float(rows.seconds.sum() / max(column.get(CROSSING, nothing).sum(), 1.0))
+        if several:
+            columns.append(unit * column.get(CROSSING, nothing))
+            wanted.append(0.0)
+        parts = np.column_stack(columns)
         strength = np.sqrt(_PULL * len(rows.seconds)) * np.eye(parts.shape[1])
-        factors = _weighted(parts, rows.seconds, (strength, strength @ np.full(parts.shape[1], common)))
-        factor = dict(zip(groups, factors, strict=True))
-        return {name: value * float(factor[_group(name)]) for name, value in start.coefficients.items()}
+        factors = _weighted(parts, rows.seconds, (strength, strength @ np.array(wanted)))
+        factor = dict(zip(groups, factors, strict=False))
+        found = {name: value * float(factor[_group(name)]) for name, value in start.coefficients.items()}
+        return found | ({CROSSING: unit * float(factors[-1])} if several else {})
 
     return scale
 
@@ -307,7 +318,7 @@ def _law(cluster: str, conditions: Sequence[Condition]) -> ScalingLaw:
         parsed.count: c for c in conditions if not c.busy and (parsed := CoreConfig.parse(c.config)).cluster == cluster
     }
     one = alone[1]
-    serial, cores, barrier = [], [], []
+    serial, cores, barrier, crossing = [], [], [], []
     for count, condition in alone.items():
         if count == 1:
             continue
@@ -316,6 +327,7 @@ def _law(cluster: str, conditions: Sequence[Condition]) -> ScalingLaw:
         cores.append(1 / max(memory, 1 / count))
         call = condition.coefficients.get("call", 0.0) - one.coefficients.get("call", 0.0)
         barrier.append(call / (count - 1))
+        crossing.append(condition.coefficients.get(CROSSING, 0.0))
     if not serial:
         return ScalingLaw(cluster=cluster)
     return ScalingLaw(
@@ -323,6 +335,7 @@ def _law(cluster: str, conditions: Sequence[Condition]) -> ScalingLaw:
         serial=float(np.clip(np.median(serial), 0.0, 1.0)),
         memory_cores=float(max(1.0, max(cores))),
         barrier_s=float(max(0.0, np.median(barrier))),
+        crossing_s_per_byte=float(np.median(crossing)),
     )
 
 

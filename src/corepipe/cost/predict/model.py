@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from corepipe.cost.calibration import Calibration, Condition, Sample
 from corepipe.cost.predict.fit import ALL, NETWORK, is_call, is_memory, matrix_of
-from corepipe.cost.predict.terms import TILINGS, Caches, family, terms
+from corepipe.cost.predict.terms import CROSSING, TILINGS, Caches, family, terms
 from corepipe.errors import DocumentError
 from corepipe.topology.model import ALL_CORES, CoreConfig
 
@@ -120,6 +120,7 @@ class Predictor:
             name: value * (1.0 if is_call(name) else memory if is_memory(name) else computing)
             for name, value in one.coefficients.items()
         }
+        coefficients[CROSSING] = law.crossing_s_per_byte if config.count > 1 else 0.0
         coefficients["call"] = coefficients.get("call", 0.0) + law.barrier_s * (config.count - 1)
         return one.model_copy(update={"config": str(config), "coefficients": coefficients})
 

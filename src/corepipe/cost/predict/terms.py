@@ -15,6 +15,9 @@ from corepipe.cost.calibration import Sample
 
 FLOAT_BYTES = 4
 
+CROSSING = "crossing.bytes"
+"""The term of bytes that another core of the same worker may have written: nothing on one core."""
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -149,6 +152,7 @@ def terms(sample: Sample, tiling: Tiling, caches: Caches, frame_s: float = 0.0) 
         _stream(found, "weights", sample.bytes_weights, distance, caches)
     computing = kind in ("conv", "pointwise", "grouped", "image-conv", "depthwise", "im2col", "matrix")
     moved = sample.bytes_in + sample.bytes_out
+    found.more(CROSSING, sample.bytes_in)
     if kind != "transpose" or sample.moves:
         found.pass_over("computing" if computing else "copying", moved, caches)
     return found
