@@ -11,7 +11,7 @@ from corepipe.cost.calibration import Calibration, Measurement, SampleNetwork
 from corepipe.cost.calibration_set import SET_VERSION, calibration_network, kind_count
 from corepipe.cost.predict.fit import fit
 from corepipe.cost.predict.layout import samples
-from corepipe.cost.predict.terms import TILINGS, Caches, terms
+from corepipe.cost.predict.terms import CROSSING, TILINGS, Caches, terms
 from corepipe.cost.table import HopCosts, TableCluster, TableMachine
 
 OWN, SHARED = 2**20, 32 * 2**20
@@ -22,7 +22,9 @@ def true_seconds(sample, cores: int = 1, slow: float = 1.0) -> float:
     """What a layer takes on a machine made up for the tests: 50 GFLOP/s a core, 10 GB/s beyond its cache."""
     total = 0.0
     for name, amount in terms(sample, TILINGS["16x6"], Caches(OWN, SHARED)).items():
-        if name == "call":
+        if name == CROSSING:
+            total += amount * 5e-11 if cores > 1 else 0.0
+        elif name == "call":
             total += amount * 2e-6
         elif name.endswith(("far_bytes", "memory_bytes")):
             total += amount * 1e-10 / min(cores, MEMORY_CORES)

@@ -7,6 +7,7 @@ import pytest
 from corepipe.api import engine_name
 from corepipe.cost import calibrate as calibrating
 from corepipe.cost import quick
+from corepipe.cost.calibration import Measurement
 from corepipe.cost.calibration_set import SET_VERSION
 from corepipe.cost.measuring import core_configs
 from corepipe.cost.profile import table_machine
@@ -68,11 +69,31 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(two_cores, short, m
     configs = [str(config) for config in core_configs(two_cores)]
     assert (configs[0], [0, 1]) not in measured
     assert (configs[0], [2]) in measured
-    assert set(kept[0].measurements) <= set(calibration.measurements)
+    assert {(m.config, m.network) for m in kept[0].measurements} <= {
+        (m.config, m.network) for m in calibration.measurements
+    }
+    assert all(m.passes == 2 for m in calibration.measurements)
+
+
+def nothing(config, index):
+    return Measurement(config=str(config), network=index, layer_s=(1e-3,), whole_s=1e-3)
+
+
+def test_what_was_quicker_the_second_time_counts(here, monkeypatch):
+    config = here.core_configs()[0]
+    slow = Measurement(config=str(config), network=0, layer_s=(1e-3, 2e-3), busy_layer_s=(2e-3, 2e-3), whole_s=3e-3,
+                       busy_whole_s=4e-3)  # fmt: skip
+    monkeypatch.setattr(calibrating, "time_whole", lambda *args: [(1.5e-3, 5e-3)])
+    (found,) = calibrating._measure_again([slow], here, config, "onnxruntime")
+    assert found.layer_s == pytest.approx((0.5e-3, 1e-3))
+    assert found.whole_s == 1.5e-3
+    assert found.busy_layer_s == slow.busy_layer_s
+    assert found.passes == 2
 
 
 def test_what_is_of_another_set_is_measured_again(two_cores, short, monkeypatch):
-    monkeypatch.setattr(calibrating, "_measure", lambda *args: [])
+    monkeypatch.setattr(calibrating, "_measure", lambda indices, *args: [nothing(args[1], i) for i in indices])
+    monkeypatch.setattr(calibrating, "_measure_again", lambda measurements, *args: measurements)
     asked = []
     monkeypatch.setattr(calibrating, "build", lambda topology, engine, partial, count: asked.append(partial))
     old = calibrating.PartialCalibration(set_version=SET_VERSION + 1, hop=HopCosts(fixed_s=1.0))

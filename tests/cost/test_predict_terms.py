@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corepipe.cost.calibration import Sample
-from corepipe.cost.predict.terms import TILINGS, Caches, family, terms
+from corepipe.cost.predict.terms import CROSSING, TILINGS, Caches, family, terms
 
 TILING = TILINGS["16x6"]
 CACHES = Caches(2**20, 2**25)
@@ -62,7 +62,7 @@ def test_weights_come_from_memory_when_much_passes_in_between():
     assert family(fully) == "vector-matrix"
     near = terms(fully, TILING, CACHES)
     far = terms(fully.model_copy(update={"footprint": 2**28}), TILING, CACHES)
-    assert set(near) == {"call", "vector-matrix.bytes"}
+    assert set(near) == {"call", "vector-matrix.bytes", CROSSING}
     assert far["vector-matrix.memory_bytes"] == near["vector-matrix.bytes"]
     shared = Caches(2**20, 2**25, others_rate=1e10)
     assert "vector-matrix.memory_bytes" in terms(fully, TILING, shared, frame_s=0.02)

@@ -12,7 +12,7 @@ from corepipe.api import engine_name
 from corepipe.cost import measuring
 from corepipe.cost import profile as profiling
 from corepipe.cost.hop import measure_hop
-from corepipe.cost.table import CostTable, HopCosts
+from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import WorkerError
 from corepipe.network.load import load_network, open_network
 from corepipe.plan import plan
@@ -54,7 +54,18 @@ def test_an_interrupted_profile_goes_on_where_it_stopped(chain, two_cores, quick
     monkeypatch.setattr(profiling, "_measure_config", lambda *args: measured.append(str(args[2])) or real(*args))
     table = profiling.profile(chain, two_cores, engine_name(), done=kept[0])
     assert measured == [str(c) for c in measuring.core_configs(two_cores)[1:]]
-    assert table.configs[0] == kept[0].configs[0]
+    assert table.configs[0].segment_s == kept[0].configs[0].segment_s
+    assert all(costs.passes == 2 for costs in table.configs)
+
+
+def test_what_was_quicker_the_second_time_counts(chain, here, monkeypatch):
+    config = str(here.core_configs()[0])
+    count = len(chain.layers)
+    costs = ConfigCosts(config=config, layer_s=(1e-3,) * count, layer_busy_s=(2e-3,) * count, segment_s=1e-4)
+    monkeypatch.setattr(profiling, "time_whole", lambda *args: [(count * 0.5e-3 + 1e-4, count * 3e-3)])
+    found = profiling._measure_again(chain, here, costs, "onnxruntime")
+    assert found.layer_s == pytest.approx((0.5e-3,) * count)
+    assert found.layer_busy_s == costs.layer_busy_s
 
 
 def test_a_layer_that_does_more_is_measured_as_more(here, quick):

@@ -19,12 +19,13 @@ from corepipe.cost.measuring import (
     core_configs,
     cores_of,
     layer_seconds,
+    loads,
     name_by_layer,
-    other_cores,
     scaled,
     smallest_segment,
     split_evenly,
     spread,
+    time_whole,
     typical,
 )
 from corepipe.cost.predict.fit import fit
@@ -45,12 +46,9 @@ _BATCH = 6
 
 _PARTS = 3
 _RUNS = 6
-_SECONDS = 0.2
+_SECONDS = 0.12
 _CALL_SECONDS = 0.05
 _PROFILE_RUNS = (8, 60)
-_RETRY_SPREAD = 0.05
-_TRIES = 2
-"""A network whose times vary more than this is measured again, and the steadiest measurement is kept."""
 _LAW_COUNTS = 3
 """Of a cluster with more cores than this, only the counts 1, 2 and all are measured."""
 
@@ -88,14 +86,21 @@ def calibrate(
     partial = kept or PartialCalibration(set_version=SET_VERSION)
     configs = measured_configs(topology)
     batches = [range(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH)]
-    steps = len(configs) * len(batches) + 1
-    for step, (batch, config) in enumerate(itertools.product(batches, configs)):
-        seen = {(m.config, m.network) for m in partial.measurements}
-        missing = [index for index in batch if (str(config), index) not in seen]
+    steps = 2 * len(configs) * len(batches) + 1
+    work = itertools.product((1, 2), batches, configs)
+    for step, (passes, batch, config) in enumerate(work):
+        kept_of = {m.network: m for m in partial.measurements if m.config == str(config)}
+        missing = [i for i in batch if (i not in kept_of if passes == 1 else kept_of[i].passes == 1)]
         if missing:
-            on_progress(step / steps, f"networks {batch.start + 1} to {batch.stop} of {count} on {config}")
-            found = _measure(missing, topology, config, engine.name)
-            partial = partial.model_copy(update={"measurements": (*partial.measurements, *found)})
+            when = "" if passes == 1 else ", once more"
+            on_progress(step / steps, f"networks {batch.start + 1} to {batch.stop} of {count} on {config}{when}")
+            if passes == 1:
+                found = _measure(missing, topology, config, engine.name)
+            else:
+                found = _measure_again([kept_of[i] for i in missing], topology, config, engine.name)
+            done_now = {m.network for m in found}
+            others = tuple(m for m in partial.measurements if m.config != str(config) or m.network not in done_now)
+            partial = partial.model_copy(update={"measurements": (*others, *found)})
             on_partial(partial)
     if partial.hop is None:
         on_progress((steps - 1) / steps, "hops between workers")
@@ -167,21 +172,32 @@ def _measure(indices: Sequence[int], topology: Topology, config: CoreConfig, eng
     segments.append(smallest_segment())
     with contextlib.ExitStack() as stack:
         prober = stack.enter_context(MeasuringProcess(topology, f"calibrate-{config}", cores, segments, engine))
-        others = [
-            stack.enter_context(MeasuringProcess(topology, f"load-{number}", group, wholes, engine, watch=False))
-            for number, group in enumerate(other_cores(topology, cores))
-        ]
+        others = loads(stack, topology, cores, wholes, engine)
         call_s = typical(prober.time([[len(segments) - 1]], _CALL_SECONDS, runs=_RUNS)[0])
         for number, (index, network) in enumerate(zip(indices, networks, strict=True)):
-            tries: list[Measurement] = []
-            while not tries or (tries[-1].spread > _RETRY_SPREAD and len(tries) < _TRIES):
-                tries.append(
-                    _measure_network(
-                        prober, others, str(config), index, network, splits[number], chains[number], number
-                    )
-                )
-            steadiest = min(tries, key=lambda measured: measured.spread)
-            found.append(steadiest.model_copy(update={"call_s": call_s}))
+            measured = _measure_network(
+                prober, others, str(config), index, network, splits[number], chains[number], number
+            )
+            found.append(measured.model_copy(update={"call_s": call_s}))
+    return found
+
+
+def _measure_again(
+    measurements: Sequence[Measurement], topology: Topology, config: CoreConfig, engine: str
+) -> list[Measurement]:
+    """The same measurements with a second look at each whole network: where it was quicker, all layers are."""
+    networks = [calibration_network(measured.network) for measured in measurements]
+    wholes = [network.segment(0, len(network.layers)) for network in networks]
+    cores = cores_of(topology, config)
+    times = time_whole(topology, f"calibrate-{config}", cores, wholes, engine, _SECONDS)
+    found = []
+    for measured, (alone_s, busy_s) in zip(measurements, times, strict=True):
+        update: dict[str, object] = {"passes": 2}
+        if alone_s < measured.whole_s:
+            update |= {"layer_s": scaled(np.array(measured.layer_s), alone_s), "whole_s": alone_s}
+        if busy_s is not None and measured.busy_layer_s is not None and busy_s < (measured.busy_whole_s or 0.0):
+            update |= {"busy_layer_s": scaled(np.array(measured.busy_layer_s), busy_s), "busy_whole_s": busy_s}
+        found.append(measured.model_copy(update=update))
     return found
 
 

@@ -64,6 +64,7 @@ class Measurement(Part):
         call_s: what calling the engine costs for next to no work.
         spread: relative half-width of the middle half of the measured whole times.
         left_out: the largest share of runs that did not count, because the cores were disturbed.
+        passes: how many times, at different moments, the whole network was timed; the quickest counts.
     """
 
     config: str
@@ -78,6 +79,7 @@ class Measurement(Part):
     call_s: Seconds = 0.0
     spread: Seconds = 0.0
     left_out: Annotated[float, Field(ge=0, le=1)] = 0.0
+    passes: Annotated[int, Field(ge=1)] = 1
 
 
 class PartialCalibration(Document):

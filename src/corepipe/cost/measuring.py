@@ -162,6 +162,40 @@ class MeasuringProcess:
         os.write(self._commands, json.dumps(command).encode() + b"\n")
 
 
+def time_whole(
+    topology: Topology, name: str, cores: Sequence[int], segments: Sequence[Segment], engine: str, seconds: float
+) -> list[tuple[float, float | None]]:
+    """For each segment its seconds alone and with all other cores running it too (None where there are none).
+
+    Raises:
+        WorkerError: a segment failed, or a process could not start.
+    """
+    with contextlib.ExitStack() as stack:
+        prober = stack.enter_context(MeasuringProcess(topology, name, cores, segments, engine))
+        others = loads(stack, topology, cores, segments, engine)
+        found = []
+        for index in range(len(segments)):
+            alone = typical(prober.time([[index]], seconds)[0])
+            busy = None
+            if others:
+                with contextlib.ExitStack() as loaded:
+                    for other in others:
+                        loaded.enter_context(other.load(index))
+                    busy = typical(prober.time([[index]], seconds, busy=True)[0])
+            found.append((alone, busy))
+        return found
+
+
+def loads(
+    stack: contextlib.ExitStack, topology: Topology, cores: Sequence[int], segments: Sequence[Segment], engine: str
+) -> list[MeasuringProcess]:
+    """A process for each cluster that has cores beside `cores`, to keep those busy; they end with the stack."""
+    return [
+        stack.enter_context(MeasuringProcess(topology, f"load-{number}", group, segments, engine, watch=False))
+        for number, group in enumerate(other_cores(topology, cores))
+    ]
+
+
 def core_configs(topology: Topology) -> tuple[CoreConfig, ...]:
     """The configs that a table has: every cluster and count, and all cores together."""
     configs = topology.core_configs()

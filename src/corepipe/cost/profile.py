@@ -18,12 +18,13 @@ from corepipe.cost.measuring import (
     core_configs,
     cores_of,
     layer_seconds,
+    loads,
     name_by_layer,
-    other_cores,
     scaled,
     smallest_segment,
     split_evenly,
     spread,
+    time_whole,
     typical,
 )
 from corepipe.cost.table import (
@@ -40,7 +41,7 @@ from corepipe.document import Document
 from corepipe.network.model import Network
 from corepipe.topology.model import CoreConfig, Topology
 
-MEASUREMENT_VERSION = 4
+MEASUREMENT_VERSION = 5
 """Part of every cache key; rises when what is measured changes."""
 
 SPLITS = (3, 8)
@@ -71,7 +72,8 @@ def profile(
 
     Each core config is measured alone and with every other core busy with the same network. The times of the layers
     come from the engine's own profiler, scaled so that they add up to the time of the whole network measured without
-    it. What a cut costs beside the layers comes from running the network in several segments. Runs at moments when the
+    it (twice, at different moments, of which the quicker counts: what disturbs a machine only ever makes it slower).
+    What a cut costs beside the layers comes from running the network in several segments. Runs at moments when the
     cores were disturbed do not count (see `corepipe.cost.watch`).
 
     Args:
@@ -89,16 +91,25 @@ def profile(
     configs = core_configs(topology)
     partial = done or PartialProfile()
     measured = {costs.config: costs for costs in partial.configs}
-    steps = len(configs) + 1
+    steps = 2 * len(configs) + 1
+
+    def keep(costs: ConfigCosts) -> None:
+        nonlocal partial
+        measured[costs.config] = costs
+        partial = PartialProfile(configs=tuple(measured.values()), hop=partial.hop)
+        on_partial(partial)
+
     for index, config in enumerate(configs):
         if str(config) not in measured:
             on_progress(index / steps, f"layers on {config}")
-            measured[str(config)] = _measure_config(network, topology, config, engine.name)
-            partial = PartialProfile(configs=tuple(measured.values()), hop=partial.hop)
-            on_partial(partial)
+            keep(_measure_config(network, topology, config, engine.name))
+    for index, config in enumerate(configs, len(configs)):
+        if measured[str(config)].passes == 1:
+            on_progress(index / steps, f"once more on {config}")
+            keep(_measure_again(network, topology, measured[str(config)], engine.name))
     hop = partial.hop
     if hop is None:
-        on_progress(len(configs) / steps, "hops between workers")
+        on_progress((steps - 1) / steps, "hops between workers")
         hop = measure_hop(topology)
         partial = PartialProfile(configs=partial.configs, hop=hop)
         on_partial(partial)
@@ -149,23 +160,21 @@ def _measure_config(network: Network, topology: Topology, config: CoreConfig, en
             chains.append(list(range(index, index + len(split))))
             index += len(split)
         (alone,) = prober.time([[0]], _SECONDS)
-        beside, *divided = prober.time(chains, _SECONDS * len(chains))
+        beside, *divided = prober.time(chains, _SECONDS * len(chains) / 2)
         layers = layer_seconds(network, prober.profile(0, statistics.median(alone), _SECONDS))
         rows = [[len(split) - 1, 2 * sum(network.cuts[start].nbytes for start, _ in split[1:])] for split in splits]
         extra = [float(np.median(np.subtract(seconds, beside))) for seconds in divided]
         segment_s, per_byte = _fit_segment_costs(rows, extra)
         # The extra time of some cuts says little of a call's fixed cost; a segment is never cheaper than an empty one.
-        segment_s = max(segment_s, typical(prober.time([[index]], _SECONDS)[0]))
+        segment_s = max(segment_s, typical(prober.time([[index]], _SECONDS / 8)[0]))
         whole_s = typical(alone)
         edges = network.cuts[0].nbytes + network.cuts[-1].nbytes
         fixed = min(segment_s + per_byte * edges, 0.5 * whole_s)
         busy = None
-        others = other_cores(topology, cores)
-        if others:
-            with contextlib.ExitStack() as stack:
-                for number, group in enumerate(others):
-                    load = MeasuringProcess(topology, f"load-{number}", group, [whole], engine, watch=False)
-                    stack.enter_context(stack.enter_context(load).load())
+        with contextlib.ExitStack() as stack:
+            if others := loads(stack, topology, cores, [whole], engine):
+                for other in others:
+                    stack.enter_context(other.load())
                 busy_s = typical(prober.time([[0]], _SECONDS, busy=True)[0])
                 busy_layers = layer_seconds(network, prober.profile(0, busy_s, _SECONDS, busy=True))
                 busy = scaled(busy_layers, max(busy_s - fixed, 0.5 * busy_s))
@@ -179,6 +188,27 @@ def _measure_config(network: Network, topology: Topology, config: CoreConfig, en
         segment_s_per_byte=per_byte,
         spread=spread(alone),
         left_out=left_out,
+    )
+
+
+def _measure_again(network: Network, topology: Topology, costs: ConfigCosts, engine: str) -> ConfigCosts:
+    """The same costs with a second look at the whole network: where it was quicker, all layers are."""
+    whole = network.segment(0, len(network.layers))
+    cores = cores_of(topology, costs.core_config)
+    ((alone_s, busy_s),) = time_whole(topology, f"probe-{costs.config}", cores, [whole], engine, _SECONDS)
+    fixed = costs.segment_s + costs.segment_s_per_byte * (network.cuts[0].nbytes + network.cuts[-1].nbytes)
+
+    def quicker(layers: tuple[float, ...], whole_s: float) -> tuple[float, ...]:
+        own = whole_s - min(fixed, 0.5 * whole_s)
+        return scaled(np.array(layers), own) if own < sum(layers) else layers
+
+    busy = costs.layer_busy_s
+    return costs.model_copy(
+        update={
+            "layer_s": quicker(costs.layer_s, alone_s),
+            "layer_busy_s": busy if busy is None or busy_s is None else quicker(busy, busy_s),
+            "passes": 2,
+        }
     )
 
 

@@ -62,6 +62,7 @@ class ConfigCosts(Part):
         config: a core config; `all8` stands for one worker over all 8 cores of a machine with several clusters.
         spread: relative half-width of the middle half of the measured whole-network times.
         left_out: the largest share of a measurement's runs that did not count, because the cores were disturbed.
+        passes: how many times, at different moments, the whole network was timed; the quickest counts.
     """
 
     config: str
@@ -72,6 +73,7 @@ class ConfigCosts(Part):
     segment_s_per_byte: Seconds = 0.0
     spread: Seconds = 0.0
     left_out: Annotated[float, Field(ge=0, le=1)] = 0.0
+    passes: PositiveInt = 1
 
     @property
     def core_config(self) -> CoreConfig:

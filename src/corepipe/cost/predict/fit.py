@@ -43,6 +43,9 @@ _LEAST_SAMPLES = 8
 _PULL = 0.002
 """How strongly the scaling of a group of terms is drawn to that of all terms, per layer measured."""
 
+_REFINED = 0.001
+"""How strongly a term on several cores is drawn to what scaling gives: what being off by all of it counts."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -91,16 +94,22 @@ def fit(calibration: Calibration) -> Calibration:
         base[cluster] = _finish(single, False, segments[single], rows, solve)
         conditions.append(base[cluster])
     fastest = base[next(iter(base))]
+    scaled: list[Condition] = list(conditions)
     for config in configs:
-        cluster = CoreConfig.parse(config).cluster
-        start = fastest if cluster == ALL_CORES else base[cluster]
+        parsed = CoreConfig.parse(config)
+        start = fastest if parsed.cluster == ALL_CORES else base[parsed.cluster]
         for busy in (False, True):
             rows = _rows(calibration, config, busy, segments[config], tiling, caches)
             if not len(rows.seconds) or (not busy and config in singles.values()):
                 continue
-            several = CoreConfig.parse(config).count > 1
-            conditions.append(_finish(config, busy, segments[config], rows, _scaler(start, several)))
-    laws = [_law(cluster, conditions) for cluster in base]
+            scaler = _scaler(start, parsed.count > 1)
+            if parsed.count > 1 and not busy:
+                scaled.append(start.model_copy(update={"config": config, "coefficients": scaler(rows)}))
+                start = _finish(config, busy, segments[config], rows, _refiner(scaler))
+                conditions.append(start)
+            else:
+                conditions.append(_finish(config, busy, segments[config], rows, scaler))
+    laws = [_law(cluster, scaled) for cluster in base]
     return calibration.model_copy(
         update={
             "tiles": tiling.name,
@@ -174,6 +183,24 @@ def _scaler(start: Condition, several: bool) -> Callable[[Rows], dict[str, float
         return found | ({CROSSING: unit * float(factors[-1])} if several else {})
 
     return scale
+
+
+def _refiner(start: Callable[[Rows], dict[str, float]]) -> Callable[[Rows], dict[str, float]]:
+    """Fits every term by itself, drawn a little to what `start` makes of it."""
+
+    def refine(rows: Rows) -> dict[str, float]:
+        usual = start(rows)
+        scale = rows.amounts.max(axis=0, initial=0.0)
+        used = np.flatnonzero(scale > 0)
+        names = [rows.names[i] for i in used]
+        wanted = np.array([usual.get(name, 0.0) for name in names]) * scale[used]
+        known = wanted > 0
+        pull = np.sqrt(_REFINED) * np.eye(len(names))[known] / wanted[known, None]
+        targets = np.full(len(pull), np.sqrt(_REFINED))
+        found = _weighted(rows.amounts[:, used] / scale[used], rows.seconds, (pull, targets)) / scale[used]
+        return {name: float(value) for name, value in zip(names, found, strict=True) if value > 0}
+
+    return refine
 
 
 def _group(name: str) -> str:
