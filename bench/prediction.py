@@ -6,7 +6,8 @@
     python bench/prediction.py --json bench/results/prediction-NAME.json --plot prediction.png
 
 Calibrates the machine if that was not done, and profiles each network if that was not done; both are kept in the
-cache folder, so that running it again only fits and compares anew. For each network:
+cache folder, so that running it again only fits and compares anew. A profile can be no more exact than the machine is
+steady: on a virtual machine two of the same network, some minutes apart, differ by several percent. For each network:
 
 - MAPE: the layers' absolute errors over their measured times, summed over all core configs, so weighted by time. The
   cost of being a segment, which a cost table keeps apart from the layers, counts for the layers by their shares;
@@ -201,6 +202,32 @@ def by_family(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
     }
 
 
+def by_config(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+    """For each core config, alone and busy: the better model's mean MAPE and error of the whole network."""
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for case in cases:
+        for costs in case.measured.configs:
+            predicted = case.predicted["model"].by_config[costs.core_config]
+            span = (costs.core_config, 0, case.measured.layer_count)
+            for busy in (False, True):
+                layers = costs.layer_busy_s if busy else costs.layer_s
+                guessed = predicted.layer_busy_s if busy else predicted.layer_s
+                if layers is None or guessed is None:
+                    continue
+                took = case.measured.segment_s(*span, busy=busy)
+                expected = case.predicted["model"].segment_s(*span, busy=busy)
+                off = np.abs(_shares(guessed) * expected - _shares(layers) * took).sum() / took
+                name = f"{costs.config}{' busy' if busy else ''}"
+                rows.setdefault(name, []).append((float(off), abs(expected / took - 1)))
+    return {
+        name: {
+            "mape": statistics.mean(off for off, _ in values),
+            "network_error": statistics.mean(whole for _, whole in values),
+        }
+        for name, values in rows.items()
+    }
+
+
 def result(cases: Sequence[Case], calibration: Calibration, topology: Topology) -> dict[str, Any]:
     """Everything that is kept of a run."""
     networks = []
@@ -239,6 +266,7 @@ def result(cases: Sequence[Case], calibration: Calibration, topology: Topology) 
         "goal": GOAL,
         "networks": networks,
         "mean": mean,
+        "configs": by_config(cases),
         "families": by_family(cases),
     }
 
@@ -254,6 +282,12 @@ def show(document: dict[str, Any]) -> None:
     table.add_row("mean", *_pairs(document["mean"]), "", style="bold")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
+    configs = Table(title="the better model by core config", title_justify="left")
+    for heading in ("cores", "MAPE", "network"):
+        configs.add_column(heading, justify="left" if heading == "cores" else "right")
+    for name, row in document["configs"].items():
+        configs.add_row(name, f"{row['mape']:.1%}", f"{row['network_error']:.1%}")
+    console.print(configs)
     sits = Table(title="where the better model errs (one core, all networks alike)", title_justify="left")
     for heading in ("kernels", "share of time", "MAPE", "bias", "adds to MAPE"):
         sits.add_column(heading, justify="left" if heading == "kernels" else "right")

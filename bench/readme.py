@@ -1,6 +1,6 @@
-"""Makes the README's tables from the committed result files, never by hand.
+"""Makes the tables of the README and the docs from the committed result files, never by hand.
 
-python bench/readme.py            rewrite the tables between the markers in README.md
+python bench/readme.py            rewrite the tables between the markers in README.md and docs/*.md
 python bench/readme.py --check    exit with 1 if they differ from the result files
 """
 
@@ -21,15 +21,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    old = readme.read_text()
-    new = fill(old)
-    if options.check:
-        if new != old:
-            print("README.md differs from the result files; run: python bench/readme.py", file=sys.stderr)
-        return int(new != old)
-    readme.write_text(new)
-    return 0
+    stale = [(path, new) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+             if (new := fill(path.read_text())) != path.read_text()]  # fmt: skip
+    for path, new in stale:
+        if options.check:
+            print(f"{path.name} differs from the result files; run: python bench/readme.py", file=sys.stderr)
+        else:
+            path.write_text(new)
+    return int(options.check and bool(stale))
 
 
 def fill(text: str) -> str:
@@ -44,6 +43,8 @@ def fill(text: str) -> str:
 def render(path: Path) -> str:
     """A result file as a Markdown table with its environment."""
     data = json.loads(path.read_text())
+    if "mean" in data:
+        return prediction(data)
     return networks(data) if "networks" in data else boards(data)
 
 
@@ -66,6 +67,30 @@ def networks(data: dict[str, Any]) -> str:
         f"{how.capitalize()}; "
         f"{env['cpu']}, {env['cpus']} CPUs, {env['engine']}, fp32, batch 1, {env['date'][:10]}."
     )
+    return "\n".join(lines)
+
+
+def prediction(data: dict[str, Any]) -> str:
+    """The results of `bench/prediction.py`: the paper's model beside the better one."""
+    measures = {"mape": "MAPE", "mape_above_1pct": "MAPE, layers > 1 %", "network_error": "network", "regret": "regret"}
+    lines = [f"| network | {' | '.join(measures.values())} |", "|---|" + "---|" * len(measures)]
+    for row in [*data["networks"], {"network": "**mean**", **data["mean"]}]:
+        cells = [f"{row['paper'][key]:.1%} / {row['model'][key]:.1%}" for key in measures]
+        lines.append(f"| {row['network']} | {' | '.join(cells)} |")
+    lines += ["", "| cores | MAPE | network |", "|---|---|---|"]
+    lines += [f"| {name} | {row['mape']:.1%} | {row['network_error']:.1%} |" for name, row in data["configs"].items()]
+    lines += ["", "| kernels (one core) | share of the time | MAPE | bias |", "|---|---|---|---|"]
+    for name, row in data["families"].items():
+        lines.append(f"| {name} | {row['share']:.1%} | {row['mape']:.1%} | {row['bias']:+.1%} |")
+    env, calibration = data["environment"], data["calibration"]
+    how = "little core emulated" if data["emulated"] else "measured, nothing emulated"
+    lines += [
+        "",
+        f"The paper's model / the better one; the other two tables are of the better one. {how.capitalize()}; "
+        f"{env['cpu']}, {env['cpus']} CPUs, {env['engine']}, fp32, {env['date'][:10]}. Calibrated on "
+        f"{calibration['layers']} layers of {calibration['networks']} synthetic networks, spread "
+        f"{calibration['spread']:.1%}.",
+    ]
     return "\n".join(lines)
 
 
