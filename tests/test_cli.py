@@ -135,6 +135,23 @@ def test_a_plan_is_written_edited_and_run(classifier, photos, tmp_path):
     assert "starts at layer 1, 0 was expected" in message
 
 
+def test_names_in_a_plan_are_text(classifier, photos, tmp_path):
+    plan, table = tmp_path / "plan.json", tmp_path / "table.json"
+    assert corepipe("plan", classifier, "-o", plan).returncode == 0
+    assert corepipe("profile", classifier, "--json", table).returncode == 0
+    data = json.loads(plan.read_text())
+    name = data["workers"][0]["name"]
+    data["planner"] = "by [hand]"
+    plan.write_text(json.dumps(data).replace(json.dumps(name), json.dumps("x[/]\x1b[2J")))
+    for command in (["run", classifier, "--input", photos], ["simulate", "--table", table]):
+        result = corepipe(*command, "--plan", plan)
+        assert result.returncode == 0, result.stderr
+        assert "x[/]\\u001b[2J" in result.stdout + result.stderr
+        assert "\x1b" not in result.stdout + result.stderr
+    message = one_message(corepipe("run", classifier, "--input", photos, "--plan", "no[/]\x1b.json"), 1)
+    assert "no[/]\\u001b.json: cannot read" in message
+
+
 def test_bench_writes_its_json(classifier, tmp_path):
     out = tmp_path / "bench.json"
     result = corepipe("bench", classifier, "--rounds", 2, "--seconds", 0.2, "--json", out)

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from corepipe.document import write_atomically
+from corepipe.report.html import visible
+from corepipe.report.terminal import say
 
 app = typer.Typer(
     help="CNN inference at the highest throughput that a CPU with unequal cores can give.",
@@ -114,7 +116,7 @@ def costs_of(
             force=force,
             on_progress=on_progress,
         )
-    log.print(found.source, highlight=False, soft_wrap=True, markup=False)
+    say(log, found.source)
     return found.table
 
 
@@ -123,7 +125,7 @@ class ProgressBar:
 
     def __init__(self) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -136,7 +138,7 @@ class ProgressBar:
     def __enter__(self) -> Callable[[float, str], None]:
         self._bar.start()
         task = self._bar.add_task("", total=1.0)
-        return lambda share, text: self._bar.update(task, completed=share, description=text)
+        return lambda share, text: self._bar.update(task, completed=share, description=visible(text))
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()

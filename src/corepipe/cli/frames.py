@@ -30,6 +30,7 @@ from corepipe.cli.common import (
     write_json,
 )
 from corepipe.errors import CorepipeError, NotTrustworthyError, UsageError
+from corepipe.report.terminal import say
 
 
 @app.command()
@@ -76,7 +77,7 @@ def bench(
     frames, said = bench_frames(network, input_spec)
     table = costs_of(network, topology, no_cache, calibration=calibration, force=force)
     plans = bench_plans(table, names, own)
-    log.print(f"frames: {said}", highlight=False, soft_wrap=True)
+    say(log, f"frames: {said}")
     with ProgressBar() as on_progress, _sampler(topology, trace) as sampler:
         results = compare.compare(
             network, plans, topology, table, frames, rounds=rounds, slice_s=seconds, on_progress=on_progress
@@ -207,8 +208,8 @@ def run(
             table = costs_of(network, topology, no_cache, calibration=calibration, force=force)
             chosen = planners.plan(table, planner, tolerance=planners.MEASURED_TOLERANCE)
         for one in prepare.values():
-            log.print(f"preprocessing: {one.describe()}", highlight=False, soft_wrap=True)
-        log.print(f"plan: {chosen.planner}, workers {', '.join(w.name for w in chosen.workers)}", highlight=False)
+            say(log, f"preprocessing: {one.describe()}")
+        say(log, f"plan: {chosen.planner}, workers {', '.join(w.name for w in chosen.workers)}")
         records: deque[FrameRecord] = deque(maxlen=MAX_FRAMES)
         with (
             io.open_sink(output, outputs=network.outputs, labels=names, top_k=top) as sink,
@@ -219,9 +220,9 @@ def run(
     if trace is not None:
         layers = [layer.name for layer in network.layers]
         done = write_trace(trace, list(records), chosen, simulated=False, counters=sampler.samples, layers=layers)
-        log.print(f"{trace}: {done.describe()}; open it in ui.perfetto.dev", highlight=False, soft_wrap=True)
+        say(log, f"{trace}: {done.describe()}; open it in ui.perfetto.dev")
     for sentence in summary.sentences():
-        log.print(sentence, highlight=False, soft_wrap=True)
+        say(log, sentence)
     if summary.interrupted:
         raise typer.Exit(130)
     if summary.failed or not summary.frames:
@@ -242,8 +243,8 @@ def _write_trace(path: Path | None, results: Any, layers: Any, *, simulated: boo
 
     traced = [TracedPlan(r.name, r.plan, r.records) for r in results]
     summary = write_traces(path, traced, simulated=simulated, counters=counters, layers=layers)
-    log.print(f"{path}: {summary.describe()}; open it in ui.perfetto.dev", highlight=False, soft_wrap=True)
+    say(log, f"{path}: {summary.describe()}; open it in ui.perfetto.dev")
 
 
 def _say_skipped(skipped: Any) -> None:
-    log.print(f"skipped {skipped.name}: {skipped.reason}", highlight=False, soft_wrap=True, markup=False)
+    say(log, f"skipped {skipped.name}: {skipped.reason}")

@@ -26,6 +26,7 @@ from corepipe.cli.common import (
     write_json,
 )
 from corepipe.errors import UsageError
+from corepipe.report.terminal import say
 
 
 @app.command()
@@ -70,7 +71,7 @@ def _quick(network: Any, topology: Any) -> Any:
     with ProgressBar() as on_progress:
         found = profile_quick(network, topology, engine, calibration, on_progress=on_progress)
     measured, count = found.distinct
-    log.print(f"{measured} distinct layers of {count} measured; error of what is predicted: {found.error:.1%}")
+    say(log, f"{measured} distinct layers of {count} measured; error of what is predicted: {found.error:.1%}")
     return found.table
 
 
@@ -154,6 +155,6 @@ def plan(
     )
     if output is not None:
         found.write(output)
-        log.print(f"plan written to {output}; run it with: corepipe run {model} --plan {output} --input FRAMES")
+        say(log, f"plan written to {output}; run it with: corepipe run {model} --plan {output} --input FRAMES")
     if not write_json(json_to, found.to_json):
         render_plan(found, table, out())
