@@ -14,8 +14,11 @@ import cv2
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
+from corepipe.cli import app
 from corepipe.data import sample_frames
+from corepipe.report.recording import Recording
 
 
 def corepipe(*arguments, **options):
@@ -133,6 +136,18 @@ def test_a_plan_is_written_edited_and_run(classifier, photos, tmp_path):
     plan.write_text(json.dumps(edited))
     message = one_message(corepipe("run", classifier, "--plan", plan, "--input", photos), 1)
     assert "starts at layer 1, 0 was expected" in message
+
+
+def test_the_trace_of_a_long_run_holds_its_beginning_and_names_the_rest(classifier, tmp_path, monkeypatch):
+    np.save(tmp_path / "frames.npy", np.zeros((60, 3, 96, 96), np.float32))
+    monkeypatch.setattr("corepipe.report.recording.Recording", lambda: Recording(5))
+    arguments = ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "out.jsonl"]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--trace", str(tmp_path / "t.json")])
+    assert result.exit_code == 0, result.output
+    trace = json.loads((tmp_path / "t.json").read_text())
+    assert {0, 1, 2, 3, 4} <= {e["args"]["frame"] for e in trace["traceEvents"] if e["ph"] == "X"}
+    assert "to 59)" in trace["otherData"]["contents"]
+    assert trace["otherData"]["contents"] in result.stderr
 
 
 def test_names_in_a_plan_are_text(classifier, photos, tmp_path):

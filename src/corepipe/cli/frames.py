@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -192,9 +191,10 @@ def run(
     from corepipe import frames as io
     from corepipe import plan as planners
     from corepipe.plan.model import Plan
-    from corepipe.report.trace import MAX_FRAMES, write_trace
+    from corepipe.report.recording import Recording
+    from corepipe.report.trace import write_trace
     from corepipe.run import image_inputs, run_frames
-    from corepipe.runtime.stream import FrameRecord, Stream
+    from corepipe.runtime.stream import Stream
 
     network, topology = network_of(model, shape), topology_of(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
@@ -210,16 +210,24 @@ def run(
         for one in prepare.values():
             say(log, f"preprocessing: {one.describe()}")
         say(log, f"plan: {chosen.planner}, workers {', '.join(w.name for w in chosen.workers)}")
-        records: deque[FrameRecord] = deque(maxlen=MAX_FRAMES)
+        recording = Recording()
         with (
             io.open_sink(output, outputs=network.outputs, labels=names, top_k=top) as sink,
             _sampler(topology, trace) as sampler,
-            Stream(network, chosen, topology, on_record=records.append if trace else None) as stream,
+            Stream(network, chosen, topology, on_record=recording.add if trace else None) as stream,
         ):
             summary = run_frames(stream, source, sink, prepare, limit)
     if trace is not None:
         layers = [layer.name for layer in network.layers]
-        done = write_trace(trace, list(records), chosen, simulated=False, counters=sampler.samples, layers=layers)
+        done = write_trace(
+            trace,
+            recording.records,
+            chosen,
+            simulated=False,
+            counters=sampler.samples,
+            layers=layers,
+            left_out=recording.left_out,
+        )
         say(log, f"{trace}: {done.describe()}; open it in ui.perfetto.dev")
     for sentence in summary.sentences():
         say(log, sentence)
