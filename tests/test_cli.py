@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,7 +18,17 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from corepipe.cli import app
+from corepipe.cost.table import (
+    ConfigCosts,
+    CostTable,
+    EngineName,
+    Provenance,
+    TableCluster,
+    TableMachine,
+    TableNetwork,
+)
 from corepipe.data import sample_frames
+from corepipe.errors import UsageError
 from corepipe.report.recording import Recording
 
 
@@ -136,6 +147,66 @@ def test_a_plan_is_written_edited_and_run(classifier, photos, tmp_path):
     plan.write_text(json.dumps(edited))
     message = one_message(corepipe("run", classifier, "--plan", plan, "--input", photos), 1)
     assert "starts at layer 1, 0 was expected" in message
+
+
+@pytest.fixture
+def board(tmp_path):
+    """The cost table of a board of two clusters, and its file."""
+    table = CostTable(
+        network=TableNetwork(name="classifier", sha256="", layers=("a", "b", "c"), cut_bytes=(8, 8, 8, 8)),
+        machine=TableMachine(
+            description="board",
+            fingerprint="",
+            clusters=(TableCluster(name="big", cores=(4, 5)), TableCluster(name="little", cores=(0, 1))),
+        ),
+        engine=EngineName(name="onnxruntime", version="1"),
+        configs=(
+            ConfigCosts(config="big1", layer_s=(1e-3, 2e-3, 3e-3)),
+            ConfigCosts(config="big2", layer_s=(7e-4, 1e-3, 2e-3)),
+            ConfigCosts(config="little1", layer_s=(2e-3, 3e-3, 9e-3)),
+            ConfigCosts(config="all4", layer_s=(2e-3, 3e-3, 4e-3)),
+        ),
+        provenance=Provenance(source="made-up"),
+    )
+    path = tmp_path / "board.json"
+    table.write(path)
+    return table, path
+
+
+def test_a_plan_for_another_board_keeps_to_the_cores_allowed(board, monkeypatch):
+    monkeypatch.setattr("corepipe.cli.model._predicted", lambda network, machine: SimpleNamespace(table=board[0]))
+    layer = SimpleNamespace(descriptor=SimpleNamespace(bytes_weights=4))
+    monkeypatch.setattr("corepipe.cli.model.network_of", lambda model, shape: SimpleNamespace(layers=[layer] * 3))
+    command = ["plan", "classifier", "--machine", "board.json", "--planner", "replicas", "--json", "-"]
+    for arguments, cores in (([], {0, 1, 4, 5}), (["--cores", "0,4-5"], {0, 4, 5}), (["--cores", "1"], {1})):
+        result = CliRunner().invoke(app, [*command, *arguments])
+        assert result.exit_code == 0, result.output
+        assert {core for worker in json.loads(result.stdout)["workers"] for core in worker["cores"]} == cores
+    foreign = CliRunner().invoke(app, [*command, "--cores", "2"])
+    assert "core 2 is not in the cost table's machine" in str(foreign.exception)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *((["bench", "--simulate", "t.json"], option) for option in (
+            ["--input", "x"], ["--rounds", "5"], ["--seconds", "1"], ["--shape", "x:1"], ["--cores", "0"],
+            ["--no-cache"], ["--calibration", "c"], ["--force"],
+        )),
+        *((["plan", "squeezenet", "--machine", "c.json"], option) for option in (
+            ["--no-cache"], ["--calibration", "c"], ["--force"],
+        )),
+        *((["run", "squeezenet", "--input", "x", "--plan", "p.json"], option) for option in (
+            ["--planner", "routes"], ["--no-cache"], ["--calibration", "c"], ["--force"],
+        )),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_refused(command, option):
+    result = CliRunner().invoke(app, [*command, *option])
+    assert isinstance(result.exception, UsageError)
+    assert f"{option[0]} has no effect with {'--simulate' if command[0] == 'bench' else command[-2]}" in str(
+        result.exception
+    )
 
 
 def test_the_trace_of_a_long_run_holds_its_beginning_and_names_the_rest(classifier, tmp_path, monkeypatch):

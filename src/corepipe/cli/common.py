@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from corepipe.document import write_atomically
+from corepipe.errors import UsageError
 from corepipe.report.html import visible
 from corepipe.report.terminal import say
 
@@ -118,6 +119,23 @@ def costs_of(
         )
     say(log, found.source)
     return found.table
+
+
+def refuse(context: typer.Context, beside: str, *parameters: str) -> None:
+    """Stop where the user gives an option that would have no effect.
+
+    Args:
+        context: of the command.
+        beside: the option that makes the others void.
+        parameters: the names of the void ones.
+
+    Raises:
+        UsageError: the user gave one.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in parameters and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"{max(parameter.opts, key=len)} has no effect with {beside}; leave one of them out")
 
 
 class ProgressBar:

@@ -25,6 +25,7 @@ from corepipe.cli.common import (
     log,
     network_of,
     out,
+    refuse,
     topology_of,
     write_json,
 )
@@ -34,6 +35,7 @@ from corepipe.report.terminal import say
 
 @app.command()
 def bench(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(help="An ONNX file, or a network of the zoo.")] = None,
     input_spec: Annotated[
         str | None, typer.Option("--input", help="Frames to use: a folder of images, a video, arrays.")
@@ -65,6 +67,10 @@ def bench(
     if (model is None) == (simulate_on is None):
         raise UsageError("give either a model to run, or --simulate TABLE.json")
     if simulate_on is not None:
+        refuse(
+            context, "--simulate",
+            "input_spec", "rounds", "seconds", "shape", "cores", "no_cache", "calibration", "force",
+        )  # fmt: skip
         _bench_simulated(simulate_on, plan_file or [], only or [], trace, report, json_to)
         return
     network, topology = network_of(str(model), shape), topology_of(cores)
@@ -159,6 +165,7 @@ def simulate(
 
 @app.command()
 def run(
+    context: typer.Context,
     model: Model,
     input_spec: Annotated[
         str,
@@ -196,6 +203,8 @@ def run(
     from corepipe.run import image_inputs, run_frames
     from corepipe.runtime.stream import Stream
 
+    if plan_file is not None:
+        refuse(context, "--plan", "planner", "no_cache", "calibration", "force")
     network, topology = network_of(model, shape), topology_of(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
     options = io.parse_options(mean=mean, std=std, scale=scale, layout=layout, color=color, resize=resize)

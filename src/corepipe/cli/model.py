@@ -22,6 +22,7 @@ from corepipe.cli.common import (
     log,
     network_of,
     out,
+    refuse,
     topology_of,
     write_json,
 )
@@ -108,6 +109,7 @@ def _predicted(network: Any, machine: Path | None) -> Any:
 
 @app.command()
 def plan(
+    context: typer.Context,
     model: Model,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan to this file.")] = None,
     planner: Planner = "routes",
@@ -134,11 +136,15 @@ def plan(
 ) -> None:
     """Find the best plan for a model on this machine, and say why it is the best."""
     from corepipe import plan as planners
+    from corepipe.plan.build import restrict
     from corepipe.report.plan import render_plan
+    from corepipe.topology import parse_cpu_list
 
     network = network_of(model, shape)
     if machine is not None:
+        refuse(context, "--machine", "no_cache", "calibration", "force")
         table = _predicted(network, machine).table
+        table = table if cores is None else restrict(table, parse_cpu_list(cores))
     else:
         topology = topology_of(cores)
         planners.check_planner(planner, [c.name for c in topology.clusters])
