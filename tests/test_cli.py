@@ -28,7 +28,7 @@ from corepipe.cost.table import (
     TableNetwork,
 )
 from corepipe.data import sample_frames
-from corepipe.errors import UsageError
+from corepipe.errors import FrameError, UsageError
 from corepipe.report.recording import Recording
 
 
@@ -196,6 +196,12 @@ def test_a_plan_for_another_board_keeps_to_the_cores_allowed(board, monkeypatch)
         *((["plan", "squeezenet", "--machine", "c.json"], option) for option in (
             ["--no-cache"], ["--calibration", "c"], ["--force"],
         )),
+        *((["bench", "squeezenet"], option) for option in (
+            ["--frames", "5"], ["--slots", "5"], ["--jitter", "0.1"], ["--contention", "0.1"], ["--seed", "1"],
+        )),
+        *((["plan", "--table", "t.json"], option) for option in (
+            ["--predict"], ["--machine", "m"], ["--calibration", "c"], ["--force"], ["--shape", "x:1"], ["--no-cache"],
+        )),
         *((["run", "squeezenet", "--input", "x", "--plan", "p.json"], option) for option in (
             ["--planner", "routes"], ["--no-cache"], ["--calibration", "c"], ["--force"],
         )),
@@ -204,9 +210,78 @@ def test_a_plan_for_another_board_keeps_to_the_cores_allowed(board, monkeypatch)
 def test_options_without_effect_are_refused(command, option):
     result = CliRunner().invoke(app, [*command, *option])
     assert isinstance(result.exception, UsageError)
-    assert f"{option[0]} has no effect with {'--simulate' if command[0] == 'bench' else command[-2]}" in str(
-        result.exception
-    )
+    assert f"{option[0]} has no effect with" in str(result.exception)
+
+
+def invoke(*arguments):
+    """The outcome of a command that works, in this process."""
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exit_code == 0, f"{result.output} {result.exception}"
+    return result
+
+
+def test_a_plan_is_made_from_a_cost_table_and_simulated(board, tmp_path):
+    _, table = board
+    plan = tmp_path / "plan.json"
+    assert f"corepipe simulate --table {table} --plan {plan}" in invoke("plan", "--table", table, "-o", plan).stderr
+    invoke("simulate", "--table", table, "--plan", plan, "--frames", 200)
+    made = invoke("plan", "--table", table, "--planner", "cluster:big", "--cores", "4", "--json", "-").stdout
+    assert [worker["config"] for worker in json.loads(made)["workers"]] == ["big1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan"], "either a model, or --table"),
+        (["plan", "squeezenet", "--table", "t.json"], "either a model, or --table"),
+        (["plan", "--table", "t.json", "--memory-budget-mb", "3"], "needs the model"),
+        (["simulate", "--table", "t.json", "--contention", "big:"], "contention 'big:'"),
+        (["simulate", "--table", "t.json", "--contention", "0.1", "--contention", "big:0.1"], "for each of some"),
+        (["simulate", "--table", "t.json", "--contention", "big:0", "--contention", "big:1"], "for each of some"),
+    ],
+)
+def test_wrong_usage_is_told_before_any_file_is_read(arguments, words):
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UsageError)
+    assert words in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["simulate --table", "bench --only replicas --simulate"])
+def test_a_simulation_takes_its_options(board, command):
+    def fps(*options):
+        data = invoke(*command.split(), board[1], "--frames", 300, "--json", "-", *options).stdout
+        return json.loads(data)["results"][0]["throughput_fps"]
+
+    assert fps("--contention", 1) < fps("--contention", "little:1") < fps("--contention", 0)
+    assert fps("--slots", 1) < fps()
+    assert fps("--jitter", 0.3, "--seed", 1) == fps("--jitter", 0.3, "--seed", 1) != fps("--jitter", 0.3, "--seed", 2)
+
+
+def test_pages_state_the_command_that_made_them(board, classifier, tmp_path, monkeypatch):
+    np.save(tmp_path / "frames.npy", np.zeros((40, 3, 96, 96), np.float32))
+    page = tmp_path / "page.html"
+    for command in (
+        ["simulate", "--table", board[1], "--frames", 200],
+        ["bench", "--simulate", board[1], "--frames", 200],
+        ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "out.jsonl"],
+    ):
+        arguments = [*map(str, command), "--report", str(page)]
+        monkeypatch.setattr(sys, "argv", ["corepipe", *arguments])
+        invoke(*arguments)
+        assert f"<dd>corepipe {' '.join(arguments)}</dd>" in page.read_text()
+    assert "40 frames of" in page.read_text()
+
+
+def test_the_page_of_a_run_needs_no_cost_table_and_two_frames(classifier, tmp_path):
+    np.save(tmp_path / "frames.npy", np.zeros((9, 3, 96, 96), np.float32))
+    plan, page = tmp_path / "plan.json", tmp_path / "page.html"
+    invoke("plan", classifier, "-o", plan)
+    run = ["run", classifier, "--input", tmp_path / "frames.npy", "--plan", plan, "-o", tmp_path / "out.jsonl"]
+    invoke(*run, "--report", page)
+    assert "no cost table" in page.read_text()
+    result = CliRunner().invoke(app, [*map(str, run), "--limit", "1", "--report", str(page)])
+    assert isinstance(result.exception, FrameError)
+    assert "run more frames" in str(result.exception)
 
 
 def test_the_trace_of_a_long_run_holds_its_beginning_and_names_the_rest(classifier, tmp_path, monkeypatch):

@@ -11,13 +11,13 @@ import typer
 from rich.text import Text
 
 from corepipe import __version__
-from corepipe.cli import frames, machine, model
+from corepipe.cli import frames, machine, model, simulated
 from corepipe.cli.common import app, log
 from corepipe.errors import CorepipeError
 from corepipe.report.html import visible
 from corepipe.report.terminal import plain
 
-__all__ = ["app", "frames", "machine", "main", "model"]
+__all__ = ["app", "frames", "machine", "main", "model", "simulated"]
 
 
 _ORDER = ("doctor", "inspect", "profile", "calibrate", "predict", "plan", "bench", "run", "simulate", "emulate")

@@ -121,13 +121,29 @@ def costs_of(
     return found.table
 
 
-def refuse(context: typer.Context, beside: str, *parameters: str) -> None:
+def command_line() -> list[str]:
+    """What the user typed, for results to name."""
+    return ["corepipe", *sys.argv[1:]]
+
+
+def trace_plans(path: Path | None, results: Any, layers: Any, *, simulated: bool, counters: Any) -> None:
+    """Write the timeline of several plans where the user wants one."""
+    if path is None:
+        return
+    from corepipe.report.trace import TracedPlan, write_traces
+
+    traced = [TracedPlan(r.name, r.plan, r.records) for r in results]
+    summary = write_traces(path, traced, simulated=simulated, counters=counters, layers=layers)
+    say(log, f"{path}: {summary.describe()}; open it in ui.perfetto.dev")
+
+
+def refuse(context: typer.Context, when: str, *parameters: str) -> None:
     """Stop where the user gives an option that would have no effect.
 
     Args:
         context: of the command.
-        beside: the option that makes the others void.
-        parameters: the names of the void ones.
+        when: what makes the options void: `with --simulate`.
+        parameters: their names.
 
     Raises:
         UsageError: the user gave one.
@@ -135,7 +151,7 @@ def refuse(context: typer.Context, beside: str, *parameters: str) -> None:
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in parameters and source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"{max(parameter.opts, key=len)} has no effect with {beside}; leave one of them out")
+            raise UsageError(f"{max(parameter.opts, key=len)} has no effect {when}; leave it out")
 
 
 class ProgressBar:
