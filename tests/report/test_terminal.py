@@ -84,3 +84,11 @@ def test_names_are_shown_as_they_are(renderer: str, name: str, shown: str) -> No
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert shown in text
     assert not set("\x1b\x07\r\u202e") & set(text)
+
+
+def test_the_heading_of_a_plan_is_text_too() -> None:
+    console = Console(file=io.StringIO(), width=300)
+    render_plan(plan_of("net"), table_of("net"), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "hops: worker [layers]" in text
+    assert "net [0-0]  ->  other [1-1]" in text

@@ -16,7 +16,7 @@ def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
     routes = titled(f"{plan.network.name}: {plan.planner}")
     routes.add_column("route", justify="right")
     routes.add_column("frames/s", justify="right")
-    routes.add_column("hops: worker [layers]")
+    routes.add_column(plain("hops: worker [layers]"))
     for number, route in enumerate(plan.routes):
         hops = "  ->  ".join(f"{h.worker} [{h.start}-{h.stop - 1}]" for h in route.hops)
         routes.add_row(str(number), f"{route.rate_fps:.4g}", plain(hops))
