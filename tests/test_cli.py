@@ -284,6 +284,20 @@ def test_the_page_of_a_run_needs_no_cost_table_and_two_frames(classifier, tmp_pa
     assert "run more frames" in str(result.exception)
 
 
+def test_a_bound_in_a_plan_file_proves_nothing(board, classifier, tmp_path):
+    np.save(tmp_path / "frames.npy", np.zeros((9, 3, 96, 96), np.float32))
+    page = tmp_path / "page.html"
+    for made, used in (
+        (["plan", "--table", board[1]], ["simulate", "--table", board[1], "--frames", 200]),
+        (["plan", classifier], ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "o.jsonl"]),
+    ):
+        plan = tmp_path / "plan.json"
+        invoke(*made, "-o", plan)
+        plan.write_text(json.dumps(json.loads(plan.read_text()) | {"bound_fps": 1e9}))
+        invoke(*used, "--plan", plan, "--report", page)
+        assert "1,000,000,000" not in page.read_text()
+
+
 def test_the_trace_of_a_long_run_holds_its_beginning_and_names_the_rest(classifier, tmp_path, monkeypatch):
     np.save(tmp_path / "frames.npy", np.zeros((60, 3, 96, 96), np.float32))
     monkeypatch.setattr("corepipe.report.recording.Recording", lambda: Recording(5))

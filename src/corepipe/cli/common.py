@@ -121,6 +121,13 @@ def costs_of(
     return found.table
 
 
+def read_plan(path: Path) -> Any:
+    """The plan of a file, without the figures in it: they are of another cost table, or edited."""
+    from corepipe.plan.model import Plan
+
+    return Plan.read(path).model_copy(update={"predicted_fps": None, "bound_fps": None})
+
+
 def command_line() -> list[str]:
     """What the user typed, for results to name."""
     return ["corepipe", *sys.argv[1:]]

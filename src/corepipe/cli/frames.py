@@ -25,6 +25,7 @@ from corepipe.cli.common import (
     log,
     network_of,
     out,
+    read_plan,
     refuse,
     topology_of,
     trace_plans,
@@ -147,7 +148,6 @@ def run(
     """Run a model on real frames: top classes as text, or everything as JSONL or .npz."""
     from corepipe import frames as io
     from corepipe import plan as planners
-    from corepipe.plan.model import Plan
     from corepipe.report.recording import Recording
     from corepipe.report.trace import write_trace
     from corepipe.run import image_inputs, run_frames
@@ -163,7 +163,7 @@ def run(
     with io.open_source(input_spec, inputs=network.inputs, on_skip=_say_skipped) as source:
         table = None
         if plan_file is not None:
-            chosen = Plan.read(plan_file)
+            chosen = read_plan(plan_file)
         else:
             table = costs_of(network, topology, no_cache, calibration=calibration, force=force)
             chosen = planners.plan(table, planner, tolerance=planners.MEASURED_TOLERANCE)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from corepipe.cli.common import Json, Report, Trace, app, command_line, out, trace_plans, write_json
+from corepipe.cli.common import Json, Report, Trace, app, command_line, out, read_plan, trace_plans, write_json
 
 FrameCount = Annotated[int | None, typer.Option("--frames", min=1, help="How many frames to feed in a simulation.")]
 Slots = Annotated[
@@ -79,11 +79,10 @@ def simulate(
     """Run a plan in simulated time, on the cost table of a machine that is not at hand."""
     from corepipe import plan as planners
     from corepipe.cost.table import CostTable
-    from corepipe.plan.model import Plan
 
     options = options_of(frames, slots, jitter, contention, seed)
     table = CostTable.read(table_file)
-    plan = planners.plan(table) if plan_file is None else Plan.read(plan_file)
+    plan = planners.plan(table) if plan_file is None else read_plan(plan_file)
     _simulate(table, {plan.planner: plan}, options, trace, report, json_to)
 
 
