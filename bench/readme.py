@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+GAINING = ("pipe-it", "pipeline", "replicas", "routes")
 
 
 def main() -> int:
@@ -108,13 +110,38 @@ def boards(data: dict[str, Any]) -> str:
     plans = list(rows[0]["fps"])
     lines = [f"| board | network | {' | '.join(plans)} | bound |", "|---|---|" + "---|" * (len(plans) + 1)]
     for row in rows:
-        cells = [f"{row['fps'].get(plan, float('nan')):.3g}" for plan in plans]
+        measured = row["board"].startswith("Khadas VIM3") and row["network"] in data["measured_vim3_fps"]
+        marks = {} if measured else {"all-cores": " *"}
+        cells = [f"{row['fps'].get(plan, float('nan')):.3g}{marks.get(plan, '')}" for plan in plans]
         lines.append(f"| {row['board']} | {row['network']} | {' | '.join(cells)} | {row['bound_fps']:.3g} |")
     lines += [
         "",
-        "Frames/s by cost tables whose workers are whole clusters, simulated, not measured here; more in the file.",
+        "Frames/s by cost tables whose workers are whole clusters, simulated, not measured here; more in the file. "
+        "`all-cores` is the big cluster's rate times what all cores were measured to give by it on a VIM3; `*` marks "
+        "where that ratio is of other networks or, on the HiKey 970, of another chip: modelled.",
+        "",
+        f"| HiKey 970 (model), mean gain over the best single cluster | {' | '.join(GAINING)} |",
+        "|---|" + "---|" * len(GAINING),
     ]
+    for variant, gains in hikey_gains(data).items():
+        lines.append(f"| {variant} | {' | '.join(f'{gains[plan]:+.0%}' for plan in GAINING)} |")
+    lines.append(f"| *measured* on the board, by Pipe-it's paper | {data['paper_pipe_it_gain']:+.0%} |" + " - |" * 3)
     return "\n".join(lines)
+
+
+def hikey_gains(data: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """For each way to fill in the HiKey 970's table: the mean gain of each plan over the best single cluster."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for key, rows in data.items():
+        loaded = re.fullmatch(r"rows_with_segments_(.*)x_under_load", key)
+        for row in rows if key == "rows" or loaded else ():
+            board, _, variant = row["board"].partition(", ")
+            if board.startswith("HiKey 970"):
+                variant += f", segments {loaded[1]} times under load" if loaded else ""
+                best = max(row["fps"]["big"], row["fps"]["little"])
+                for plan in GAINING:
+                    found.setdefault(variant, {}).setdefault(plan, []).append(row["fps"][plan] / best - 1)
+    return {variant: {plan: statistics.mean(of) for plan, of in gains.items()} for variant, gains in found.items()}
 
 
 if __name__ == "__main__":

@@ -9,13 +9,27 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
+from corepipe.cli import app
+from corepipe.cost.table import (
+    ConfigCosts,
+    CostTable,
+    EngineName,
+    Provenance,
+    TableCluster,
+    TableMachine,
+    TableNetwork,
+)
 from corepipe.data import sample_frames
+from corepipe.errors import FrameError, UsageError
+from corepipe.report.recording import Recording
 
 
 def corepipe(*arguments, **options):
@@ -133,6 +147,184 @@ def test_a_plan_is_written_edited_and_run(classifier, photos, tmp_path):
     plan.write_text(json.dumps(edited))
     message = one_message(corepipe("run", classifier, "--plan", plan, "--input", photos), 1)
     assert "starts at layer 1, 0 was expected" in message
+
+
+@pytest.fixture
+def board(tmp_path):
+    """The cost table of a board of two clusters, and its file."""
+    table = CostTable(
+        network=TableNetwork(name="classifier", sha256="", layers=("a", "b", "c"), cut_bytes=(8, 8, 8, 8)),
+        machine=TableMachine(
+            description="board",
+            fingerprint="",
+            clusters=(TableCluster(name="big", cores=(4, 5)), TableCluster(name="little", cores=(0, 1))),
+        ),
+        engine=EngineName(name="onnxruntime", version="1"),
+        configs=(
+            ConfigCosts(config="big1", layer_s=(1e-3, 2e-3, 3e-3)),
+            ConfigCosts(config="big2", layer_s=(7e-4, 1e-3, 2e-3)),
+            ConfigCosts(config="little1", layer_s=(2e-3, 3e-3, 9e-3)),
+            ConfigCosts(config="all4", layer_s=(2e-3, 3e-3, 4e-3)),
+        ),
+        provenance=Provenance(source="made-up"),
+    )
+    path = tmp_path / "board.json"
+    table.write(path)
+    return table, path
+
+
+def test_a_plan_for_another_board_keeps_to_the_cores_allowed(board, monkeypatch):
+    monkeypatch.setattr("corepipe.cli.model._predicted", lambda network, machine: SimpleNamespace(table=board[0]))
+    layer = SimpleNamespace(descriptor=SimpleNamespace(bytes_weights=4))
+    monkeypatch.setattr("corepipe.cli.model.network_of", lambda model, shape: SimpleNamespace(layers=[layer] * 3))
+    command = ["plan", "classifier", "--machine", "board.json", "--planner", "replicas", "--json", "-"]
+    for arguments, cores in (([], {0, 1, 4, 5}), (["--cores", "0,4-5"], {0, 4, 5}), (["--cores", "1"], {1})):
+        result = CliRunner().invoke(app, [*command, *arguments])
+        assert result.exit_code == 0, result.output
+        assert {core for worker in json.loads(result.stdout)["workers"] for core in worker["cores"]} == cores
+    foreign = CliRunner().invoke(app, [*command, "--cores", "2"])
+    assert "core 2 is not in the cost table's machine" in str(foreign.exception)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *((["bench", "--simulate", "t.json"], option) for option in (
+            ["--input", "x"], ["--rounds", "5"], ["--seconds", "1"], ["--shape", "x:1"], ["--cores", "0"],
+            ["--no-cache"], ["--calibration", "c"], ["--force"],
+        )),
+        *((["plan", "squeezenet", "--machine", "c.json"], option) for option in (
+            ["--no-cache"], ["--calibration", "c"], ["--force"],
+        )),
+        *((["bench", "squeezenet"], option) for option in (
+            ["--frames", "5"], ["--slots", "5"], ["--jitter", "0.1"], ["--contention", "0.1"], ["--seed", "1"],
+        )),
+        *((["plan", "--table", "t.json"], option) for option in (
+            ["--predict"], ["--machine", "m"], ["--calibration", "c"], ["--force"], ["--shape", "x:1"], ["--no-cache"],
+        )),
+        *((["run", "squeezenet", "--input", "x", "--plan", "p.json"], option) for option in (
+            ["--planner", "routes"], ["--no-cache"], ["--calibration", "c"], ["--force"],
+        )),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_refused(command, option):
+    result = CliRunner().invoke(app, [*command, *option])
+    assert isinstance(result.exception, UsageError)
+    assert f"{option[0]} has no effect with" in str(result.exception)
+
+
+def invoke(*arguments):
+    """The outcome of a command that works, in this process."""
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exit_code == 0, f"{result.output} {result.exception}"
+    return result
+
+
+def test_a_plan_is_made_from_a_cost_table_and_simulated(board, tmp_path):
+    _, table = board
+    plan = tmp_path / "plan.json"
+    assert f"corepipe simulate --table {table} --plan {plan}" in invoke("plan", "--table", table, "-o", plan).stderr
+    invoke("simulate", "--table", table, "--plan", plan, "--frames", 200)
+    made = invoke("plan", "--table", table, "--planner", "cluster:big", "--cores", "4", "--json", "-").stdout
+    assert [worker["config"] for worker in json.loads(made)["workers"]] == ["big1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan"], "either a model, or --table"),
+        (["plan", "squeezenet", "--table", "t.json"], "either a model, or --table"),
+        (["plan", "--table", "t.json", "--memory-budget-mb", "3"], "needs the model"),
+        (["simulate", "--table", "t.json", "--contention", "big:"], "contention 'big:'"),
+        (["simulate", "--table", "t.json", "--contention", "0.1", "--contention", "big:0.1"], "for each of some"),
+        (["simulate", "--table", "t.json", "--contention", "big:0", "--contention", "big:1"], "for each of some"),
+    ],
+)
+def test_wrong_usage_is_told_before_any_file_is_read(arguments, words):
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UsageError)
+    assert words in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["simulate --table", "bench --only replicas --simulate"])
+def test_a_simulation_takes_its_options(board, command):
+    def fps(*options):
+        data = invoke(*command.split(), board[1], "--frames", 300, "--json", "-", *options).stdout
+        return json.loads(data)["results"][0]["throughput_fps"]
+
+    assert fps("--contention", 1) < fps("--contention", "little:1") < fps("--contention", 0)
+    assert fps("--slots", 1) < fps()
+    assert fps("--jitter", 0.3, "--seed", 1) == fps("--jitter", 0.3, "--seed", 1) != fps("--jitter", 0.3, "--seed", 2)
+
+
+def test_pages_state_the_command_that_made_them(board, classifier, tmp_path, monkeypatch):
+    np.save(tmp_path / "frames.npy", np.zeros((40, 3, 96, 96), np.float32))
+    page = tmp_path / "page.html"
+    for command in (
+        ["simulate", "--table", board[1], "--frames", 200],
+        ["bench", "--simulate", board[1], "--frames", 200],
+        ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "out.jsonl"],
+    ):
+        arguments = [*map(str, command), "--report", str(page)]
+        monkeypatch.setattr(sys, "argv", ["corepipe", *arguments])
+        invoke(*arguments)
+        assert f"<dd>corepipe {' '.join(arguments)}</dd>" in page.read_text()
+    assert "40 frames of" in page.read_text()
+
+
+def test_the_page_of_a_run_needs_no_cost_table_and_two_frames(classifier, tmp_path):
+    np.save(tmp_path / "frames.npy", np.zeros((9, 3, 96, 96), np.float32))
+    plan, page = tmp_path / "plan.json", tmp_path / "page.html"
+    invoke("plan", classifier, "-o", plan)
+    run = ["run", classifier, "--input", tmp_path / "frames.npy", "--plan", plan, "-o", tmp_path / "out.jsonl"]
+    invoke(*run, "--report", page)
+    assert "no cost table" in page.read_text()
+    result = CliRunner().invoke(app, [*map(str, run), "--limit", "1", "--report", str(page)])
+    assert isinstance(result.exception, FrameError)
+    assert "run more frames" in str(result.exception)
+
+
+def test_a_bound_in_a_plan_file_proves_nothing(board, classifier, tmp_path):
+    np.save(tmp_path / "frames.npy", np.zeros((9, 3, 96, 96), np.float32))
+    page = tmp_path / "page.html"
+    for made, used in (
+        (["plan", "--table", board[1]], ["simulate", "--table", board[1], "--frames", 200]),
+        (["plan", classifier], ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "o.jsonl"]),
+    ):
+        plan = tmp_path / "plan.json"
+        invoke(*made, "-o", plan)
+        plan.write_text(json.dumps(json.loads(plan.read_text()) | {"bound_fps": 1e9}))
+        invoke(*used, "--plan", plan, "--report", page)
+        assert "1,000,000,000" not in page.read_text()
+
+
+def test_the_trace_of_a_long_run_holds_its_beginning_and_names_the_rest(classifier, tmp_path, monkeypatch):
+    np.save(tmp_path / "frames.npy", np.zeros((60, 3, 96, 96), np.float32))
+    monkeypatch.setattr("corepipe.report.recording.Recording", lambda: Recording(5))
+    arguments = ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "out.jsonl"]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--trace", str(tmp_path / "t.json")])
+    assert result.exit_code == 0, result.output
+    trace = json.loads((tmp_path / "t.json").read_text())
+    assert {0, 1, 2, 3, 4} <= {e["args"]["frame"] for e in trace["traceEvents"] if e["ph"] == "X"}
+    assert "to 59)" in trace["otherData"]["contents"]
+    assert trace["otherData"]["contents"] in result.stderr
+
+
+def test_names_in_a_plan_are_text(classifier, photos, tmp_path):
+    plan, table = tmp_path / "plan.json", tmp_path / "table.json"
+    assert corepipe("plan", classifier, "-o", plan).returncode == 0
+    assert corepipe("profile", classifier, "--json", table).returncode == 0
+    data = json.loads(plan.read_text())
+    name = data["workers"][0]["name"]
+    data["planner"] = "by [hand]"
+    plan.write_text(json.dumps(data).replace(json.dumps(name), json.dumps("x[/]\x1b[2J")))
+    for command in (["run", classifier, "--input", photos], ["simulate", "--table", table]):
+        result = corepipe(*command, "--plan", plan)
+        assert result.returncode == 0, result.stderr
+        assert "x[/]\\u001b[2J" in result.stdout + result.stderr
+        assert "\x1b" not in result.stdout + result.stderr
+    message = one_message(corepipe("run", classifier, "--input", photos, "--plan", "no[/]\x1b.json"), 1)
+    assert "no[/]\\u001b.json: cannot read" in message
 
 
 def test_bench_writes_its_json(classifier, tmp_path):

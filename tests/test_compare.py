@@ -11,6 +11,8 @@ from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance
 from corepipe.errors import UnknownNameError, UsageError
 from corepipe.plan import all_cores, replicas_per_core
 from corepipe.report.bench import bench_json, describe
+from corepipe.report.page import page
+from corepipe.report.trace import TracedPlan, write_traces
 
 
 @pytest.fixture
@@ -104,15 +106,33 @@ def test_plan_names_are_checked(here):
     assert bench_names(names_of(here), ["mine", "routes"], ["mine"]) == ["routes", "mine"]
 
 
-def test_plans_that_differ_only_in_names_are_measured_once(chain, two_cores, table):
-    one = replicas_per_core(table)
-    text = one.to_json()
-    for worker in one.workers:
+def renamed(plan):
+    """The same plan with other names for its workers, and its routes the other way round."""
+    text = plan.to_json()
+    for worker in plan.workers:
         text = text.replace(f'"{worker.name}"', f'"other-{worker.name}"')
-    other = type(one).from_json(text)
-    results = comparing.compare(chain, {"a": one, "b": other}, two_cores, table, frames(chain), rounds=2, slice_s=0.1)
+    other = type(plan).from_json(text)
+    return other.model_copy(update={"workers": other.workers[::-1], "routes": other.routes[::-1]})
+
+
+def test_plans_that_differ_only_in_names_are_measured_once(chain, two_cores, table, make_plan, tmp_path):
+    one = make_plan(chain, [(60, [(0, 0, 4), (1, 4, 6)]), (40, [(1, 0, 6)])])
+    plans = {"a": one, "b": renamed(one)}
+    results = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=2, slice_s=0.1)
     assert [r.same_as for r in results] == [None, "a"]
-    assert results[0].throughput_fps == results[1].throughput_fps
+    first, twin = results
+    assert first.throughput_fps == twin.throughput_fps
+    assert twin.bottleneck == f"other-{first.bottleneck}"
+    for result in results:
+        assert set(result.busy) == {w.name for w in result.plan.workers}
+        assert {h.worker for h in result.hops} <= set(result.busy)
+        assert {r.route for r in result.records} == {0, 1}
+        for record in result.records:
+            hops = result.plan.routes[record.route].hops
+            assert [(h.worker, h.start, h.stop) for h in record.hops] == [(h.worker, *h.layers) for h in hops]
+    records = {r.name: r.records for r in results}
+    write_traces(tmp_path / "t.json", [TracedPlan(r.name, r.plan, r.records) for r in results], simulated=False)
+    assert "other-w" in page(chain, two_cores, table, results, records)
 
 
 def test_a_single_slice_cannot_be_called_stable(chain, two_cores, table):

@@ -175,7 +175,7 @@ def compare(
     on_progress(1.0, "done")
     results = {contender.name: _result(contender, table) for contender in contenders}
     for name, twin in twins.items():
-        results[name] = dataclasses.replace(results[twin], name=name, plan=plans[name], same_as=twin)
+        results[name] = _as_twin(results[twin], name, plans[name])
     return [results[name] for name in plans]
 
 
@@ -184,15 +184,44 @@ def _twins(plans: Mapping[str, Plan]) -> dict[str, str]:
     seen: dict[object, str] = {}
     twins = {}
     for name, plan in plans.items():
-        cores = {w.name: (w.cores, w.engine) for w in plan.workers}
-        total = plan.throughput_fps
-        routes = sorted(
-            (tuple((cores[h.worker], h.layers) for h in r.hops), round(r.rate_fps / total, 6)) for r in plan.routes
-        )
-        first = seen.setdefault((tuple(sorted(cores.values())), tuple(routes)), name)
+        workers = tuple(sorted((w.cores, w.engine) for w in plan.workers))
+        first = seen.setdefault((workers, tuple(key for key, _ in _routes(plan))), name)
         if first != name:
             twins[name] = first
     return twins
+
+
+def _routes(plan: Plan) -> list[tuple[Any, int]]:
+    """What each route is, whatever workers are called, with its number: in an order that is the same for twins."""
+    cores = {w.name: (w.cores, w.engine) for w in plan.workers}
+    total = plan.throughput_fps
+    return sorted(
+        ((tuple((cores[h.worker], h.layers) for h in r.hops), round(r.rate_fps / total, 6)), number)
+        for number, r in enumerate(plan.routes)
+    )
+
+
+def _as_twin(result: PlanResult, name: str, plan: Plan) -> PlanResult:
+    """A result in the words of a plan that is the same but for the names of workers and the order of routes."""
+    names = {w.cores: w.name for w in plan.workers}
+    worker = {w.name: names[w.cores] for w in result.plan.workers}
+    route = {old: new for (_, old), (_, new) in zip(_routes(result.plan), _routes(plan), strict=True)}
+    return dataclasses.replace(
+        result,
+        name=name,
+        plan=plan,
+        same_as=result.name,
+        busy={worker[old]: share for old, share in result.busy.items()},
+        hops=tuple(dataclasses.replace(hop, worker=worker[hop.worker]) for hop in result.hops),
+        records=tuple(
+            dataclasses.replace(
+                record,
+                route=route[record.route],
+                hops=tuple(dataclasses.replace(hop, worker=worker[hop.worker]) for hop in record.hops),
+            )
+            for record in result.records
+        ),
+    )
 
 
 def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> float:

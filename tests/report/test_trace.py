@@ -17,6 +17,7 @@ from corepipe.errors import DocumentError, PlanError
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
 from corepipe.report.frequency import MAX_SAMPLES, CounterSample, FrequencySampler
 from corepipe.report.life import hops_done, segment_name, shorten, waits
+from corepipe.report.recording import LeftOut, Recording
 from corepipe.report.trace import TracedPlan, write_trace, write_traces
 from corepipe.runtime.stream import FrameRecord, HopTime
 
@@ -158,12 +159,40 @@ def test_a_long_run_is_cut_and_says_so(tmp_path: Path) -> None:
     summary = write_trace(tmp_path / "t.json", RECORDS, PLAN, simulated=False, max_frames=2)
     events = load(tmp_path / "t.json")
     assert {e["args"]["frame"] for e in of(events, "X")} == {0, 1}
-    assert summary.dropped == {"routes": (2, 3)}
+    assert summary.dropped == {"routes": LeftOut(2, 2, 3)}
     assert "2 later ones of routes left out (frames 2 to 3)" in summary.describe()
     assert json.loads((tmp_path / "t.json").read_text())["otherData"]["contents"] == summary.describe()
     assert [e["name"] for e in of(events, "i")] == ["2 later frames left out (2 to 3)"]
     depths = [e["args"]["[frames]"] for e in of(events, "C", name="in flight")]
     assert max(depths) == 3, "frames that are left out still count in the queues"
+
+
+def recorded(count: int, max_frames: int) -> Recording:
+    """A run of frames on one worker, each submitted when the one two before it is done, ended in pairs out of order."""
+    recording = Recording(max_frames)
+    for pair in range(0, count, 2):
+        for frame in (pair + 1, pair):
+            recording.add(record(frame, 1, 10 * (frame - 1), (10 * frame, 10 * frame + 9), done=10 * frame + 9.5))
+    return recording
+
+
+def test_a_recording_keeps_the_first_frames_and_counts_the_rest() -> None:
+    recording = recorded(1000, max_frames=100)
+    kept = sorted(r.frame for r in recording.records)
+    assert kept[:100] == list(range(100))
+    assert len(kept) <= 102
+    assert recording.left_out == LeftOut(1000 - len(kept), len(kept), 999)
+    assert recorded(100, max_frames=100).left_out is None
+
+
+def test_a_trace_of_a_recording_is_that_of_all_records_cut_off(tmp_path: Path) -> None:
+    short, long = recorded(60, max_frames=11), recorded(60, max_frames=60)
+    assert len(short.records) < 15
+    one = write_trace(tmp_path / "a.json", short.records, PLAN, simulated=False, left_out=short.left_out, max_frames=11)
+    other = write_trace(tmp_path / "b.json", long.records, PLAN, simulated=False, max_frames=11)
+    assert one == other
+    assert one.describe() == "11 frames in the trace; 49 later ones of routes left out (frames 11 to 59)"
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
 
 
 def test_several_plans_are_processes_of_their_own(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from corepipe import __version__
-from corepipe.cli import frames, machine, model
+from corepipe.cli import frames, machine, model, simulated
 from corepipe.cli.common import app, log
 from corepipe.errors import CorepipeError
+from corepipe.report.html import visible
+from corepipe.report.terminal import plain
 
-__all__ = ["app", "frames", "machine", "main", "model"]
+__all__ = ["app", "frames", "machine", "main", "model", "simulated"]
 
 
 _ORDER = ("doctor", "inspect", "profile", "calibrate", "predict", "plan", "bench", "run", "simulate", "emulate")
@@ -34,9 +37,19 @@ def _common(
     """Options of all commands."""
 
 
+class _Visible(logging.Formatter):
+    """Shows what a name in a message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, control characters as `\\u001b`."""
+        return visible(super().format(record))
+
+
 def main() -> None:
     """Entry point: errors become one message and an exit code (1 failed, 2 wrong usage, 3 not trustworthy)."""
-    logging.basicConfig(format="corepipe: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("corepipe: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         app(prog_name="corepipe")
     except CorepipeError as error:
@@ -55,11 +68,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    log.print(f"[bold red]error:[/] {_escape(message)}", highlight=False, soft_wrap=True)
+    log.print(Text.assemble(("error: ", "bold red"), plain(message)), soft_wrap=True)
     sys.exit(code)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from corepipe.document import write_atomically
+from corepipe.errors import UsageError
+from corepipe.report.html import visible
+from corepipe.report.terminal import say
 
 app = typer.Typer(
     help="CNN inference at the highest throughput that a CPU with unequal cores can give.",
@@ -114,8 +117,48 @@ def costs_of(
             force=force,
             on_progress=on_progress,
         )
-    log.print(found.source, highlight=False, soft_wrap=True, markup=False)
+    say(log, found.source)
     return found.table
+
+
+def read_plan(path: Path) -> Any:
+    """The plan of a file, without the figures in it: they are of another cost table, or edited."""
+    from corepipe.plan.model import Plan
+
+    return Plan.read(path).model_copy(update={"predicted_fps": None, "bound_fps": None})
+
+
+def command_line() -> list[str]:
+    """What the user typed, for results to name."""
+    return ["corepipe", *sys.argv[1:]]
+
+
+def trace_plans(path: Path | None, results: Any, layers: Any, *, simulated: bool, counters: Any) -> None:
+    """Write the timeline of several plans where the user wants one."""
+    if path is None:
+        return
+    from corepipe.report.trace import TracedPlan, write_traces
+
+    traced = [TracedPlan(r.name, r.plan, r.records) for r in results]
+    summary = write_traces(path, traced, simulated=simulated, counters=counters, layers=layers)
+    say(log, f"{path}: {summary.describe()}; open it in ui.perfetto.dev")
+
+
+def refuse(context: typer.Context, when: str, *parameters: str) -> None:
+    """Stop where the user gives an option that would have no effect.
+
+    Args:
+        context: of the command.
+        when: what makes the options void: `with --simulate`.
+        parameters: their names.
+
+    Raises:
+        UsageError: the user gave one.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in parameters and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"{max(parameter.opts, key=len)} has no effect {when}; leave it out")
 
 
 class ProgressBar:
@@ -123,7 +166,7 @@ class ProgressBar:
 
     def __init__(self) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -136,7 +179,7 @@ class ProgressBar:
     def __enter__(self) -> Callable[[float, str], None]:
         self._bar.start()
         task = self._bar.add_task("", total=1.0)
-        return lambda share, text: self._bar.update(task, completed=share, description=text)
+        return lambda share, text: self._bar.update(task, completed=share, description=visible(text))
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()

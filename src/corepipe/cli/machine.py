@@ -16,6 +16,7 @@ from corepipe.cli.common import (
     topology_of,
     write_json,
 )
+from corepipe.report.terminal import say
 
 
 @app.command()
@@ -49,7 +50,7 @@ def calibrate(
             on_partial=lambda partial: store.save_partial(topology, engine, partial),
         )
     path = store.save(topology, engine, found)
-    log.print(f"kept in {path}; copy it to plan for this machine elsewhere (predict --machine)", soft_wrap=True)
+    say(log, f"kept in {path}; copy it to plan for this machine elsewhere (predict --machine)")
     if not write_json(json_to, found.to_json):
         render_calibration(found, out())
     check_trust(found)

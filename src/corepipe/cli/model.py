@@ -22,10 +22,12 @@ from corepipe.cli.common import (
     log,
     network_of,
     out,
+    refuse,
     topology_of,
     write_json,
 )
 from corepipe.errors import UsageError
+from corepipe.report.terminal import say
 
 
 @app.command()
@@ -70,7 +72,7 @@ def _quick(network: Any, topology: Any) -> Any:
     with ProgressBar() as on_progress:
         found = profile_quick(network, topology, engine, calibration, on_progress=on_progress)
     measured, count = found.distinct
-    log.print(f"{measured} distinct layers of {count} measured; error of what is predicted: {found.error:.1%}")
+    say(log, f"{measured} distinct layers of {count} measured; error of what is predicted: {found.error:.1%}")
     return found.table
 
 
@@ -107,7 +109,11 @@ def _predicted(network: Any, machine: Path | None) -> Any:
 
 @app.command()
 def plan(
-    model: Model,
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="An ONNX file, or a network of the zoo.")] = None,
+    table_file: Annotated[
+        Path | None, typer.Option("--table", help="Plan on this cost table instead of a model's on this machine.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan to this file.")] = None,
     planner: Planner = "routes",
     latency_budget_ms: Annotated[
@@ -133,16 +139,31 @@ def plan(
 ) -> None:
     """Find the best plan for a model on this machine, and say why it is the best."""
     from corepipe import plan as planners
+    from corepipe.cost.table import CostTable
+    from corepipe.plan.build import restrict
     from corepipe.report.plan import render_plan
+    from corepipe.topology import parse_cpu_list
 
-    network = network_of(model, shape)
-    if machine is not None:
-        table = _predicted(network, machine).table
+    if (model is None) == (table_file is None):
+        raise UsageError("give either a model, or --table TABLE.json")
+    weights = None
+    if table_file is not None:
+        refuse(context, "with --table", "predicted", "machine", "calibration", "force", "shape", "no_cache")
+        if memory_budget_mb is not None:
+            raise UsageError("a memory budget needs the model: a cost table does not tell how large its weights are")
+        table = CostTable.read(table_file)
     else:
-        topology = topology_of(cores)
-        planners.check_planner(planner, [c.name for c in topology.clusters])
-        table = costs_of(network, topology, no_cache, predict=predicted, calibration=calibration, force=force)
-    weights = [layer.descriptor.bytes_weights for layer in network.layers]
+        network = network_of(str(model), shape)
+        weights = [layer.descriptor.bytes_weights for layer in network.layers]
+        if machine is not None:
+            refuse(context, "with --machine", "no_cache", "calibration", "force")
+            table = _predicted(network, machine).table
+        else:
+            topology = topology_of(cores)
+            planners.check_planner(planner, [c.name for c in topology.clusters])
+            table = costs_of(network, topology, no_cache, predict=predicted, calibration=calibration, force=force)
+    if cores is not None and (table_file or machine):
+        table = restrict(table, parse_cpu_list(cores))
     found = planners.plan(
         table,
         planner,
@@ -154,6 +175,7 @@ def plan(
     )
     if output is not None:
         found.write(output)
-        log.print(f"plan written to {output}; run it with: corepipe run {model} --plan {output} --input FRAMES")
+        use = f"simulate --table {table_file}" if model is None else f"run {model} --input FRAMES"
+        say(log, f"plan written to {output}; use it with: corepipe {use} --plan {output}")
     if not write_json(json_to, found.to_json):
         render_plan(found, table, out())

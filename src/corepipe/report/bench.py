@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from corepipe import __version__
 from corepipe.api import engine_name
 from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult
 from corepipe.cost.table import CostTable
 from corepipe.network.model import Network
+from corepipe.report.terminal import plain, say, titled
 from corepipe.topology.model import Topology
 
 _OFF_BY = 0.9
@@ -44,14 +44,14 @@ def render_bench(results: Sequence[PlanResult], title: str, console: Console, *,
         simulated: whether nothing was run; there are no outputs and no memory then.
     """
     default = results[0]
-    table = Table(title=title, title_justify="left")
+    table = titled(title)
     for heading in ("plan", "frames/s", "spread", "gain", "predicted", "p50 ms", "p90 ms", "p99 ms", "MB", "outputs"):
         table.add_column(heading, justify="left" if heading in ("plan", "outputs") else "right")
     best = best_result(results)
     for result in results:
         low, high = result.throughput_spread_fps
         table.add_row(
-            result.name if result.same_as is None else f"{result.name} (= {result.same_as})",
+            plain(result.name if result.same_as is None else f"{result.name} (= {result.same_as})"),
             f"{result.throughput_fps:.4g}" + ("" if result.stable else " ?"),
             f"{low:.4g}-{high:.4g}",
             f"{result.throughput_fps / default.throughput_fps:.2f}x",
@@ -63,7 +63,7 @@ def render_bench(results: Sequence[PlanResult], title: str, console: Console, *,
         )
     console.print(table)
     for sentence in describe(results, simulated=simulated):
-        console.print(sentence, highlight=False, soft_wrap=True)
+        say(console, sentence)
 
 
 def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[str]:

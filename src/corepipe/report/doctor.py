@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from corepipe.report.terminal import plain
 from corepipe.topology.cpulist import format_cpu_list, name_cpus
 from corepipe.topology.model import Cache, Cluster, Topology
 
@@ -145,12 +146,12 @@ def render_doctor(topology: Topology, console: Console, state: SystemState | Non
         state: from `examine`, which is called if it is not given.
     """
     state = state or examine(topology)
-    console.print(Text(topology.machine or "unknown machine", style="bold"), Text(f"(from {topology.source})"))
+    console.print(plain(topology.machine or "unknown machine", "bold"), plain(f"(from {topology.source})"))
     console.print(_cluster_table(topology))
     console.print(_fact_table(topology, state))
     warnings = doctor_warnings(topology, state)
     for warning in warnings:
-        console.print(Text.assemble(("! ", "bold yellow"), warning))
+        console.print(Text.assemble(("! ", "bold yellow"), plain(warning)))
     if not warnings:
         console.print(Text("nothing found that would spoil a measurement", style="green"))
 
@@ -227,7 +228,7 @@ def _cluster_table(topology: Topology) -> Table:
             cluster.governor or "-",
             ", ".join(map(_cache_text, cluster.caches)) or "-",
         )
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(plain, cells))
     return table
 
 
@@ -248,7 +249,7 @@ def _fact_table(topology: Topology, state: SystemState) -> Table:
     if topology.emulated:
         facts.append(("emulation", "some cores are slowed down by `corepipe emulate`"))
     for name, value in facts:
-        table.add_row(Text(name), Text(value))
+        table.add_row(name, plain(value))
     return table
 
 

@@ -8,8 +8,6 @@ import unicodedata
 VOID = frozenset({"meta", "br", "hr", "input", "wbr", "link", "img"})
 """Elements without content and end tag."""
 
-_KEPT_CONTROLS = "\n\t"
-
 
 class Html(str):
     """Text that is markup already; only `tag`, `raw` and `join` make it."""
@@ -62,11 +60,16 @@ def escape(content: str | int) -> Html:
     return content if isinstance(content, Html) else Html(html.escape(visible(str(content))))
 
 
-def visible(text: str) -> str:
-    """Control, direction-changing and unpaired characters as `\\u202e`, so that a name shows what it is."""
+def visible(text: str, kept: str = "\n\t") -> str:
+    """Control, direction-changing and unpaired characters as `\\u202e`, so that a name shows what it is.
+
+    Args:
+        text: of any origin.
+        kept: the control characters that stay as they are.
+    """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in _KEPT_CONTROLS or unicodedata.category(c) not in _HIDDEN else _code(c) for c in text)
+    return "".join(c if c in kept or unicodedata.category(c) not in _HIDDEN else _code(c) for c in text)
 
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})

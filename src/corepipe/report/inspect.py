@@ -7,10 +7,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from corepipe.network.model import Cut, Layer, Network, TensorInfo
+from corepipe.report.terminal import plain, say
 
 
 def render_inspect(network: Network, console: Console) -> None:
@@ -23,12 +23,14 @@ def render_inspect(network: Network, console: Console) -> None:
     inputs = ", ".join(f"{t.name} {t}" for t in network.inputs)
     outputs = ", ".join(f"{t.name} {t}" for t in network.outputs)
     legal = set(network.legal_cuts())
-    console.print(
-        f"{escape(network.name)}: {len(network.layers)} layers, {len(legal)} of {len(network.cuts) - 2} inner cuts "
+    say(
+        console,
+        f"{network.name}: {len(network.layers)} layers, {len(legal)} of {len(network.cuts) - 2} inner cuts "
         f"usable, {network.flops / 1e9:.3f} GFLOPs, {_bytes(network.weight_bytes)} of constants",
-        highlight=False,
     )
-    console.print(f"in:  {escape(inputs)}\nout: {escape(outputs)}\n", highlight=False)
+    say(console, f"in:  {inputs}")
+    say(console, f"out: {outputs}")
+    console.print()
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     totals = {
         "layer": "total",
@@ -45,7 +47,7 @@ def render_inspect(network: Network, console: Console) -> None:
             no_wrap=not text,
         )
     for layer in network.layers:
-        table.add_row(*map(escape, _row(network, layer, legal)))
+        table.add_row(*map(plain, _row(network, layer, legal)))
     console.print(table)
     console.print(
         "M, N, K: the GEMM that the main operator amounts to, x groups; cut: bytes that cross behind the layer, "

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from corepipe.cost.table import CostTable
 from corepipe.plan.explain import explain
 from corepipe.plan.model import Plan, evaluate
+from corepipe.report.terminal import plain, say, titled
 
 
 def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
     """The routes with their rates, the load of each worker, and why the plan is as it is."""
     evaluation = evaluate(plan, table)
-    routes = Table(title=f"{plan.network.name}: {plan.planner}", title_justify="left")
+    routes = titled(f"{plan.network.name}: {plan.planner}")
     routes.add_column("route", justify="right")
     routes.add_column("frames/s", justify="right")
-    routes.add_column("hops: worker [layers]")
+    routes.add_column(plain("hops: worker [layers]"))
     for number, route in enumerate(plan.routes):
-        hops = "  ->  ".join(f"{h.worker} \\[{h.start}-{h.stop - 1}]" for h in route.hops)
-        routes.add_row(str(number), f"{route.rate_fps:.4g}", hops)
+        hops = "  ->  ".join(f"{h.worker} [{h.start}-{h.stop - 1}]" for h in route.hops)
+        routes.add_row(str(number), f"{route.rate_fps:.4g}", plain(hops))
     console.print(routes)
     width = 30
     for worker in plan.workers:
         load = evaluation.load[worker.name]
         cores = ",".join(map(str, worker.cores))
         bar = "█" * round(load * width)
-        console.print(f"{worker.name:>12} cores {cores:<12} {bar:<{width}} {load:4.0%}", highlight=False)
+        console.print(plain(f"{worker.name:>12} cores {cores:<12} {bar:<{width}} {load:4.0%}"))
     for sentence in explain(plan, table):
-        console.print(sentence, highlight=False, soft_wrap=True)
+        say(console, sentence)

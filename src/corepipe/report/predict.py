@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from corepipe.cost.calibration import Calibration
 from corepipe.cost.predict.table import Prediction
+from corepipe.report.terminal import plain, say, titled
 from corepipe.topology.model import CoreConfig
 
 
 def render_prediction(prediction: Prediction, console: Console) -> None:
     """Milliseconds of every layer on every core config, with the interval that holds 8 of 10 comparable layers."""
     table = prediction.table
-    view = Table(title=f"{table.network.name}: predicted ms per layer (10 % to 90 %)", title_justify="left")
+    view = titled(f"{table.network.name}: predicted ms per layer (10 % to 90 %)")
     view.add_column("#", justify="right")
     view.add_column("layer", overflow="ellipsis", max_width=40)
     for costs in table.configs:
-        view.add_column(costs.config, justify="right")
+        view.add_column(plain(costs.config), justify="right")
     for index, name in enumerate(table.network.layers):
         cells = []
         for costs in table.configs:
             interval = prediction.intervals[costs.config]
             cells.append(_cell(costs.layer_s[index], interval.low_s[index], interval.high_s[index], 3))
-        view.add_row(str(index), name, *cells)
+        view.add_row(str(index), plain(name), *cells)
     view.add_section()
     whole = []
     for costs in table.configs:
@@ -38,15 +38,13 @@ def render_prediction(prediction: Prediction, console: Console) -> None:
         if c.layer_busy_s is not None
     ]
     if busy:
-        console.print(f"whole network with the other cores busy: {', '.join(busy)}", highlight=False, soft_wrap=True)
+        say(console, f"whole network with the other cores busy: {', '.join(busy)}")
     for warning in prediction.warnings:
-        console.print(f"outside what was calibrated: {warning}", highlight=False, soft_wrap=True, markup=False)
-    console.print(
+        say(console, f"outside what was calibrated: {warning}")
+    say(
+        console,
         f"predicted {table.provenance.note} with {table.engine.name} {table.engine.version} on "
         f"{table.machine.description or 'an unnamed machine'}; nothing was run",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
     )
 
 
@@ -70,13 +68,13 @@ def prediction_json(prediction: Prediction) -> dict[str, object]:
 
 def render_calibration(calibration: Calibration, console: Console) -> None:
     """What a calibration found of each core config: speed and how well it predicts layers left out of the fit."""
-    view = Table(title=f"calibration of {calibration.machine.description or 'this machine'}", title_justify="left")
+    view = titled(f"calibration of {calibration.machine.description or 'this machine'}")
     for heading in ("cores", "3x3 GFLOP/s", "1x1 GFLOP/s", "call us", "a cut us", "error of left-out layers"):
         view.add_column(heading, justify="left" if heading == "cores" else "right")
     for condition in calibration.conditions:
         rate = condition.coefficients
         view.add_row(
-            condition.config + (", others busy" if condition.busy else ""),
+            plain(condition.config + (", others busy" if condition.busy else "")),
             _rate(rate.get("conv.macs")),
             _rate(rate.get("pointwise.macs")),
             f"{rate.get('call', 0.0) * 1e6:.1f}",
@@ -87,20 +85,18 @@ def render_calibration(calibration: Calibration, console: Console) -> None:
     for law in calibration.laws:
         size = next(len(c.cores) for c in calibration.machine.clusters if c.name == law.cluster)
         if size > 1:
-            console.print(
+            say(
+                console,
                 f"{law.cluster}: {law.serial:.0%} of the computing does not divide over cores; the bandwidth serves "
                 f"{law.memory_cores:.1f} cores",
-                highlight=False,
             )
     layers = sum(len(network.layers) for network in calibration.networks)
     config = str(CoreConfig(calibration.machine.clusters[0].name, 1))
-    console.print(
+    say(
+        console,
         f"{layers} layers of {len(calibration.networks)} synthetic networks; spread {calibration.spread:.1%}"
         f"{'' if calibration.trustworthy else ' (too noisy to rely on)'}; kernels as {calibration.tiles} on {config}, "
         f"{calibration.engine.name} {calibration.engine.version}, {calibration.created}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
     )
 
 

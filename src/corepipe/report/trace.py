@@ -22,10 +22,8 @@ from corepipe.errors import PlanError
 from corepipe.plan.model import Plan
 from corepipe.report.frequency import CounterSample
 from corepipe.report.life import hops_done, segment_name, waits
+from corepipe.report.recording import MAX_FRAMES, LeftOut
 from corepipe.runtime.stream import FrameRecord
-
-MAX_FRAMES = 10_000
-"""Frames in a trace at most (a frame of two hops takes some 2 KB); the earliest are kept."""
 
 _Event = dict[str, Any]
 
@@ -39,11 +37,13 @@ class TracedPlan:
     Attributes:
         name: what the process is called, such as `routes`.
         records: in any order; all times on one clock.
+        left_out: later frames of which there are no records, as `Recording` counts them.
     """
 
     name: str
     plan: Plan
     records: Sequence[FrameRecord]
+    left_out: LeftOut | None = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class TraceSummary:
     """What a trace holds and what was left out, by plan."""
 
     frames: dict[str, int]
-    dropped: dict[str, tuple[int, ...]]
+    dropped: dict[str, LeftOut]
 
     def describe(self) -> str:
         """One sentence."""
         text = f"{sum(self.frames.values())} frames in the trace"
-        for name, numbers in self.dropped.items():
-            text += f"; {len(numbers)} later ones of {name} left out (frames {min(numbers)} to {max(numbers)})"
+        for name, dropped in self.dropped.items():
+            text += f"; {dropped.count} later ones of {name} left out (frames {dropped.first} to {dropped.last})"
         return text
 
 
@@ -69,15 +69,16 @@ def write_trace(
     simulated: bool,
     counters: Iterable[CounterSample] = (),
     layers: Sequence[str] = (),
+    left_out: LeftOut | None = None,
     max_frames: int = MAX_FRAMES,
 ) -> TraceSummary:
-    """Write the timeline of one plan; see `write_traces`.
+    """Write the timeline of one plan; see `write_traces`, and `TracedPlan` for `left_out`.
 
     Raises:
         DocumentError: the file cannot be written.
         PlanError: `layers` or a record does not fit the plan.
     """
-    traced = TracedPlan(plan.planner, plan, records)
+    traced = TracedPlan(plan.planner, plan, records, left_out)
     return write_traces(path, [traced], simulated=simulated, counters=counters, layers=layers, max_frames=max_frames)
 
 
@@ -121,11 +122,10 @@ def write_traces(
         events += _hops(pid, traced.plan, records, layers, begin, flows)
         events += _lives(pid, records, begin)
         events += _depths(pid, traced.records, begin, end)
-        dropped = tuple(r.frame for r in others)
         summary.frames[traced.name] = len(records)
-        if dropped:
+        if dropped := _dropped(others, traced.left_out):
             summary.dropped[traced.name] = dropped
-            text = f"{len(dropped)} later frames left out ({dropped[0]} to {dropped[-1]})"
+            text = f"{dropped.count} later frames left out ({dropped.first} to {dropped.last})"
             events.append({"ph": "i", "s": "p", "pid": pid, "tid": 0, "ts": _us(end - begin), "name": text})
     events += _samples(len(plans) + 1, counters, begin, end)
     network = plans[0].plan.network.name if plans else ""
@@ -150,6 +150,15 @@ def _earliest(plans: Sequence[TracedPlan], count: int) -> list[tuple[list[FrameR
     for number, (_, _, index, record) in enumerate(sorted(tagged, key=lambda item: item[:3])):
         parts[index][number >= count].append(record)
     return parts
+
+
+def _dropped(others: Sequence[FrameRecord], left_out: LeftOut | None) -> LeftOut | None:
+    """The frames that do not come into the trace, whether there are records of them or not."""
+    if not others:
+        return left_out
+    numbers = [record.frame for record in others]
+    here = LeftOut(len(numbers), min(numbers), max(numbers))
+    return here if left_out is None else here + left_out
 
 
 def _names(pid: int, traced: TracedPlan, how: str) -> Iterator[_Event]:

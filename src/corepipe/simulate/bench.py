@@ -21,6 +21,7 @@ def simulate_bench(
     plans: Mapping[str, Plan],
     *,
     frames: int = DEFAULT_FRAMES,
+    slots: int | None = None,
     jitter: float = 0.0,
     contention: Contention | None = None,
     seed: int = 0,
@@ -32,15 +33,16 @@ def simulate_bench(
     Args:
         table: the costs.
         plans: by the name to report.
-        frames, jitter, contention, seed: as for `simulate`.
+        frames, slots, jitter, contention, seed: as for `simulate`.
 
     Raises:
         PlanError, UnknownNameError, UsageError: as for `simulate`.
     """
-    return [
-        _result(name, simulate(plan, table, frames=frames, jitter=jitter, contention=contention, seed=seed), table)
+    runs = {
+        name: simulate(plan, table, frames=frames, slots=slots, jitter=jitter, contention=contention, seed=seed)
         for name, plan in plans.items()
-    ]
+    }
+    return [_result(name, run, table) for name, run in runs.items()]
 
 
 def _result(name: str, run: Simulation, table: CostTable) -> PlanResult:
