@@ -87,6 +87,9 @@ def test_a_bad_cost_table_is_refused_with_the_place(path, value, message):
         (["routes", 0, "rate_fps"], 0.0, "above zero"),
         (["routes", 0, "rate_fps"], -1.0, "rate_fps"),
         (["workers", 0, "corse"], [0], "did you mean 'cores'"),
+        (["workers", 0, "config"], "big4", "'x' has the config big4, but 1 cores; list 4"),
+        (["workers", 0, "cores"], [0, 2], "'x' has the config big1, but 2 cores; list 1"),
+        (["workers", 0, "config"], "nonsense", "'nonsense' is not a core config"),
     ],
 )
 def test_a_bad_plan_is_refused_with_the_place(path, value, message):

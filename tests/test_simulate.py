@@ -21,7 +21,7 @@ from corepipe.cost.table import (
     TableNetwork,
 )
 from corepipe.errors import PlanError, UsageError
-from corepipe.plan import Hop, Plan, Route, evaluate, plan, plan_latency_s
+from corepipe.plan import Hop, Route, evaluate, plan, plan_latency_s
 from corepipe.report.bench import describe
 from corepipe.simulate import simulate, simulate_bench
 
@@ -226,9 +226,8 @@ def test_a_plan_that_does_not_fit_is_refused():
     network = table.network.model_copy(update={"illegal_cuts": (1, 2)})
     with pytest.raises(PlanError, match="allows no cut"):
         simulate(made, table.model_copy(update={"network": network}))
-    text = made.to_json().replace("cpu1", "cpu2")
-    with pytest.raises(PlanError, match="cpu2"):
-        simulate(Plan.from_json(text), table)
+    with pytest.raises(PlanError, match="no config cpu1"):
+        simulate(made, CostTable.from_json(table.to_json().replace("cpu1", "cpu2")))
 
 
 @pytest.mark.parametrize(

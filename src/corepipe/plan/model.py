@@ -19,7 +19,7 @@ class Worker(Part):
     Attributes:
         name: unique in the plan, such as `big4` or `cpu1-b`.
         config: the core config whose costs hold for it.
-        cores: the ids of its cores.
+        cores: the ids of its cores, as many as the config counts.
         engine: the kernel library it runs.
     """
 
@@ -89,6 +89,12 @@ class Plan(Document):
         names = [w.name for w in self.workers]
         if len(set(names)) != len(names):
             raise ValueError("workers: a name appears twice")
+        for worker in self.workers:
+            if len(worker.cores) != worker.core_config.count:
+                raise ValueError(
+                    f"workers: {worker.name!r} has the config {worker.config}, but {len(worker.cores)} cores; "
+                    f"list {worker.core_config.count}"
+                )
         cores = [core for w in self.workers for core in w.cores]
         if len(set(cores)) != len(cores):
             raise ValueError("workers: a core belongs to two workers")
