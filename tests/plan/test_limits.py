@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from corepipe.cost.table import HopCosts
-from corepipe.errors import PlanError
-from corepipe.plan import evaluate, plan, plan_latency_s, weight_bytes
+from corepipe.cost.table import CostTable, HopCosts
+from corepipe.errors import CorepipeError, PlanError
+from corepipe.plan import Plan, evaluate, explain, plan, plan_latency_s, planner_names, weight_bytes
 from corepipe.plan import worker_sets as worker_sets_module
 from corepipe.plan.build import Grid
 from corepipe.plan.limits import Limits
 from corepipe.plan.worker_sets import WorkerSets
+from corepipe.runtime.dispatch import Dispatcher
 
 WEIGHTS = [10_000_000, 20_000_000] * 4
 
@@ -119,3 +125,53 @@ def test_a_network_of_many_layers_on_eight_cores(make_table):
     assert made.bound_fps == pytest.approx(made.predicted_fps, rel=1e-8)
     assert len(made.routes) <= len(made.workers)
     assert made.predicted_fps > plan(table, "pipelines").predicted_fps
+
+
+def test_a_network_too_large_to_search_is_named_and_can_have_replicas(make_table):
+    table = make_table({"cpu1": [1e-3] * 20_000}, {"cpu": 2})
+    for planner in ("routes", "pipeline", "pipelines", "pipe-it"):
+        with pytest.raises(PlanError, match="has 20000 layers, too many to search"):
+            plan(table, planner)
+    made = plan(table, "replicas")
+    assert made.predicted_fps == pytest.approx(0.1)
+    assert explain(made, table)
+
+
+extreme = st.sampled_from([0.0, 1e-310, 1e-13, 1e-12, 1e-6, 1.0, 1e3, 1e6])
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_extreme_costs_give_a_plan_or_one_message(data):
+    count = data.draw(st.integers(1, 4))
+    layers = st.lists(extreme, min_size=count, max_size=count)
+    document = {
+        "schema_version": 1,
+        "kind": "corepipe-cost-table",
+        "network": {
+            "name": "n",
+            "sha256": "",
+            "layers": [f"l{i}" for i in range(count)],
+            "cut_bytes": [data.draw(st.sampled_from([0, 1, 2**53 - 1])) for _ in range(count + 1)],
+        },
+        "machine": {
+            "description": "",
+            "fingerprint": "",
+            "clusters": [{"name": "big", "cores": [0, 1]}, {"name": "little", "cores": [2]}],
+        },
+        "engine": {"name": "e", "version": "1"},
+        "configs": [
+            {"config": config, "layer_s": data.draw(layers), "layer_busy_s": data.draw(layers),
+             "segment_s": data.draw(extreme), "segment_s_per_byte": data.draw(st.sampled_from([0.0, 1e-310, 1.0]))}
+            for config in ("big1", "big2", "little1", "all3")
+        ],
+        "hop": {key: data.draw(extreme) for key in ("fixed_s", "edge_s", "latency_s")},
+        "provenance": {"source": "made-up"},
+    }  # fmt: skip
+    table = CostTable.from_json(json.dumps(document))
+    for planner in planner_names(table):
+        with contextlib.suppress(CorepipeError):
+            made = plan(table, planner)
+            assert 0 < made.predicted_fps < np.inf
+            Dispatcher(Plan.from_json(made.to_json()))
+            explain(made, table)

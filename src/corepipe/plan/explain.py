@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from corepipe.cost.table import CostTable, TableNetwork
-from corepipe.plan.build import Grid, cluster_sizes
+from corepipe.plan.build import Grid, cluster_sizes, searchable
 from corepipe.plan.column_generation import RouteProgram
 from corepipe.plan.model import Evaluation, Plan, evaluate
 from corepipe.plan.pipeline import best_pipeline
@@ -22,7 +22,8 @@ def explain(plan: Plan, table: CostTable) -> list[str]:
     """Sentences about a plan, all figures by the cost table.
 
     They tell the bottleneck and the loads, how far the bound is, why the plan beats the best pipeline (or does not) and
-    plain replicas, and what other rates, one more core or a finer cut of the layers would give.
+    plain replicas, and what other rates, one more core or a finer cut of the layers would give; of a network too large
+    to search in finer parts only the bottleneck, the loads and the bound.
 
     Args:
         plan: any plan of the table's network.
@@ -33,8 +34,8 @@ def explain(plan: Plan, table: CostTable) -> list[str]:
     """
     found = evaluate(plan, table)
     sentences = [*_bottleneck(plan, found), *_bound(plan, found)]
-    if any(cluster_sizes(table).values()):
-        fine = finer(table, max(2, _FINE_LAYERS // table.layer_count))
+    fine = finer(table, max(2, _FINE_LAYERS // table.layer_count))
+    if searchable(fine):
         sentences += _against_pipeline(found.throughput_fps, table, fine)
         sentences += _against_replicas(found.throughput_fps, table)
         sentences += _what_would_help(plan, found.throughput_fps, table, fine)

@@ -12,6 +12,11 @@ from corepipe.document import Document, Part
 from corepipe.errors import PlanError
 from corepipe.topology.model import CoreConfig
 
+MAX_RATE_FPS = 1e30
+
+LEAST_SHARE = 1e-12
+"""A route with a smaller share of the frames would never get one."""
+
 
 class Worker(Part):
     """One process pinned to cores of one cluster (or, in the engine's default plan, to all cores).
@@ -54,7 +59,7 @@ class Hop(Part):
 class Route(Part):
     """The hops that one frame takes, and how many frames a second are to take it."""
 
-    rate_fps: Annotated[float, Field(ge=0)]
+    rate_fps: Annotated[float, Field(ge=0, le=MAX_RATE_FPS)]
     hops: tuple[Hop, ...] = Field(min_length=1)
 
 
@@ -110,8 +115,15 @@ class Plan(Document):
                 at = hop.stop
             if at != self.network.layers:
                 raise ValueError(f"routes.{number}: ends at layer {at}, the network has {self.network.layers}")
-        if sum(route.rate_fps for route in self.routes) <= 0:
+        total = self.throughput_fps
+        if total <= 0:
             raise ValueError("routes: at least one rate must be above zero")
+        for number, route in enumerate(self.routes):
+            if 0 < route.rate_fps < LEAST_SHARE * total:
+                raise ValueError(
+                    f"routes.{number}: rate_fps {route.rate_fps:g} is less than {LEAST_SHARE:g} of all rates; "
+                    "write 0, or leave the route out"
+                )
         return self
 
     def worker(self, name: str) -> Worker:
