@@ -9,7 +9,7 @@ from corepipe.cost.measuring import core_configs
 from corepipe.cost.profile import table_machine, table_network
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance
 from corepipe.errors import UnknownNameError, UsageError
-from corepipe.plan import all_cores, replicas_per_core
+from corepipe.plan import all_cores, proved_bound, replicas_per_core
 from corepipe.report.bench import bench_json, describe
 
 
@@ -102,6 +102,13 @@ def test_plan_names_are_checked(here):
     with pytest.raises(UsageError, match="two plans are called 'routes'"):
         bench_names(names_of(here), (), ["routes"])
     assert bench_names(names_of(here), ["mine", "routes"], ["mine"]) == ["routes", "mine"]
+
+
+def test_the_figures_of_a_plan_from_a_file_are_replaced_by_those_of_this_table(table):
+    mine = replicas_per_core(table).model_copy(update={"predicted_fps": 1e9, "bound_fps": 1e9})
+    plans = bench_plans(table, ["routes", "mine"], {"mine": mine})
+    assert plans["mine"].bound_fps == plans["routes"].bound_fps == pytest.approx(proved_bound(table))
+    assert plans["mine"].predicted_fps == pytest.approx(replicas_per_core(table).predicted_fps)
 
 
 def test_plans_that_differ_only_in_names_are_measured_once(chain, two_cores, table):

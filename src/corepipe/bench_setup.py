@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from corepipe import plan as planners
 from corepipe.cost.table import CostTable
 from corepipe.data import sample_frames
-from corepipe.errors import FrameError, UnknownNameError, UsageError
+from corepipe.errors import FrameError, PlanError, UnknownNameError, UsageError
 from corepipe.frames import Preprocess, check_frame, open_source
 from corepipe.network.model import Network
-from corepipe.plan.model import Plan, evaluate
+from corepipe.plan.model import Plan
 from corepipe.run import image_inputs
 
 MAX_FRAMES = 16
@@ -67,16 +68,17 @@ def read_plans(files: Sequence[Path]) -> dict[str, Plan]:
 
 
 def bench_plans(table: CostTable, names: Sequence[str], own: Mapping[str, Plan]) -> dict[str, Plan]:
-    """The named plans: the user's own, or found on the cost table.
+    """The named plans: the user's own, or found on the cost table; all with the prediction and bound of that table.
 
     Raises:
         PlanError: a plan of the user's does not fit the table.
     """
     tolerance = planners.MEASURED_TOLERANCE if table.provenance.source in ("measured", "emulated") else 0.0
+    bound_fps = None
+    with contextlib.suppress(PlanError):
+        bound_fps = planners.proved_bound(table)
     plans = {name: own[name] if name in own else planners.plan(table, name, tolerance=tolerance) for name in names}
-    for plan in plans.values():
-        evaluate(plan, table)
-    return plans
+    return {name: planners.rated(plan, table, bound_fps) for name, plan in plans.items()}
 
 
 def bench_frames(network: Network, spec: str | None) -> tuple[list[Mapping[str, NDArray[Any]]], str]:

@@ -147,7 +147,7 @@ def simulate(
     from corepipe.simulate import simulate_bench
 
     table = CostTable.read(table_file)
-    plan = planners.plan(table) if plan_file is None else Plan.read(plan_file)
+    plan = planners.plan(table) if plan_file is None else planners.rated(Plan.read(plan_file), table)
     results = simulate_bench(table, {plan.planner: plan}, frames=frames, jitter=jitter, seed=seed)
     data = reporting.simulated_json(results, table, ["corepipe", *sys.argv[1:]])
     if not write_json(json_to, lambda: data) or json_to != "-":

@@ -14,7 +14,7 @@ from corepipe.plan.model import Evaluation, Hop, Plan, Route, Worker, evaluate
 from corepipe.plan.pipeit import pipe_it
 from corepipe.plan.pipeline import best_pipeline
 from corepipe.plan.replicas import best_replicas
-from corepipe.plan.routes import best_routes
+from corepipe.plan.routes import best_routes, proved_bound
 from corepipe.plan.simple import all_cores, one_cluster, replicas, replicas_per_cluster, replicas_per_core
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "plan",
     "plan_latency_s",
     "planner_names",
+    "proved_bound",
+    "rated",
     "replicas",
     "replicas_per_cluster",
     "replicas_per_core",
@@ -125,6 +127,24 @@ def plan(
         f"the plan of {planner!r} for {table.network.name} has {excess}; this planner does not search within "
         f"limits: use 'routes', which reaches {best.predicted_fps:.1f} frames/s within them"
     )
+
+
+def rated(plan: Plan, table: CostTable, bound_fps: float | None = None) -> Plan:
+    """A plan from elsewhere, such as a file, with the prediction and the bound of this table instead of its own.
+
+    Args:
+        plan: the plan.
+        table: the costs.
+        bound_fps: the `proved_bound` of the table where it is known; found now by default.
+
+    Raises:
+        PlanError: plan and table are of different networks, or the table lacks a config.
+    """
+    fps = evaluate(plan, table).throughput_fps
+    if bound_fps is None:
+        with contextlib.suppress(PlanError):
+            bound_fps = proved_bound(table)
+    return plan.model_copy(update={"predicted_fps": fps, "bound_fps": bound_fps})
 
 
 def _simplest(best: Plan, table: CostTable, limits: Limits, tolerance: float) -> Plan:

@@ -8,6 +8,8 @@ the one with the highest bound is, until no bound is above the best mix found.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,6 +77,25 @@ def best_routes(table: CostTable, limits: Limits | None = None) -> Plan:
     return best.model_copy(update={"planner": "routes", "bound_fps": max(bound, best.predicted_fps or 0.0)})
 
 
+def proved_bound(table: CostTable, limits: Limits | None = None) -> float:
+    """What no plan at all can exceed by the table, in frames/s: the `bound_fps` of `best_routes`.
+
+    Args:
+        table: the costs.
+        limits: what plans may cost; a budget for memory is not made use of.
+
+    Raises:
+        PlanError: the table has too many layers to search, or the limits do not fit it.
+    """
+    limits = dataclasses.replace(limits or Limits(), memory_budget_bytes=None, layer_weight_bytes=None)
+    table = limits.restricted(table)
+    bound = max((plan.predicted_fps or 0.0 for plan in _single_plans(table, limits)), default=0.0)
+    if limits.max_workers != 1 and any(cluster_sizes(table).values()):
+        search = _Search(RouteProgram(Grid.of(table), limits.latency_budget_s), limits.max_workers)
+        bound = max(bound, search.bound_fps)
+    return bound
+
+
 def best_mix(program: RouteProgram, max_workers: int | None = None) -> tuple[Mix | None, float]:
     """The best mix of routes on any set of workers, all costs those with the other cores busy.
 
@@ -85,29 +106,43 @@ def best_mix(program: RouteProgram, max_workers: int | None = None) -> tuple[Mix
     Returns:
         The mix, None if no route meets the latency budget, and what no mix on any set can exceed, in frames/s.
     """
-    sets = WorkerSets(program.grid, max_workers)
-    reference = program.relaxed_prices(max_workers)
-    sets.add_cut(reference)
-    best: Mix | None = None
-    solved: set[tuple[float, ...]] = set()
-    for _ in range(MAX_SETS):
-        bound, workers = sets.most_promising()
-        floor = best.fps if best else 0.0
-        if workers is None or bound <= floor * (1 + _GAP) or tuple(workers) in solved:
-            break
-        solved.add(tuple(workers))
-        mix = program.solve(workers, floor_fps=floor)
-        sets.add_cut(program.lifted(mix, reference))
-        if mix.fps > floor:
-            best = mix
-    if best is None:
+    search = _Search(program, max_workers)
+    if search.best is None:
         return None, 0.0
-    bound, _ = sets.most_promising()
-    best = _fewest_workers(program, best, sets, reference)
+    best = _fewest_workers(program, search.best, search.sets, search.reference)
     frugal = program.solve(_used(best), hop_price=_HOP_PRICE)
     if frugal.fps >= best.fps * (1 - _GAP):
         best = frugal
-    return best, max(bound, best.fps)
+    return best, max(search.bound_fps, best.fps)
+
+
+class _Search:
+    """The best mix on any set of workers.
+
+    Attributes:
+        best: None if no route meets the latency budget.
+        bound_fps: what no mix on any set can exceed.
+        sets: the sets of workers, with their bounds.
+        reference: prices that bound every set.
+    """
+
+    def __init__(self, program: RouteProgram, max_workers: int | None) -> None:
+        self.sets = WorkerSets(program.grid, max_workers)
+        self.reference = program.relaxed_prices(max_workers)
+        self.sets.add_cut(self.reference)
+        self.best: Mix | None = None
+        solved: set[tuple[float, ...]] = set()
+        for _ in range(MAX_SETS):
+            bound, workers = self.sets.most_promising()
+            floor = self.best.fps if self.best else 0.0
+            if workers is None or bound <= floor * (1 + _GAP) or tuple(workers) in solved:
+                break
+            solved.add(tuple(workers))
+            mix = program.solve(workers, floor_fps=floor)
+            self.sets.add_cut(program.lifted(mix, self.reference))
+            if mix.fps > floor:
+                self.best = mix
+        self.bound_fps = max(self.sets.most_promising()[0], self.best.fps) if self.best else 0.0
 
 
 def plan_of_mix(grid: Grid, mix: Mix) -> Plan:
