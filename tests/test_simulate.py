@@ -210,7 +210,12 @@ def test_bench_results_can_be_reported():
         assert set(result.busy) == {worker.name for worker in result.plan.workers}
         for hop in result.hops:
             assert hop.measured_s == pytest.approx(hop.predicted_s, rel=1e-3)
-    assert describe(results)
+    bound = results[0].plan.bound_fps
+    (said,) = [sentence for sentence in describe(results) if "no plan can exceed" in sentence]
+    assert said.startswith(
+        f"By the cost table no plan can exceed {bound:.4g} frames/s; predictions below that: routes "
+    )
+    assert f"replicas {1 - results[-1].predicted_fps / bound:.1%}" in said
 
 
 def test_a_plan_that_does_not_fit_is_refused():

@@ -77,7 +77,10 @@ def bench_plans(table: CostTable, names: Sequence[str], own: Mapping[str, Plan])
     bound_fps = None
     with contextlib.suppress(PlanError):
         bound_fps = planners.proved_bound(table)
-    plans = {name: own[name] if name in own else planners.plan(table, name, tolerance=tolerance) for name in names}
+    plans = {
+        name: own[name] if name in own else planners.plan(table, name, tolerance=tolerance, bound=False)
+        for name in names
+    }
     return {name: planners.rated(plan, table, bound_fps) for name, plan in plans.items()}
 
 

@@ -208,6 +208,7 @@ def test_planners_never_order_worse(table):
     fps = {name: made.predicted_fps for name, made in plans.items()}
     for made in plans.values():
         check(made, table)
+        assert made.bound_fps == pytest.approx(plans["routes"].bound_fps, rel=1e-7)
     for worse, better in (("pipe-it", "pipeline"), ("pipeline", "pipelines"), ("replicas", "pipelines"),
                           ("pipelines", "routes"), *((n, "routes") for n in fps)):  # fmt: skip
         assert fps[worse] <= fps[better] * (1 + RELATIVE), (worse, better)

@@ -205,7 +205,7 @@ def run(
             chosen = Plan.read(plan_file)
         else:
             table = costs_of(network, topology, no_cache, calibration=calibration, force=force)
-            chosen = planners.plan(table, planner, tolerance=planners.MEASURED_TOLERANCE)
+            chosen = planners.plan(table, planner, tolerance=planners.MEASURED_TOLERANCE, bound=False)
         for one in prepare.values():
             log.print(f"preprocessing: {one.describe()}", highlight=False, soft_wrap=True)
         log.print(f"plan: {chosen.planner}, workers {', '.join(w.name for w in chosen.workers)}", highlight=False)

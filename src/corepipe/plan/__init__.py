@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from corepipe.cost.table import CostTable
@@ -89,8 +90,9 @@ def plan(
     max_workers: int | None = None,
     cores: Collection[int] | None = None,
     tolerance: float = 0.0,
+    bound: bool = True,
 ) -> Plan:
-    """A plan for the network and machine of a cost table.
+    """A plan for the network and machine of a cost table, with what no plan within the limits can exceed.
 
     Args:
         table: the costs.
@@ -102,6 +104,8 @@ def plan(
         cores: ids of the cores that may be used.
         tolerance: share of the best mix's throughput that `routes` may give up for a plan with fewer hops. Measured
             costs are no more exact than some percent (`MEASURED_TOLERANCE`), and each hop more can go wrong.
+        bound: whether to look for the bound where the planner does not find it anyway (all but `routes`); None stands
+            in the plan where it is not, or the network has too many layers for that.
 
     Raises:
         UnknownNameError: no such planner, or no such cluster.
@@ -119,10 +123,11 @@ def plan(
         return _simplest(best_routes(table, limits), table, limits, tolerance)
     table = limits.restricted(table)
     made = PLANNERS[planner](table) if planner in PLANNERS else one_cluster(table, planner.partition(":")[2])
+    limits = dataclasses.replace(limits, cores=None)
     excess = limits.excess(made, table)
     if excess is None:
-        return made
-    best = best_routes(table, Limits(latency_budget_s, memory_budget_bytes, layer_weight_bytes, max_workers))
+        return made.model_copy(update={"bound_fps": _bound_of(table, limits)}) if bound else made
+    best = best_routes(table, limits)
     raise PlanError(
         f"the plan of {planner!r} for {table.network.name} has {excess}; this planner does not search within "
         f"limits: use 'routes', which reaches {best.predicted_fps:.1f} frames/s within them"
@@ -141,10 +146,13 @@ def rated(plan: Plan, table: CostTable, bound_fps: float | None = None) -> Plan:
         PlanError: plan and table are of different networks, or the table lacks a config.
     """
     fps = evaluate(plan, table).throughput_fps
-    if bound_fps is None:
-        with contextlib.suppress(PlanError):
-            bound_fps = proved_bound(table)
-    return plan.model_copy(update={"predicted_fps": fps, "bound_fps": bound_fps})
+    return plan.model_copy(update={"predicted_fps": fps, "bound_fps": bound_fps or _bound_of(table)})
+
+
+def _bound_of(table: CostTable, limits: Limits | None = None) -> float | None:
+    with contextlib.suppress(PlanError):
+        return proved_bound(table, limits)
+    return None
 
 
 def _simplest(best: Plan, table: CostTable, limits: Limits, tolerance: float) -> Plan:

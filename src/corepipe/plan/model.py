@@ -77,7 +77,7 @@ class Plan(Document):
     Attributes:
         planner: what made it: `routes`, `pipe-it`, `replicas`, `all-cores`, `cluster:big`, or `by hand`.
         predicted_fps: throughput by the cost table; None where no table was at hand.
-        bound_fps: the most that any plan can reach by the table, where the planner proved one.
+        bound_fps: the most that any plan can reach by the table; None where that was not asked for.
     """
 
     KIND: ClassVar[str] = "corepipe-plan"
