@@ -78,6 +78,7 @@ class Plan(Document):
         planner: what made it: `routes`, `pipe-it`, `replicas`, `all-cores`, `cluster:big`, or `by hand`.
         predicted_fps: throughput by the cost table; None where no table was at hand.
         bound_fps: the most that any plan can reach by the table; None where that was not asked for.
+        given_up: the share of the best mix's throughput that `routes` gave up for a simpler plan; None if nothing.
     """
 
     KIND: ClassVar[str] = "corepipe-plan"
@@ -88,6 +89,7 @@ class Plan(Document):
     routes: tuple[Route, ...] = Field(min_length=1)
     predicted_fps: Annotated[float, Field(ge=0)] | None = None
     bound_fps: Annotated[float, Field(ge=0)] | None = None
+    given_up: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
