@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from corepipe.cost.table import CostTable
 from corepipe.errors import PlanError, UnknownNameError
-from corepipe.plan.dispatch import dispatch_order
 from corepipe.plan.explain import explain
 from corepipe.plan.limits import Limits, plan_latency_s, weight_bytes
 from corepipe.plan.model import Evaluation, Hop, Plan, Route, Worker, evaluate
@@ -32,7 +31,6 @@ __all__ = [
     "best_replicas",
     "best_routes",
     "check_planner",
-    "dispatch_order",
     "evaluate",
     "explain",
     "one_cluster",
