@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from corepipe.cost.table import CostTable, HopCosts
 from corepipe.errors import CorepipeError, PlanError
 from corepipe.plan import Plan, evaluate, explain, plan, plan_latency_s, planner_names, weight_bytes
+from corepipe.plan import routes as routes_module
 from corepipe.plan import worker_sets as worker_sets_module
 from corepipe.plan.build import Grid
 from corepipe.plan.limits import Limits
@@ -111,6 +113,41 @@ def test_larger_machines_are_searched_by_integer_program(big_little, monkeypatch
     assert len(plan(big_little, max_workers=2).workers) <= 2
     with pytest.raises(PlanError, match="the smallest that works"):
         plan(big_little, latency_budget_s=1e-4)
+
+
+@pytest.mark.parametrize("solved", [0, 1, 3])
+@pytest.mark.parametrize("limits", [{}, {"max_workers": 2}, {"latency_budget_s": 0.02}])
+def test_a_bound_stays_a_bound_when_the_integer_program_fails(big_little, monkeypatch, solved, limits):
+    best = plan(big_little, **limits)
+    monkeypatch.setattr(worker_sets_module, "MAX_LISTED", 0)
+    real, calls = worker_sets_module.milp, iter(range(1000))
+
+    def failing(**arguments):
+        if next(calls) < solved:
+            return real(**arguments)
+        return SimpleNamespace(x=None, fun=None, mip_dual_bound=None)
+
+    monkeypatch.setattr(worker_sets_module, "milp", failing)
+    made = plan(big_little, **limits)
+    assert 0 < made.predicted_fps <= best.predicted_fps * (1 + 1e-9)
+    assert best.predicted_fps * (1 - 1e-9) <= made.bound_fps < np.inf
+    assert Limits(**limits).excess(made, big_little) is None
+
+
+def test_a_search_that_takes_too_long_stops_with_its_bound(big_little, monkeypatch):
+    best = plan(big_little)
+    monkeypatch.setattr(routes_module, "MAX_SEARCH_S", -1.0)
+    made = plan(big_little)
+    assert 0 < made.predicted_fps <= best.predicted_fps * (1 + 1e-9) <= made.bound_fps * (1 + 2e-9)
+
+
+def test_the_smallest_latency_is_found_among_configs_that_fit_together(make_table):
+    costs = {"big1": [1.0, 9.0, 9.0, 2.0], "big2": [2.0, 1.0, 9.0, 1.0], "little1": [9.0, 9.0, 1.0, 9.0]}
+    table = make_table(costs, {"big": 2, "little": 1})
+    for most, least_s in ((None, 5.0), (2, 5.0), (1, 13.0)):
+        with pytest.raises(PlanError, match=f"the smallest that works on these cores is {least_s * 1e3:.3f} ms"):
+            plan(table, latency_budget_s=1e-3, max_workers=most)
+        assert plan(table, latency_budget_s=least_s, max_workers=most).predicted_fps > 0
 
 
 def test_a_network_of_many_layers_on_eight_cores(make_table):
