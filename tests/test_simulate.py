@@ -198,6 +198,21 @@ def test_fewer_slots_leave_workers_idle():
     assert one.throughput_fps == pytest.approx(1 / plan_latency_s(made, table), rel=0.01)
 
 
+def test_too_few_frames_are_said_and_the_usual_number_is_enough(caplog):
+    table = random_table(12)
+    made = plan(table, "routes")
+    few = simulate(made, table, frames=5)
+    assert not few.settled
+    assert "5 frames are too few for a steady state of routes" in caplog.text
+    caplog.clear()
+    assert simulate(made, table).settled
+    wide = alike(200)
+    many = simulate(plan(wide, "replicas"), wide)
+    assert len(many.records) == 20 * many.slots
+    assert many.settled
+    assert not caplog.text
+
+
 def test_bench_results_can_be_reported():
     table = random_table(12)
     results = simulate_bench(table, {name: plan(table, name) for name in PLANNERS})

@@ -132,7 +132,7 @@ def simulate(
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="The plan; by default the best by the table.")
     ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="How many frames to feed.")] = 1000,
+    frames: Annotated[int | None, typer.Option(min=1, help="How many frames to feed; usually 3000.")] = None,
     jitter: Annotated[float, typer.Option(min=0, help="Coefficient of variation of a segment's time.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the drawn times.")] = 0,
     trace: Trace = None,
