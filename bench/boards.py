@@ -66,7 +66,7 @@ def rows_of(tables: Mapping[str, CostTable], *, frames: int, jitter: float = 0.0
     rows = []
     for network, table in tables.items():
         names = {"big": "cluster:big", "little": "cluster:little", "all-cores": "all-cores"}
-        plans: dict[str, Plan] = {name: plan(table, names.get(name, name)) for name in (*names, *PLANNERS)}
+        plans: dict[str, Plan] = {name: plan(table, names.get(name, name), bound=False) for name in (*names, *PLANNERS)}
         simulated = {
             name: simulate(made, table, frames=frames, jitter=jitter).throughput_fps for name, made in plans.items()
         }

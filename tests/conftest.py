@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from corepipe.network.load import load_network
 from corepipe.network.model import Network
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
 from corepipe.topology import Topology, detect
+
+settings.register_profile("corepipe", derandomize=True, deadline=None)
+settings.load_profile("corepipe")
 
 
 @pytest.fixture(autouse=True)

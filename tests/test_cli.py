@@ -31,6 +31,32 @@ from corepipe.data import sample_frames
 from corepipe.errors import FrameError, UsageError
 from corepipe.report.recording import Recording
 
+TABLE = {
+    "schema_version": 1,
+    "kind": "corepipe-cost-table",
+    "network": {"name": "n", "sha256": "", "layers": ["a", "b"], "cut_bytes": [0, 0, 0]},
+    "machine": {
+        "description": "board",
+        "fingerprint": "",
+        "clusters": [{"name": "big", "cores": [0]}, {"name": "little", "cores": [1]}],
+    },
+    "engine": {"name": "onnxruntime", "version": "1"},
+    "configs": [
+        {"config": "big1", "layer_s": [0.5, 0.5]},
+        {"config": "little1", "layer_s": [1.0, 1.0]},
+        {"config": "all2", "layer_s": [0.4, 0.4]},
+    ],
+    "provenance": {"source": "made-up"},
+}
+PLAN = {
+    "schema_version": 1,
+    "kind": "corepipe-plan",
+    "planner": "by hand",
+    "network": {"name": "n", "sha256": "", "layers": 2},
+    "workers": [{"name": "x", "config": "big1", "cores": [0]}, {"name": "y", "config": "little1", "cores": [1]}],
+    "routes": [{"rate_fps": 1.0, "hops": [{"worker": "x", "layers": [0, 1]}, {"worker": "y", "layers": [1, 2]}]}],
+}
+
 
 def corepipe(*arguments, **options):
     return subprocess.run(
@@ -342,6 +368,19 @@ def test_bench_writes_its_json(classifier, tmp_path):
         assert r["throughput_fps"] > 0
         assert set(r["latency_ms"]) == {"p50", "p90", "p99"}
     assert "Best:" in result.stdout or "Nothing beats" in result.stdout
+
+
+@pytest.mark.parametrize("command", [["bench", "--simulate"], ["simulate", "--table"]])
+def test_a_bound_written_into_a_plan_file_is_not_shown_as_proved(command, tmp_path):
+    table, plan, page = tmp_path / "t.json", tmp_path / "p.json", tmp_path / "page.html"
+    table.write_text(json.dumps(TABLE))
+    plan.write_text(json.dumps(PLAN | {"predicted_fps": 1e9, "bound_fps": 1e9}))
+    result = corepipe(*command, table, "--plan", plan, "--report", page, "--json", tmp_path / "out.json")
+    assert result.returncode == 0, result.stderr
+    for one in json.loads((tmp_path / "out.json").read_text())["results"]:
+        assert one["bound_fps"] == pytest.approx(1.5)
+    assert "can exceed 1.500 frames/s" in page.read_text()
+    assert "1,000,000,000" not in page.read_text()
 
 
 @pytest.mark.parametrize("command", ["doctor", "inspect", "profile", "plan"])

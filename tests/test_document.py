@@ -21,13 +21,14 @@ TABLE = {
     "configs": [{"config": "big1", "layer_s": [1.0, 2.0]}, {"config": "big2", "layer_s": [0.6, 1.1]}],
     "provenance": {"source": "made-up"},
 }
+ROUTE = {"rate_fps": 1.0, "hops": [{"worker": "x", "layers": [0, 1]}, {"worker": "y", "layers": [1, 2]}]}
 PLAN = {
     "schema_version": 1,
     "kind": "corepipe-plan",
     "planner": "by hand",
     "network": {"name": "n", "sha256": "", "layers": 2},
     "workers": [{"name": "x", "config": "big1", "cores": [0]}, {"name": "y", "config": "big1", "cores": [1]}],
-    "routes": [{"rate_fps": 1.0, "hops": [{"worker": "x", "layers": [0, 1]}, {"worker": "y", "layers": [1, 2]}]}],
+    "routes": [ROUTE],
 }
 
 
@@ -63,6 +64,11 @@ def test_documents_survive_a_round_trip():
         (["configs", 0, "config"], "big", "not a core config"),
         (["configs", 1, "config"], "big1", "appears twice"),
         (["network", "cut_bytes"], [4, 4], "needs 3 entries"),
+        (["configs", 0, "layer_s"], [1.0, 1e308], "configs.0.layer_s.1"),
+        (["configs", 0, "segment_s_per_byte"], 2.0, "configs.0.segment_s_per_byte"),
+        (["hop"], {"fixed_s": 1e7}, "hop.fixed_s"),
+        (["network", "cut_bytes"], [4, 10**400, 4], "network.cut_bytes.1"),
+        (["configs", 1], {"config": "big1", "engine": "another", "layer_s": [1.0, 2.0]}, "big1: appears twice"),
         (["network", "layers"], [], "network.layers"),
         (["machine", "clusters", 0, "cores"], [0, 0], "a core appears twice"),
         (["schema_version"], 2, "schema_version 2"),
@@ -86,12 +92,22 @@ def test_a_bad_cost_table_is_refused_with_the_place(path, value, message):
         (["workers", 1, "name"], "x", "a name appears twice"),
         (["routes", 0, "rate_fps"], 0.0, "above zero"),
         (["routes", 0, "rate_fps"], -1.0, "rate_fps"),
+        (["routes", 0, "rate_fps"], 1e308, "rate_fps"),
+        (["routes"], [{**ROUTE, "rate_fps": 100.0}, {**ROUTE, "rate_fps": 1e-310}], "less than 1e-12 of all rates"),
         (["workers", 0, "corse"], [0], "did you mean 'cores'"),
+        (["workers", 0, "config"], "big4", "'x' has the config big4, but 1 cores; list 4"),
+        (["workers", 0, "cores"], [0, 2], "'x' has the config big1, but 2 cores; list 1"),
+        (["workers", 0, "config"], "nonsense", "'nonsense' is not a core config"),
     ],
 )
 def test_a_bad_plan_is_refused_with_the_place(path, value, message):
     with pytest.raises(DocumentError, match=message):
         Plan.from_json(changed(PLAN, path, value), "p.json")
+
+
+def test_costs_too_small_to_have_an_inverse_are_nothing():
+    table = CostTable.from_json(changed(TABLE, ["configs", 0, "layer_s"], [1e-310, 1e-11]))
+    assert table.configs[0].layer_s == (0.0, 1e-11)
 
 
 @given(st.binary(max_size=300))

@@ -21,7 +21,7 @@ from corepipe.cost.table import (
     TableNetwork,
 )
 from corepipe.errors import PlanError, UsageError
-from corepipe.plan import Hop, Plan, Route, evaluate, plan, plan_latency_s
+from corepipe.plan import Hop, Route, evaluate, plan, plan_latency_s
 from corepipe.report.bench import describe
 from corepipe.simulate import simulate, simulate_bench
 
@@ -198,6 +198,21 @@ def test_fewer_slots_leave_workers_idle():
     assert one.throughput_fps == pytest.approx(1 / plan_latency_s(made, table), rel=0.01)
 
 
+def test_too_few_frames_are_said_and_the_usual_number_is_enough(caplog):
+    table = random_table(12)
+    made = plan(table, "routes")
+    few = simulate(made, table, frames=5)
+    assert not few.settled
+    assert "5 frames are too few for a steady state of routes" in caplog.text
+    caplog.clear()
+    assert simulate(made, table).settled
+    wide = alike(200)
+    many = simulate(plan(wide, "replicas"), wide)
+    assert len(many.records) == 20 * many.slots
+    assert many.settled
+    assert not caplog.text
+
+
 def test_bench_results_can_be_reported():
     table = random_table(12)
     results = simulate_bench(table, {name: plan(table, name) for name in PLANNERS})
@@ -210,7 +225,12 @@ def test_bench_results_can_be_reported():
         assert set(result.busy) == {worker.name for worker in result.plan.workers}
         for hop in result.hops:
             assert hop.measured_s == pytest.approx(hop.predicted_s, rel=1e-3)
-    assert describe(results)
+    bound = results[0].plan.bound_fps
+    (said,) = [sentence for sentence in describe(results) if "no plan can exceed" in sentence]
+    assert said.startswith(
+        f"By the cost table no plan can exceed {bound:.4g} frames/s; predictions below that: routes "
+    )
+    assert f"replicas {1 - results[-1].predicted_fps / bound:.1%}" in said
 
 
 def test_a_plan_that_does_not_fit_is_refused():
@@ -226,9 +246,8 @@ def test_a_plan_that_does_not_fit_is_refused():
     network = table.network.model_copy(update={"illegal_cuts": (1, 2)})
     with pytest.raises(PlanError, match="allows no cut"):
         simulate(made, table.model_copy(update={"network": network}))
-    text = made.to_json().replace("cpu1", "cpu2")
-    with pytest.raises(PlanError, match="cpu2"):
-        simulate(Plan.from_json(text), table)
+    with pytest.raises(PlanError, match="no config cpu1"):
+        simulate(made, CostTable.from_json(table.to_json().replace("cpu1", "cpu2")))
 
 
 @pytest.mark.parametrize(

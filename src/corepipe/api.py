@@ -73,7 +73,7 @@ def open(
     if plan is None:
         planners.check_planner(planner, (cluster.name for cluster in topology.clusters))
         table = find_costs(network, topology, use_cache=use_cache).table
-        plan = planners.plan(table, planner, tolerance=planners.MEASURED_TOLERANCE)
+        plan = planners.plan(table, planner, bound=False)
     elif not isinstance(plan, Plan):
         plan = Plan.read(plan)
     return Stream(network, plan, topology)

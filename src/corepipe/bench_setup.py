@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,42 +14,45 @@ from numpy.typing import NDArray
 from corepipe import plan as planners
 from corepipe.cost.table import CostTable
 from corepipe.data import sample_frames
-from corepipe.errors import FrameError, UnknownNameError, UsageError
+from corepipe.errors import FrameError, PlanError, UnknownNameError, UsageError
 from corepipe.frames import Preprocess, check_frame, open_source
 from corepipe.network.model import Network
-from corepipe.plan.model import Plan, evaluate
+from corepipe.plan.model import Plan
 from corepipe.run import image_inputs
 
 MAX_FRAMES = 16
 """Distinct frames kept in memory and fed again and again."""
 
+EXACT = "routes-exact"
+"""The best mix of routes where `routes` takes a simpler plan that comes near to it."""
+
 
 def bench_names(clusters: Sequence[str], only: Sequence[str], own: Sequence[str] = ()) -> list[str]:
     """The plans to compare: all cores first, each cluster, replicas, the pipelined ones, the user's own.
 
-    A cluster that holds all cores is left out, being the same as `all-cores`.
+    Without `only`, a cluster that holds all cores is left out, being the same as `all-cores`, and so are the planners
+    whose plans are hardly ever the best.
 
     Args:
         clusters: names of the machine's clusters.
-        only: names to keep; empty for all.
+        only: names to keep, any planner's among them; empty for the usual ones.
         own: names of the user's own plans.
 
     Raises:
         UnknownNameError: `only` names no plan.
         UsageError: two plans have the same name.
     """
-    names = ["all-cores"]
-    if len(clusters) > 1:
-        names += [f"cluster:{name}" for name in clusters]
-    names += ["replicas", "pipe-it", "routes"]
+    alone = [f"cluster:{name}" for name in clusters]
+    usual = ["all-cores", *(alone if len(clusters) > 1 else []), "replicas", "pipe-it", "routes", EXACT]
+    others = [name for name in planners.PLANNERS if name not in usual]
+    known = ["all-cores", *alone, "replicas", "pipe-it", *others, "routes", EXACT]
     for name in own:
-        if name in names:
+        if name in usual or (name in only and name in known):
             raise UsageError(f"two plans are called {name!r}; rename the plan file")
-        names.append(name)
     for name in only:
-        if name not in names:
-            raise UnknownNameError("plan", name, names)
-    return [name for name in names if not only or name in only]
+        if name not in known and name not in own:
+            raise UnknownNameError("plan", name, [*known, *own])
+    return [name for name in (*known, *own) if name in (only or (*usual, *own))]
 
 
 def read_plans(files: Sequence[Path]) -> dict[str, Plan]:
@@ -67,15 +71,24 @@ def read_plans(files: Sequence[Path]) -> dict[str, Plan]:
 
 
 def bench_plans(table: CostTable, names: Sequence[str], own: Mapping[str, Plan]) -> dict[str, Plan]:
-    """The named plans: the user's own, or found on the cost table.
+    """The named plans: the user's own, or found on the cost table; all with the prediction and bound of that table.
+
+    `routes-exact` is left out where it is no other plan than `routes`.
 
     Raises:
         PlanError: a plan of the user's does not fit the table.
     """
-    tolerance = planners.MEASURED_TOLERANCE if table.provenance.source in ("measured", "emulated") else 0.0
-    plans = {name: own[name] if name in own else planners.plan(table, name, tolerance=tolerance) for name in names}
-    for plan in plans.values():
-        evaluate(plan, table)
+    bound_fps = None
+    with contextlib.suppress(PlanError):
+        bound_fps = planners.proved_bound(table)
+    plans = {}
+    for name in names:
+        if name in own:
+            plans[name] = planners.rated(own[name], table, bound_fps)
+        elif name != EXACT:
+            plans[name] = planners.plan(table, name, bound=False).model_copy(update={"bound_fps": bound_fps})
+        elif "routes" not in plans or plans["routes"].given_up is not None:
+            plans[name] = planners.plan(table, "routes", tolerance=0.0)
     return plans
 
 

@@ -53,6 +53,24 @@ def test_every_plan_can_be_explained(big_little):
         assert all(sentence.endswith(".") for sentence in text)
 
 
+def test_every_plan_is_held_against_the_bound(big_little):
+    best = plan(big_little)
+    for name in planner_names(big_little):
+        made = plan(big_little, name)
+        assert made.bound_fps == pytest.approx(best.bound_fps, rel=1e-9)
+        said = f"No plan within the limits asked for can exceed {best.bound_fps:.2f} frames/s; this one "
+        gap = 1 - made.predicted_fps / best.bound_fps
+        assert said + ("reaches it." if gap < 1e-6 else f"is {gap:.2%} below it.") in explain(made, big_little)
+        assert plan(big_little, name, bound=False).bound_fps == (made.bound_fps if name == "routes" else None)
+
+
+def test_the_bound_is_that_within_the_limits(big_little):
+    weights = [10] * 8
+    for limits in ({"max_workers": 2}, {"cores": [0, 1]}, {"latency_budget_s": 0.02}):
+        made = plan(big_little, "cluster:big", memory_budget_bytes=80, layer_weight_bytes=weights, **limits)
+        assert made.bound_fps == pytest.approx(plan(big_little, **limits).bound_fps, rel=1e-9)
+
+
 def test_finer_layers_cost_the_same_in_sum(big_little):
     fine = finer(big_little, 3)
     assert fine.layer_count == 24

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import contextlib
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from corepipe.cost.table import HopCosts
-from corepipe.errors import PlanError
-from corepipe.plan import evaluate, plan, plan_latency_s, weight_bytes
+from corepipe.cost.table import CostTable, HopCosts
+from corepipe.errors import CorepipeError, PlanError
+from corepipe.plan import Plan, evaluate, explain, plan, plan_latency_s, planner_names, weight_bytes
+from corepipe.plan import routes as routes_module
 from corepipe.plan import worker_sets as worker_sets_module
 from corepipe.plan.build import Grid
 from corepipe.plan.limits import Limits
 from corepipe.plan.worker_sets import WorkerSets
+from corepipe.runtime.dispatch import Dispatcher
 
 WEIGHTS = [10_000_000, 20_000_000] * 4
 
@@ -107,6 +115,41 @@ def test_larger_machines_are_searched_by_integer_program(big_little, monkeypatch
         plan(big_little, latency_budget_s=1e-4)
 
 
+@pytest.mark.parametrize("solved", [0, 1, 3])
+@pytest.mark.parametrize("limits", [{}, {"max_workers": 2}, {"latency_budget_s": 0.02}])
+def test_a_bound_stays_a_bound_when_the_integer_program_fails(big_little, monkeypatch, solved, limits):
+    best = plan(big_little, **limits)
+    monkeypatch.setattr(worker_sets_module, "MAX_LISTED", 0)
+    real, calls = worker_sets_module.milp, iter(range(1000))
+
+    def failing(**arguments):
+        if next(calls) < solved:
+            return real(**arguments)
+        return SimpleNamespace(x=None, fun=None, mip_dual_bound=None)
+
+    monkeypatch.setattr(worker_sets_module, "milp", failing)
+    made = plan(big_little, **limits)
+    assert 0 < made.predicted_fps <= best.predicted_fps * (1 + 1e-9)
+    assert best.predicted_fps * (1 - 1e-9) <= made.bound_fps < np.inf
+    assert Limits(**limits).excess(made, big_little) is None
+
+
+def test_a_search_that_takes_too_long_stops_with_its_bound(big_little, monkeypatch):
+    best = plan(big_little)
+    monkeypatch.setattr(routes_module, "MAX_SEARCH_S", -1.0)
+    made = plan(big_little)
+    assert 0 < made.predicted_fps <= best.predicted_fps * (1 + 1e-9) <= made.bound_fps * (1 + 2e-9)
+
+
+def test_the_smallest_latency_is_found_among_configs_that_fit_together(make_table):
+    costs = {"big1": [1.0, 9.0, 9.0, 2.0], "big2": [2.0, 1.0, 9.0, 1.0], "little1": [9.0, 9.0, 1.0, 9.0]}
+    table = make_table(costs, {"big": 2, "little": 1})
+    for most, least_s in ((None, 5.0), (2, 5.0), (1, 13.0)):
+        with pytest.raises(PlanError, match=f"the smallest that works on these cores is {least_s * 1e3:.3f} ms"):
+            plan(table, latency_budget_s=1e-3, max_workers=most)
+        assert plan(table, latency_budget_s=least_s, max_workers=most).predicted_fps > 0
+
+
 def test_a_network_of_many_layers_on_eight_cores(make_table):
     rng = np.random.default_rng(0)
     layers = rng.lognormal(0, 1, 60) * 1e-3
@@ -119,3 +162,53 @@ def test_a_network_of_many_layers_on_eight_cores(make_table):
     assert made.bound_fps == pytest.approx(made.predicted_fps, rel=1e-8)
     assert len(made.routes) <= len(made.workers)
     assert made.predicted_fps > plan(table, "pipelines").predicted_fps
+
+
+def test_a_network_too_large_to_search_is_named_and_can_have_replicas(make_table):
+    table = make_table({"cpu1": [1e-3] * 20_000}, {"cpu": 2})
+    for planner in ("routes", "pipeline", "pipelines", "pipe-it"):
+        with pytest.raises(PlanError, match="has 20000 layers, too many to search"):
+            plan(table, planner)
+    made = plan(table, "replicas")
+    assert made.predicted_fps == pytest.approx(0.1)
+    assert explain(made, table)
+
+
+extreme = st.sampled_from([0.0, 1e-310, 1e-13, 1e-12, 1e-6, 1.0, 1e3, 1e6])
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_extreme_costs_give_a_plan_or_one_message(data):
+    count = data.draw(st.integers(1, 4))
+    layers = st.lists(extreme, min_size=count, max_size=count)
+    document = {
+        "schema_version": 1,
+        "kind": "corepipe-cost-table",
+        "network": {
+            "name": "n",
+            "sha256": "",
+            "layers": [f"l{i}" for i in range(count)],
+            "cut_bytes": [data.draw(st.sampled_from([0, 1, 2**53 - 1])) for _ in range(count + 1)],
+        },
+        "machine": {
+            "description": "",
+            "fingerprint": "",
+            "clusters": [{"name": "big", "cores": [0, 1]}, {"name": "little", "cores": [2]}],
+        },
+        "engine": {"name": "e", "version": "1"},
+        "configs": [
+            {"config": config, "layer_s": data.draw(layers), "layer_busy_s": data.draw(layers),
+             "segment_s": data.draw(extreme), "segment_s_per_byte": data.draw(st.sampled_from([0.0, 1e-310, 1.0]))}
+            for config in ("big1", "big2", "little1", "all3")
+        ],
+        "hop": {key: data.draw(extreme) for key in ("fixed_s", "edge_s", "latency_s")},
+        "provenance": {"source": "made-up"},
+    }  # fmt: skip
+    table = CostTable.from_json(json.dumps(document))
+    for planner in planner_names(table):
+        with contextlib.suppress(CorepipeError):
+            made = plan(table, planner)
+            assert 0 < made.predicted_fps < np.inf
+            Dispatcher(Plan.from_json(made.to_json()))
+            explain(made, table)

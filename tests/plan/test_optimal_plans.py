@@ -35,6 +35,7 @@ from corepipe.plan import (
 from corepipe.plan.build import Grid, cluster_sizes
 from corepipe.plan.column_generation import RouteProgram
 from corepipe.plan.limits import Limits
+from corepipe.plan.routes import least_latency_s
 from corepipe.plan.worker_sets import WorkerSets
 from corepipe.topology.model import CoreConfig
 
@@ -208,6 +209,7 @@ def test_planners_never_order_worse(table):
     fps = {name: made.predicted_fps for name, made in plans.items()}
     for made in plans.values():
         check(made, table)
+        assert made.bound_fps == pytest.approx(plans["routes"].bound_fps, rel=1e-7)
     for worse, better in (("pipe-it", "pipeline"), ("pipeline", "pipelines"), ("replicas", "pipelines"),
                           ("pipelines", "routes"), *((n, "routes") for n in fps)):  # fmt: skip
         assert fps[worse] <= fps[better] * (1 + RELATIVE), (worse, better)
@@ -272,6 +274,15 @@ def test_a_latency_budget_is_kept_and_still_optimal(table, share):
         check(made, table)
         assert plan_latency_s(made, table) <= budget * (1 + RELATIVE)
         assert made.predicted_fps == pytest.approx(brute_force_routes(table, budget), rel=1e-7)
+
+
+@QUICK
+@given(tables(max_layers=4), st.integers(1, 4))
+def test_the_least_latency_within_a_number_of_workers_equals_exhaustive_search(table, most):
+    lists = [workers for workers in worker_lists(table) if 1 < len(workers) <= most]
+    routes = [latency for workers in lists for _, latency in every_route(table, workers)]
+    alone = [alone_s(table, config) for config in single_configs(table)]
+    assert least_latency_s(table, most) == pytest.approx(min(alone + routes), rel=RELATIVE)
 
 
 @QUICK

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,22 @@ from corepipe.cost.table import (
     TableMachine,
     TableNetwork,
 )
-from corepipe.plan import plan
+from corepipe.plan import explain, plan
+
+
+def nearly_alike(source):
+    """Two cores for which the best mix is 1 % better than replicas."""
+    return CostTable(
+        network=TableNetwork(name="n", sha256="", layers=("a", "b"), cut_bytes=(0, 0, 0)),
+        machine=TableMachine(
+            description="",
+            fingerprint="",
+            clusters=(TableCluster(name="big", cores=(0,)), TableCluster(name="little", cores=(1,))),
+        ),
+        engine=EngineName(name="onnxruntime", version="1"),
+        configs=(ConfigCosts(config="big1", layer_s=(0.5, 0.5)), ConfigCosts(config="little1", layer_s=(0.49, 0.51))),
+        provenance=Provenance(source=source),
+    )
 
 
 def hops(made):
@@ -40,6 +56,10 @@ def tables(draw):
     )
 
 
+def size(made):
+    return len(made.workers), hops(made)
+
+
 @settings(max_examples=60, deadline=None)
 @given(table=tables(), tolerance=st.sampled_from([0.0, 0.02, 0.2, 0.5]))
 def test_a_simpler_plan_is_taken_only_within_the_tolerance(table, tolerance):
@@ -47,8 +67,31 @@ def test_a_simpler_plan_is_taken_only_within_the_tolerance(table, tolerance):
     assert found.planner == "routes"
     assert found.bound_fps == best.bound_fps
     assert found.predicted_fps >= (1 - tolerance) * best.predicted_fps * (1 - 1e-9)
-    assert hops(found) <= hops(best)
-    for name in ("replicas", "pipeline"):
+    assert size(found) <= size(best)
+    for name in ("all-cores", "replicas", "pipeline"):
         other = plan(table, name)
         if other.predicted_fps >= (1 - tolerance) * best.predicted_fps and tolerance:
-            assert hops(found) <= hops(other)
+            assert size(found) <= size(other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(table=tables())
+def test_what_was_given_up_is_kept_and_said(table):
+    best, found = plan(table), plan(table, tolerance=0.3)
+    assert best.given_up is None
+    lost = 1 - found.predicted_fps / best.predicted_fps
+    said = [sentence for sentence in explain(found, table) if "given up for fewer workers and hops" in sentence]
+    if lost > 1e-8:
+        assert found.given_up == pytest.approx(lost)
+        assert said[0].startswith(f"{lost:.2%} of the best mix's throughput")
+    else:
+        assert not said
+
+
+@pytest.mark.parametrize(
+    ("source", "given_up"), [("measured", True), ("emulated", True), ("predicted", True), ("board", False)]
+)
+def test_a_machines_own_costs_have_a_tolerance_and_a_boards_have_none(source, given_up):
+    table = nearly_alike(source)
+    assert (plan(table).given_up is not None) == given_up
+    assert plan(table, tolerance=0.0).given_up is None

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from onnx import TensorProto, helper
 
 from corepipe.errors import FrameError, PlanError, StreamClosedError, UsageError, WorkerError
 from corepipe.network.load import load_network
+from corepipe.runtime.pool import check_cores
 from corepipe.runtime.stream import Stream
+from corepipe.topology.model import Cluster
 
 
 def frames_for(network, count, seed=1):
@@ -278,6 +281,23 @@ def test_a_plan_for_another_network_or_machine_is_refused(chain, two_cores, make
     far = plan.model_copy(update={"workers": (plan.workers[0].model_copy(update={"cores": (4095,)}),)})
     with pytest.raises(PlanError, match="core 4095"):
         Stream(chain, far, two_cores)
+
+
+def test_a_worker_whose_config_names_another_cluster_is_refused(chain, two_cores, make_plan):
+    first, *others = two_cores.cores
+    split = replace(two_cores, clusters=(Cluster("big", (first,)), Cluster("little", tuple(others))))
+    plan = make_plan(chain, PLANS["one worker"])
+    (worker,) = plan.workers
+
+    def of(config):
+        return plan.model_copy(update={"workers": (worker.model_copy(update={"config": config}),)})
+
+    check_cores(of("big1"), split)
+    check_cores(of("all1"), split)
+    with pytest.raises(PlanError, match=f"names core {first.id}, cluster little has {others[0].id}"):
+        Stream(chain, of("little1"), split)
+    with pytest.raises(PlanError, match="unknown cluster 'medium'"):
+        Stream(chain, of("medium1"), split)
 
 
 def test_the_mix_of_routes_follows_the_rates_when_saturated(chain, two_cores, make_plan):

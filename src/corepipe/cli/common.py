@@ -33,7 +33,8 @@ Cores = Annotated[str | None, typer.Option("--cores", help="Stay within these lo
 Json = Annotated[str | None, typer.Option("--json", help="Write the results as JSON to this file, or - for stdout.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure anew instead of using kept costs.")]
 Planner = Annotated[
-    str, typer.Option(help="routes, pipeline, pipe-it, replicas, all-cores, or cluster:NAME.", show_default=True)
+    str,
+    typer.Option(help="routes, pipelines, pipeline, pipe-it, replicas, all-cores, or cluster:NAME.", show_default=True),
 ]
 
 Calibrated = Annotated[

@@ -122,8 +122,11 @@ def plan(
     memory_budget_mb: Annotated[float | None, typer.Option(help="The most weights that all workers may hold.")] = None,
     max_workers: Annotated[int | None, typer.Option(help="The most workers.")] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of throughput that routes may give up for fewer hops.")
-    ] = 0.02,
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of throughput that routes may give up for fewer workers and hops; usually 0.02."
+        ),
+    ] = None,
     predicted: Annotated[
         bool, typer.Option("--predict", help="Measure nothing: predict the costs from this machine's calibration.")
     ] = False,

@@ -82,7 +82,7 @@ def simulate(
 
     options = options_of(frames, slots, jitter, contention, seed)
     table = CostTable.read(table_file)
-    plan = planners.plan(table) if plan_file is None else read_plan(plan_file)
+    plan = planners.plan(table) if plan_file is None else planners.rated(read_plan(plan_file), table)
     _simulate(table, {plan.planner: plan}, options, trace, report, json_to)
 
 

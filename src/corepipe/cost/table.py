@@ -7,14 +7,30 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from corepipe.document import Document, Part
 from corepipe.errors import UnknownNameError
 from corepipe.topology.model import ALL_CORES, CoreConfig
 
+MAX_COST_S = 1e6
+"""No layer takes longer: eleven days."""
+
+MAX_CUT_BYTES = 2**53 - 1
+"""The largest whole number up to which every other one is a float too."""
+
+_LEAST_S = 1e-12
+_LEAST_S_PER_BYTE = 1e-18
+
+
+def _nothing_below(least: float) -> AfterValidator:
+    """Makes 0 of what is smaller: rounding errors, whose inverse is no rate."""
+    return AfterValidator(lambda value: value if value >= least else 0.0)
+
+
 Seconds = Annotated[float, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+CostSeconds = Annotated[float, Field(ge=0, le=MAX_COST_S), _nothing_below(_LEAST_S)]
+CostPerByte = Annotated[float, Field(ge=0, le=1), _nothing_below(_LEAST_S_PER_BYTE)]
 
 
 class TableNetwork(Part):
@@ -23,7 +39,7 @@ class TableNetwork(Part):
     name: str
     sha256: str
     layers: tuple[str, ...] = Field(min_length=1)
-    cut_bytes: tuple[Annotated[int, Field(ge=0)], ...]
+    cut_bytes: tuple[Annotated[int, Field(ge=0, le=MAX_CUT_BYTES)], ...]
     illegal_cuts: tuple[int, ...] = ()
     """Inner cuts where the network must not be divided."""
 
@@ -67,10 +83,10 @@ class ConfigCosts(Part):
 
     config: str
     engine: str = "onnxruntime"
-    layer_s: tuple[Seconds, ...]
-    layer_busy_s: tuple[Seconds, ...] | None = None
-    segment_s: Seconds = 0.0
-    segment_s_per_byte: Seconds = 0.0
+    layer_s: tuple[CostSeconds, ...]
+    layer_busy_s: tuple[CostSeconds, ...] | None = None
+    segment_s: CostSeconds = 0.0
+    segment_s_per_byte: CostPerByte = 0.0
     spread: Seconds = 0.0
     left_out: Annotated[float, Field(ge=0, le=1)] = 0.0
     passes: PositiveInt = 1
@@ -90,10 +106,10 @@ class HopCosts(Part):
         latency_s: time until the next worker starts on it, idle machine, small tensor.
     """
 
-    fixed_s: Seconds = 0.0
-    per_byte_s: Seconds = 0.0
-    edge_s: Seconds = 0.0
-    latency_s: Seconds = 0.0
+    fixed_s: CostSeconds = 0.0
+    per_byte_s: CostPerByte = 0.0
+    edge_s: CostSeconds = 0.0
+    latency_s: CostSeconds = 0.0
 
 
 class Provenance(Part):
@@ -141,9 +157,9 @@ class CostTable(Document):
             config = costs.core_config
             if config.count > clusters.get(config.cluster, len(cores) if config.cluster == ALL_CORES else 0):
                 raise ValueError(f"config {costs.config}: the machine has no such cores")
-            if (costs.config, costs.engine) in seen:
-                raise ValueError(f"config {costs.config}: appears twice")
-            seen.add((costs.config, costs.engine))
+            if costs.config in seen:
+                raise ValueError(f"config {costs.config}: appears twice; a table has the costs of one engine for each")
+            seen.add(costs.config)
         return self
 
     @property

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from corepipe.cost.table import CostTable
 from corepipe.errors import PlanError, UnknownNameError
-from corepipe.plan.dispatch import dispatch_order
 from corepipe.plan.explain import explain
 from corepipe.plan.limits import Limits, plan_latency_s, weight_bytes
 from corepipe.plan.model import Evaluation, Hop, Plan, Route, Worker, evaluate
 from corepipe.plan.pipeit import pipe_it
 from corepipe.plan.pipeline import best_pipeline
 from corepipe.plan.replicas import best_replicas
-from corepipe.plan.routes import best_routes
+from corepipe.plan.routes import best_routes, proved_bound
 from corepipe.plan.simple import all_cores, one_cluster, replicas, replicas_per_cluster, replicas_per_core
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "best_replicas",
     "best_routes",
     "check_planner",
-    "dispatch_order",
     "evaluate",
     "explain",
     "one_cluster",
@@ -39,6 +38,8 @@ __all__ = [
     "plan",
     "plan_latency_s",
     "planner_names",
+    "proved_bound",
+    "rated",
     "replicas",
     "replicas_per_cluster",
     "replicas_per_core",
@@ -46,7 +47,11 @@ __all__ = [
 ]
 
 MEASURED_TOLERANCE = 0.02
-"""How near to the best a simpler plan must come by a measured cost table to be preferred."""
+"""How near to the best a simpler plan must come, by costs of a machine that are no more exact, to be preferred."""
+
+_NOTHING_GIVEN_UP = 1e-9
+
+_EXACT_SOURCES = ("board", "made-up")
 
 PLANNERS: dict[str, Callable[[CostTable], Plan]] = {
     "routes": best_routes,
@@ -86,9 +91,10 @@ def plan(
     layer_weight_bytes: Sequence[int] | None = None,
     max_workers: int | None = None,
     cores: Collection[int] | None = None,
-    tolerance: float = 0.0,
+    tolerance: float | None = None,
+    bound: bool = True,
 ) -> Plan:
-    """A plan for the network and machine of a cost table.
+    """A plan for the network and machine of a cost table, with what no plan within the limits can exceed.
 
     Args:
         table: the costs.
@@ -98,8 +104,11 @@ def plan(
         layer_weight_bytes: bytes of weights of each layer; needed with a memory budget.
         max_workers: how many workers there may be.
         cores: ids of the cores that may be used.
-        tolerance: share of the best mix's throughput that `routes` may give up for a plan with fewer hops. Measured
-            costs are no more exact than some percent (`MEASURED_TOLERANCE`), and each hop more can go wrong.
+        tolerance: share of the best mix's throughput that `routes` may give up for a plan with fewer workers, then with
+            fewer hops. Measured and predicted costs are no more exact than some percent, and each hop more can go
+            wrong: None for `MEASURED_TOLERANCE` with such tables, 0 with those of boards and made-up ones.
+        bound: whether to look for the bound where the planner does not find it anyway (all but `routes`); None stands
+            in the plan where it is not, or the network has too many layers for that.
 
     Raises:
         UnknownNameError: no such planner, or no such cluster.
@@ -114,33 +123,65 @@ def plan(
     check_planner(planner, (cluster.name for cluster in table.machine.clusters))
     limits = Limits(latency_budget_s, memory_budget_bytes, layer_weight_bytes, max_workers, cores)
     if planner == "routes":
+        if tolerance is None:
+            tolerance = 0.0 if table.provenance.source in _EXACT_SOURCES else MEASURED_TOLERANCE
         return _simplest(best_routes(table, limits), table, limits, tolerance)
     table = limits.restricted(table)
     made = PLANNERS[planner](table) if planner in PLANNERS else one_cluster(table, planner.partition(":")[2])
+    limits = dataclasses.replace(limits, cores=None)
     excess = limits.excess(made, table)
     if excess is None:
-        return made
-    best = best_routes(table, Limits(latency_budget_s, memory_budget_bytes, layer_weight_bytes, max_workers))
+        return made.model_copy(update={"bound_fps": _bound_of(table, limits)}) if bound else made
+    best = best_routes(table, limits)
     raise PlanError(
         f"the plan of {planner!r} for {table.network.name} has {excess}; this planner does not search within "
         f"limits: use 'routes', which reaches {best.predicted_fps:.1f} frames/s within them"
     )
 
 
+def rated(plan: Plan, table: CostTable, bound_fps: float | None = None) -> Plan:
+    """A plan from elsewhere, such as a file, with the prediction and the bound of this table instead of its own.
+
+    Args:
+        plan: the plan.
+        table: the costs.
+        bound_fps: the `proved_bound` of the table where it is known; found now by default.
+
+    Raises:
+        PlanError: plan and table are of different networks, or the table lacks a config.
+    """
+    fps = evaluate(plan, table).throughput_fps
+    return plan.model_copy(update={"predicted_fps": fps, "bound_fps": bound_fps or _bound_of(table), "given_up": None})
+
+
+def _bound_of(table: CostTable, limits: Limits | None = None) -> float | None:
+    with contextlib.suppress(PlanError):
+        return proved_bound(table, limits)
+    return None
+
+
 def _simplest(best: Plan, table: CostTable, limits: Limits, tolerance: float) -> Plan:
-    """The plan with the fewest hops among the best mix and the other planners' plans that come near enough to it."""
+    """The plan with the fewest workers, then hops, among the best mix and other planners' that come near enough."""
     if tolerance <= 0:
         return best
+    fps = best.predicted_fps or 0.0
     near = [best]
     restricted = limits.restricted(table)
     for name in ("all-cores", "replicas", "pipeline", "pipelines"):
         with contextlib.suppress(PlanError):
             made = PLANNERS[name](restricted)
-            fast_enough = (made.predicted_fps or 0.0) >= (1 - tolerance) * (best.predicted_fps or 0.0)
+            fast_enough = (made.predicted_fps or 0.0) >= (1 - tolerance) * fps
             if fast_enough and limits.excess(made, restricted) is None:
                 near.append(made)
-    simplest = min(near, key=lambda plan: (_hops(plan), -(plan.predicted_fps or 0.0)))
-    return simplest.model_copy(update={"planner": best.planner, "bound_fps": best.bound_fps})
+    simplest = min(near, key=lambda plan: (len(plan.workers), _hops(plan), -(plan.predicted_fps or 0.0)))
+    given_up = 1 - (simplest.predicted_fps or 0.0) / fps
+    return simplest.model_copy(
+        update={
+            "planner": best.planner,
+            "bound_fps": best.bound_fps,
+            "given_up": given_up if given_up > _NOTHING_GIVEN_UP else None,
+        }
+    )
 
 
 def _hops(plan: Plan) -> int:

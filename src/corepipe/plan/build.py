@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from corepipe.cost.table import CostTable, TableCluster, TableMachine
 from corepipe.errors import PlanError
-from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker, evaluate
+from corepipe.plan.model import LEAST_SHARE, Hop, Plan, PlanNetwork, Route, Worker, evaluate
 from corepipe.topology.model import ALL_CORES, CoreConfig
 
 Stage = tuple[CoreConfig, int, int]
@@ -114,7 +114,7 @@ def make_plan(
 ) -> Plan:
     """A plan whose mix of routes is scaled until its fullest worker is busy all the time.
 
-    Workers without a route are left out.
+    Routes with next to no share, and workers without a route, are left out.
 
     Args:
         table: the costs.
@@ -126,7 +126,9 @@ def make_plan(
     Raises:
         PlanError: the table gives the plan no cost at all.
     """
-    mix = [(rate, list(hops)) for rate, hops in routes if rate > 0]
+    routes = list(routes)
+    least = 2 * LEAST_SHARE * sum(rate for rate, _ in routes)
+    mix = [(rate, list(hops)) for rate, hops in routes if rate > least]
     used = sorted({worker for _, hops in mix for worker, _, _ in hops})
     workers = dict(zip(used, make_workers(table, [configs[i] for i in used]), strict=True))
 
@@ -178,6 +180,16 @@ def best_of(plans: Iterable[Plan]) -> Plan:
     return best
 
 
+MAX_GRID_ENTRIES = 2**26
+"""Half a GiB of segment costs, on all configs: 2,800 layers on 4 + 4 cores."""
+
+
+def searchable(table: CostTable) -> bool:
+    """Whether the table has configs within one cluster, and not too many layers to search for the best cuts."""
+    configs = sum(map(len, cluster_sizes(table).values()))
+    return 0 < configs * (len(table.legal_cuts()) + 2) ** 2 <= MAX_GRID_ENTRIES
+
+
 @dataclass(frozen=True)
 class Grid:
     """A cost table as arrays over its legal cuts, for configs within one cluster.
@@ -197,9 +209,15 @@ class Grid:
         """The arrays of a table.
 
         Raises:
-            PlanError: the table has no config within one cluster, or it lets a frame pass in no time.
+            PlanError: the table has no config within one cluster, too many layers to search, or lets a frame pass in no
+                time.
         """
         grid = cls(table, cluster_configs(table), (0, *table.legal_cuts(), table.layer_count))
+        if not searchable(table):
+            raise PlanError(
+                f"{table.network.name} has {table.layer_count} layers, too many to search for the best cuts (core "
+                f"configs: {len(grid.configs)}); allow fewer cores, or use the planner 'replicas'"
+            )
         step = grid.loads.min(axis=0)
         least = np.zeros(len(grid.cuts))
         for stop in range(1, len(least)):

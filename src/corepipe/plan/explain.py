@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from corepipe.cost.table import CostTable, TableNetwork
-from corepipe.plan.build import Grid, cluster_sizes
+from corepipe.plan.build import Grid, cluster_sizes, searchable
 from corepipe.plan.column_generation import RouteProgram
 from corepipe.plan.model import Evaluation, Plan, evaluate
 from corepipe.plan.pipeline import best_pipeline
@@ -21,8 +21,9 @@ _NOTHING_FPS = 5e-3
 def explain(plan: Plan, table: CostTable) -> list[str]:
     """Sentences about a plan, all figures by the cost table.
 
-    They tell the bottleneck and the loads, how far the bound is, why the plan beats the best pipeline (or does not) and
-    plain replicas, and what other rates, one more core or a finer cut of the layers would give.
+    They tell the bottleneck and the loads, how far the bound is, what was given up for a simpler plan, why the plan
+    beats the best pipeline (or does not) and plain replicas, and what other rates, one more core or a finer cut of the
+    layers would give; of a network too large to search in finer parts only what comes before the pipeline.
 
     Args:
         plan: any plan of the table's network.
@@ -32,9 +33,9 @@ def explain(plan: Plan, table: CostTable) -> list[str]:
         PlanError: plan and table are of different networks, or the table lacks a config.
     """
     found = evaluate(plan, table)
-    sentences = [*_bottleneck(plan, found), *_bound(plan, found)]
-    if any(cluster_sizes(table).values()):
-        fine = finer(table, max(2, _FINE_LAYERS // table.layer_count))
+    sentences = [*_bottleneck(plan, found), *_bound(plan, found), *_given_up(plan)]
+    fine = finer(table, max(2, _FINE_LAYERS // table.layer_count))
+    if searchable(fine):
         sentences += _against_pipeline(found.throughput_fps, table, fine)
         sentences += _against_replicas(found.throughput_fps, table)
         sentences += _what_would_help(plan, found.throughput_fps, table, fine)
@@ -98,6 +99,15 @@ def _bound(plan: Plan, found: Evaluation) -> list[str]:
     gap = max(0.0, 1 - found.throughput_fps / plan.bound_fps) if plan.bound_fps > 0 else 0.0
     place = "this one reaches it" if gap < 1e-6 else f"this one is {gap:.2%} below it"
     return [f"No plan within the limits asked for can exceed {plan.bound_fps:.2f} frames/s; {place}."]
+
+
+def _given_up(plan: Plan) -> list[str]:
+    if plan.given_up is None:
+        return []
+    return [
+        f"{plan.given_up:.2%} of the best mix's throughput is given up for fewer workers and hops, as costs are no "
+        "more exact than that; a tolerance of 0 gives the best mix."
+    ]
 
 
 def _against_pipeline(fps: float, table: CostTable, fine: CostTable) -> list[str]:

@@ -12,6 +12,11 @@ from corepipe.document import Document, Part
 from corepipe.errors import PlanError
 from corepipe.topology.model import CoreConfig
 
+MAX_RATE_FPS = 1e30
+
+LEAST_SHARE = 1e-12
+"""A route with a smaller share of the frames would never get one."""
+
 
 class Worker(Part):
     """One process pinned to cores of one cluster (or, in the engine's default plan, to all cores).
@@ -19,7 +24,7 @@ class Worker(Part):
     Attributes:
         name: unique in the plan, such as `big4` or `cpu1-b`.
         config: the core config whose costs hold for it.
-        cores: the ids of its cores.
+        cores: the ids of its cores, as many as the config counts.
         engine: the kernel library it runs.
     """
 
@@ -54,7 +59,7 @@ class Hop(Part):
 class Route(Part):
     """The hops that one frame takes, and how many frames a second are to take it."""
 
-    rate_fps: Annotated[float, Field(ge=0)]
+    rate_fps: Annotated[float, Field(ge=0, le=MAX_RATE_FPS)]
     hops: tuple[Hop, ...] = Field(min_length=1)
 
 
@@ -72,7 +77,8 @@ class Plan(Document):
     Attributes:
         planner: what made it: `routes`, `pipe-it`, `replicas`, `all-cores`, `cluster:big`, or `by hand`.
         predicted_fps: throughput by the cost table; None where no table was at hand.
-        bound_fps: the most that any plan can reach by the table, where the planner proved one.
+        bound_fps: the most that any plan can reach by the table; None where that was not asked for.
+        given_up: the share of the best mix's throughput that `routes` gave up for a simpler plan; None if nothing.
     """
 
     KIND: ClassVar[str] = "corepipe-plan"
@@ -83,12 +89,19 @@ class Plan(Document):
     routes: tuple[Route, ...] = Field(min_length=1)
     predicted_fps: Annotated[float, Field(ge=0)] | None = None
     bound_fps: Annotated[float, Field(ge=0)] | None = None
+    given_up: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [w.name for w in self.workers]
         if len(set(names)) != len(names):
             raise ValueError("workers: a name appears twice")
+        for worker in self.workers:
+            if len(worker.cores) != worker.core_config.count:
+                raise ValueError(
+                    f"workers: {worker.name!r} has the config {worker.config}, but {len(worker.cores)} cores; "
+                    f"list {worker.core_config.count}"
+                )
         cores = [core for w in self.workers for core in w.cores]
         if len(set(cores)) != len(cores):
             raise ValueError("workers: a core belongs to two workers")
@@ -104,8 +117,15 @@ class Plan(Document):
                 at = hop.stop
             if at != self.network.layers:
                 raise ValueError(f"routes.{number}: ends at layer {at}, the network has {self.network.layers}")
-        if sum(route.rate_fps for route in self.routes) <= 0:
+        total = self.throughput_fps
+        if total <= 0:
             raise ValueError("routes: at least one rate must be above zero")
+        for number, route in enumerate(self.routes):
+            if 0 < route.rate_fps < LEAST_SHARE * total:
+                raise ValueError(
+                    f"routes.{number}: rate_fps {route.rate_fps:g} is less than {LEAST_SHARE:g} of all rates; "
+                    "write 0, or leave the route out"
+                )
         return self
 
     def worker(self, name: str) -> Worker:

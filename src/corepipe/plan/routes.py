@@ -8,6 +8,12 @@ the one with the highest bound is, until no bound is above the best mix found.
 
 from __future__ import annotations
 
+import dataclasses
+import heapq
+import itertools
+import time
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +24,7 @@ from corepipe.plan.column_generation import Mix, RouteProgram
 from corepipe.plan.limits import Limits, in_mb, in_ms
 from corepipe.plan.memory import fitting_plans
 from corepipe.plan.model import Plan
+from corepipe.plan.paths import Paths
 from corepipe.plan.pipeline import best_pipeline
 from corepipe.plan.replicas import best_replicas
 from corepipe.plan.worker_sets import WorkerSets
@@ -27,6 +34,9 @@ Floats = NDArray[np.float64]
 
 MAX_SETS = 600
 """After solving so many sets of workers the search stops, with the bound that holds by then."""
+
+MAX_SEARCH_S = 60.0
+"""The same after so many seconds, which only machines with more than 100,000 worker sets take."""
 
 _GAP = 1e-9
 _HOP_PRICE = 1e-6
@@ -75,6 +85,25 @@ def best_routes(table: CostTable, limits: Limits | None = None) -> Plan:
     return best.model_copy(update={"planner": "routes", "bound_fps": max(bound, best.predicted_fps or 0.0)})
 
 
+def proved_bound(table: CostTable, limits: Limits | None = None) -> float:
+    """What no plan at all can exceed by the table, in frames/s: the `bound_fps` of `best_routes`.
+
+    Args:
+        table: the costs.
+        limits: what plans may cost; a budget for memory is not made use of.
+
+    Raises:
+        PlanError: the table has too many layers to search, or the limits do not fit it.
+    """
+    limits = dataclasses.replace(limits or Limits(), memory_budget_bytes=None, layer_weight_bytes=None)
+    table = limits.restricted(table)
+    bound = max((plan.predicted_fps or 0.0 for plan in _single_plans(table, limits)), default=0.0)
+    if limits.max_workers != 1 and any(cluster_sizes(table).values()):
+        search = _Search(RouteProgram(Grid.of(table), limits.latency_budget_s), limits.max_workers)
+        bound = max(bound, search.bound_fps)
+    return bound
+
+
 def best_mix(program: RouteProgram, max_workers: int | None = None) -> tuple[Mix | None, float]:
     """The best mix of routes on any set of workers, all costs those with the other cores busy.
 
@@ -85,29 +114,46 @@ def best_mix(program: RouteProgram, max_workers: int | None = None) -> tuple[Mix
     Returns:
         The mix, None if no route meets the latency budget, and what no mix on any set can exceed, in frames/s.
     """
-    sets = WorkerSets(program.grid, max_workers)
-    reference = program.relaxed_prices(max_workers)
-    sets.add_cut(reference)
-    best: Mix | None = None
-    solved: set[tuple[float, ...]] = set()
-    for _ in range(MAX_SETS):
-        bound, workers = sets.most_promising()
-        floor = best.fps if best else 0.0
-        if workers is None or bound <= floor * (1 + _GAP) or tuple(workers) in solved:
-            break
-        solved.add(tuple(workers))
-        mix = program.solve(workers, floor_fps=floor)
-        sets.add_cut(program.lifted(mix, reference))
-        if mix.fps > floor:
-            best = mix
-    if best is None:
+    search = _Search(program, max_workers)
+    if search.best is None:
         return None, 0.0
-    bound, _ = sets.most_promising()
-    best = _fewest_workers(program, best, sets, reference)
+    best = _fewest_workers(program, search.best, search.sets, search.reference)
     frugal = program.solve(_used(best), hop_price=_HOP_PRICE)
     if frugal.fps >= best.fps * (1 - _GAP):
         best = frugal
-    return best, max(bound, best.fps)
+    return best, max(search.bound_fps, best.fps)
+
+
+class _Search:
+    """The best mix on any set of workers.
+
+    Attributes:
+        best: None if no route meets the latency budget.
+        bound_fps: what no mix on any set can exceed.
+        sets: the sets of workers, with their bounds.
+        reference: prices that bound every set.
+    """
+
+    def __init__(self, program: RouteProgram, max_workers: int | None) -> None:
+        self.sets = WorkerSets(program.grid, max_workers)
+        self.reference = program.relaxed_prices(max_workers)
+        self.sets.add_cut(self.reference)
+        self.best: Mix | None = None
+        solved: set[tuple[float, ...]] = set()
+        deadline = time.monotonic() + MAX_SEARCH_S
+        for _ in range(MAX_SETS):
+            if self.best and time.monotonic() > deadline:
+                break
+            bound, workers = self.sets.most_promising()
+            floor = self.best.fps if self.best else 0.0
+            if workers is None or bound <= floor * (1 + _GAP) or tuple(workers) in solved:
+                break
+            solved.add(tuple(workers))
+            mix = program.solve(workers, floor_fps=floor)
+            self.sets.add_cut(program.lifted(mix, self.reference))
+            if mix.fps > floor:
+                self.best = mix
+        self.bound_fps = max(self.sets.most_promising()[0], self.best.fps) if self.best else 0.0
 
 
 def plan_of_mix(grid: Grid, mix: Mix) -> Plan:
@@ -154,13 +200,43 @@ def least_latency_s(table: CostTable, max_workers: int | None = None) -> float:
     """Seconds of the route with the lowest latency that any plan on this machine can have."""
     seconds = [table.hop_load_s(config, 0, table.layer_count, busy=False) for config in _single_configs(table)]
     if max_workers != 1 and any(cluster_sizes(table).values()):
-        program = RouteProgram(Grid.of(table))
-        sets = WorkerSets(program.grid, max_workers).listed
-        if sets is None:
-            sets = np.array([[c.count == cluster_sizes(table)[c.cluster][-1] for c in program.grid.configs]])
-        kinds = np.unique(sets[sets.sum(axis=1) > 1] > 0, axis=0)
-        seconds += [program.paths.quickest(np.flatnonzero(kind))[0] for kind in kinds]
+        seconds.append(_least_beside_others_s(Paths(Grid.of(table)), max_workers))
     return min(seconds)
+
+
+def _least_beside_others_s(paths: Paths, max_workers: int | None) -> float:
+    """The same for plans of several workers; infinite where there is room for one only.
+
+    Branch and bound: where the quickest route over some configs uses more than fit on the machine together, every route
+    that fits does without one of those.
+    """
+    grid = paths.grid
+    numbers = itertools.count()
+    every = frozenset(range(len(grid.configs)))
+    seconds, path = paths.quickest(np.array(sorted(every)))
+    waiting, seen = [(seconds, next(numbers), every, path)], {every}
+    while waiting:
+        seconds, _, configs, path = heapq.heappop(waiting)
+        used = {t for t, _, _ in path}
+        if _fit_together(grid, used, max_workers):
+            return seconds
+        for t in used:
+            fewer = configs - {t}
+            if fewer and fewer not in seen:
+                seen.add(fewer)
+                seconds, path = paths.quickest(np.array(sorted(fewer)))
+                heapq.heappush(waiting, (seconds, next(numbers), fewer, path))
+    return np.inf
+
+
+def _fit_together(grid: Grid, used: set[int], max_workers: int | None) -> bool:
+    """Whether a worker of each of these configs, and a second one if there is but one config, fit on the machine."""
+    left = Counter(grid.cluster_cores)
+    for t in used:
+        left[grid.configs[t].cluster] -= grid.configs[t].count
+    room_for_more = any(left[config.cluster] >= config.count for config in grid.configs)
+    few_enough = max_workers is None or len(used) <= max_workers
+    return few_enough and min(left.values()) >= 0 and (len(used) > 1 or room_for_more)
 
 
 def _fewest_workers(program: RouteProgram, best: Mix, sets: WorkerSets, reference: Floats) -> Mix:

@@ -15,6 +15,9 @@ Floats = NDArray[np.float64]
 MAX_LISTED = 100_000
 """Up to so many worker sets are listed one by one; beyond, an integer program stands for them."""
 
+MAX_PROGRAM_S = 5.0
+"""After so many seconds an integer program gives the bound and the set that it has by then."""
+
 
 class WorkerSets:
     """All sets of workers, each a count per config, with an upper bound on what each can reach.
@@ -32,6 +35,7 @@ class WorkerSets:
         self._grid = grid
         self._max_workers = max_workers
         self._cuts: list[Floats] = []
+        self._bound = np.inf
         self.listed: Floats | None = None
         if self.count() <= MAX_LISTED:
             self.listed = self._list()
@@ -52,13 +56,20 @@ class WorkerSets:
         """Tighten the bounds by prices y, shape (T,), with throughput(n) <= y . n for every set n."""
         if self.listed is None:
             self._cuts.append(prices)
+            per_core = [(max(prices[indices] / sizes), cores) for sizes, cores, indices in self._clusters()]
+            self._bound = min(self._bound, float(sum(price * cores for price, cores in per_core)))
         else:
             np.minimum(self._bounds, self.listed @ prices, out=self._bounds)
 
     def most_promising(self) -> tuple[float, Floats | None]:
-        """The highest bound of all sets (so a bound on them all) and a set that has it, None if there is no set."""
+        """The highest bound of all sets (so a bound on them all) and a set that has it, None if there is no set.
+
+        Where the integer program is not solved in time, the bound is a higher one and the set a good one.
+        """
         if self.listed is None:
-            return self._solve()
+            bound, workers = self._solve()
+            self._bound = min(self._bound, bound)
+            return self._bound, workers
         if not len(self.listed):
             return 0.0, None
         at = int(np.argmax(self._bounds))
@@ -118,11 +129,24 @@ class WorkerSets:
             integrality=np.append(np.ones(count), 0),
             bounds=Bounds(0, np.append(upper, np.inf)),
             constraints=rows,
-            options={"mip_rel_gap": 1e-9},
+            options={"mip_rel_gap": 1e-9, "time_limit": MAX_PROGRAM_S},
         )
+        bounds = [-float(value) for value in (result.fun, result.mip_dual_bound) if value is not None]
+        bound = max(bounds) if result.mip_dual_bound is not None else np.inf
         if result.x is None:
-            return 0.0, None
-        return max(-float(result.fun), -float(result.mip_dual_bound)), np.round(result.x[:-1])
+            return bound, self._filled(self._cuts[-1])
+        return bound, np.round(result.x[:-1])
+
+    def _filled(self, prices: Floats) -> Floats:
+        """A set of the configs whose cores have the highest prices."""
+        workers = np.zeros(len(prices))
+        most = self._max_workers or sum(self._grid.cluster_cores.values())
+        for sizes, cores, indices in self._clusters():
+            left = cores
+            for size, t in sorted(zip(sizes, indices, strict=True), key=lambda one: -prices[one[1]] / one[0]):
+                workers[t] = min(left // size, most - int(workers.sum()))
+                left -= int(workers[t]) * size
+        return workers
 
 
 def _parts(sizes: tuple[int, ...], cores: int, workers: int, *, full: bool) -> Iterator[tuple[int, ...]]:

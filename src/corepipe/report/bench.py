@@ -79,6 +79,7 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
     if close and not simulated:
         sentences.append(f"No clear winner between it and {', '.join(close)}: their spreads overlap.")
     sentences.append(_bottleneck(best))
+    sentences.extend(_bound(results))
     for result in results:
         if result.same_as is not None:
             continue
@@ -221,6 +222,15 @@ def _bottleneck(result: PlanResult) -> str:
     rest = [f"{other} {share:.0%}" for other, share in result.busy.items() if other != name]
     beside = f"; beside it {', '.join(rest)}" if rest else ""
     return f"Bottleneck of {result.name}: worker {name}, computing {result.busy[name]:.0%} of the time{beside}."
+
+
+def _bound(results: Sequence[PlanResult]) -> list[str]:
+    """What no plan can exceed by the cost table, and how far the predictions are below that."""
+    bound = next((r.plan.bound_fps for r in results if r.plan.bound_fps), None)
+    if bound is None:
+        return []
+    gaps = ", ".join(f"{r.name} {max(0.0, 1 - r.predicted_fps / bound):.1%}" for r in results if r.same_as is None)
+    return [f"By the cost table no plan can exceed {bound:.4g} frames/s; predictions below that: {gaps}."]
 
 
 def _prediction_off(result: PlanResult) -> list[str]:

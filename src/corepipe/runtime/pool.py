@@ -6,13 +6,13 @@ import contextlib
 import os
 import select
 
-from corepipe.errors import PlanError, TopologyError
+from corepipe.errors import PlanError, TopologyError, UnknownNameError
 from corepipe.network.model import Network, Segment, TensorInfo
 from corepipe.plan.model import Plan, Worker
 from corepipe.runtime import messages
 from corepipe.runtime.arena import MAX_HOPS, Arena, Layout
 from corepipe.runtime.launch import Child, memory_file
-from corepipe.topology.model import Topology
+from corepipe.topology.model import ALL_CORES, Topology
 
 
 class Pool:
@@ -174,13 +174,29 @@ def _drain(fd: int) -> None:
 
 
 def check_cores(plan: Plan, topology: Topology) -> None:
-    """Check that a machine has the cores that a plan names.
+    """Check that a machine has the cores that a plan names, in the clusters that its configs name.
 
     Raises:
-        PlanError: it lacks one, or may not use it.
+        PlanError: it lacks one, may not use it, or has it in another cluster.
     """
     try:
         for worker in plan.workers:
             topology.cpus_of(worker.cores)
+            name = worker.core_config.cluster
+            if name == ALL_CORES:
+                continue
+            members = [core.id for core in topology.cluster(name).cores]
+            foreign = [core for core in worker.cores if core not in members]
+            if foreign:
+                raise PlanError(
+                    f"the plan does not fit this machine: worker {worker.name} ({worker.config}) names core "
+                    f"{foreign[0]}, cluster {name} has {', '.join(map(str, members))}; make it anew with "
+                    "`corepipe plan`"
+                )
+    except UnknownNameError as error:
+        raise PlanError(
+            f"the plan does not fit this machine: worker {worker.name} ({worker.config}): {error}; make it anew with "
+            "`corepipe plan`"
+        ) from None
     except TopologyError as error:
         raise PlanError(f"the plan does not fit this machine: worker {worker.name}: {error}") from None

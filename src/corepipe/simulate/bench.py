@@ -10,7 +10,7 @@ import numpy as np
 from corepipe.compare import HopCheck, PlanResult
 from corepipe.cost.table import CostTable
 from corepipe.plan.model import Plan, evaluate
-from corepipe.simulate.events import DEFAULT_FRAMES, Contention, simulate
+from corepipe.simulate.events import Contention, simulate
 from corepipe.simulate.result import Simulation
 
 _SLICES = 5
@@ -20,7 +20,7 @@ def simulate_bench(
     table: CostTable,
     plans: Mapping[str, Plan],
     *,
-    frames: int = DEFAULT_FRAMES,
+    frames: int | None = None,
     slots: int | None = None,
     jitter: float = 0.0,
     contention: Contention | None = None,

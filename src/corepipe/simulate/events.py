@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,8 +26,12 @@ from corepipe.runtime.stream import FrameRecord, HopTime
 from corepipe.simulate.fits import check_fits
 from corepipe.simulate.result import Simulation
 
+_log = logging.getLogger("corepipe")
+
 DEFAULT_FRAMES = 3000
-"""Enough for a steady state of fixed service times that agrees with the linear program within 1 %."""
+"""Enough for a steady state of fixed service times that agrees with the table within 1 %, few being under way."""
+
+_FRAMES_PER_SLOT = 20
 
 Contention = float | Mapping[str, float]
 """How much longer a segment takes while every other core of the machine is at work: 0.3 for 1.3 times; or that by
@@ -37,7 +42,7 @@ def simulate(
     plan: Plan,
     table: CostTable,
     *,
-    frames: int = DEFAULT_FRAMES,
+    frames: int | None = None,
     slots: int | None = None,
     jitter: float = 0.0,
     contention: Contention | None = None,
@@ -48,7 +53,8 @@ def simulate(
     Args:
         plan: any plan of the table's network and machine.
         table: the costs.
-        frames: how many frames to feed.
+        frames: how many frames to feed; None for `DEFAULT_FRAMES`, more where many can be under way. Too few for a
+            steady state are logged as a warning.
         slots: frames that can be under way at once; None for what the runtime allots to the plan.
         jitter: coefficient of variation of a segment's time, drawn from a lognormal distribution whose mean is the
             table's figure; 0 for fixed times.
@@ -71,7 +77,14 @@ def simulate(
     run = _Run(plan, table, frames, slots, jitter, contention, seed)
     run.to_the_end()
     records = tuple(sorted(run.records, key=lambda record: record.frame))
-    return Simulation(plan, records, run.fed_until_ns, run.slots)
+    found = Simulation(plan, records, run.fed_until_ns, run.slots)
+    if not found.settled:
+        _log.warning(
+            "%d frames are too few for a steady state of %s: its figures include filling and draining; simulate more",
+            len(records),
+            plan.planner,
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class _Run:
         self,
         plan: Plan,
         table: CostTable,
-        frames: int,
+        frames: int | None,
         slots: int | None,
         jitter: float,
         contention: Contention | None,
@@ -123,7 +136,7 @@ class _Run:
         self._generator = np.random.default_rng(seed)
         self._dispatcher = Dispatcher(plan, table.network.cut_bytes[-1])
         self.slots = min(slots or self._dispatcher.slots, self._dispatcher.slots)
-        self._to_feed = frames
+        self._to_feed = frames or max(DEFAULT_FRAMES, _FRAMES_PER_SLOT * self.slots)
         self._fed = 0
         self._under_way = 0
         self._next_delivery = 0
@@ -237,7 +250,9 @@ def _slowing(plan: Plan, table: CostTable, contention: Contention | None) -> lis
     return [contention.get(worker.core_config.cluster, 0.0) for worker in plan.workers]
 
 
-def _check_options(frames: int, slots: int | None, jitter: float, contention: Contention | None, seed: int) -> None:
+def _check_options(
+    frames: int | None, slots: int | None, jitter: float, contention: Contention | None, seed: int
+) -> None:
     for name, value, least in (("frames", frames, 1), ("slots", slots, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise UsageError(f"cannot simulate with {name} {value}: give a whole number from {least} up")

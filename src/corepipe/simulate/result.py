@@ -37,10 +37,19 @@ class Simulation:
 
         All frames where there are too few for that.
         """
+        return self._settled_frames if self.settled else tuple(sorted(self.records, key=lambda record: record.done_ns))
+
+    @property
+    def settled(self) -> bool:
+        """Whether there were enough frames for a steady state."""
+        frames = self._settled_frames
+        return len(frames) > 2 and frames[-1].done_ns > frames[0].done_ns
+
+    @cached_property
+    def _settled_frames(self) -> tuple[FrameRecord, ...]:
         done = sorted(self.records, key=lambda record: record.done_ns)
         fill = max(2 * self.slots, int(_WARM_UP_SHARE * len(done)))
-        steady = tuple(record for record in done[fill:] if record.done_ns <= self.fed_until_ns)
-        return steady if len(steady) > 2 and steady[-1].done_ns > steady[0].done_ns else tuple(done)
+        return tuple(record for record in done[fill:] if record.done_ns <= self.fed_until_ns)
 
     @property
     def span_s(self) -> float:

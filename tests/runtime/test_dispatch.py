@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
+from corepipe.runtime.dispatch import Dispatcher
+
+
+def plan_of(routes):
+    """A plan from routes written as [(rate, [worker, ...]), ...]; every hop is one layer, the last takes the rest."""
+    layers = max(len(workers) for _, workers in routes)
+    return Plan(
+        planner="by hand",
+        network=PlanNetwork(name="n", sha256="", layers=layers),
+        workers=tuple(
+            Worker(name=f"w{number}", config="cpu1", cores=(number,))
+            for number in sorted({worker for _, workers in routes for worker in workers})
+        ),
+        routes=tuple(
+            Route(
+                rate_fps=rate,
+                hops=tuple(
+                    Hop(worker=f"w{worker}", layers=(at, layers if at + 1 == len(workers) else at + 1))
+                    for at, worker in enumerate(workers)
+                ),
+            )
+            for rate, workers in routes
+        ),
+    )
+
+
+rates = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
+plans = (
+    st.lists(st.tuples(rates, st.lists(st.integers(0, 5), min_size=1, max_size=4)), min_size=1, max_size=5)
+    .filter(lambda routes: sum(rate for rate, _ in routes) > 0)
+    .map(plan_of)
+)
+
+
+def sharing(plan):
+    """The routes with a rate, parted by the workers that they share: what the dispatcher is held against."""
+    groups = [{number} for number, route in enumerate(plan.routes) if route.rate_fps > 0]
+    workers = [{hop.worker for hop in route.hops} for route in plan.routes]
+    merged = True
+    while merged:
+        merged = False
+        for one in groups:
+            for other in groups:
+                if one is not other and any(workers[a] & workers[b] for a in one for b in other):
+                    one |= other
+                    groups.remove(other)
+                    merged = True
+                    break
+            if merged:
+                break
+    return groups
+
+
+def order(routes, frames):
+    """The routes of the first frames when every frame is done at once."""
+    dispatcher = Dispatcher(plan_of(routes))
+    chosen = []
+    for _ in range(frames):
+        chosen.append(dispatcher.choose())
+        dispatcher.done(chosen[-1])
+    return chosen
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_equal_rates_take_turns(shared):
+    routes = [(1.0, [0 if shared else worker]) for worker in range(3)]
+    chosen = order(routes, 60)
+    assert all(sorted(chosen[at : at + 3]) == [0, 1, 2] for at in range(0, 60, 3))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_order_is_smooth_not_in_blocks(shared):
+    chosen = order([(30.0, [0]), (10.0, [0 if shared else 1])], 40)
+    assert all(chosen[at : at + 4].count(1) == 1 for at in range(4, 36, 4))
+
+
+@given(plans)
+def test_counts_follow_the_rates_where_no_route_is_full(plan):
+    dispatcher = Dispatcher(plan)
+    counts = Counter()
+    for frames in range(1, 201):
+        counts[route := dispatcher.choose()] += 1
+        dispatcher.done(route)
+        for number, one in enumerate(plan.routes):
+            assert abs(counts[number] - frames * one.rate_fps / plan.throughput_fps) <= len(plan.routes)
+
+
+@given(plans, st.randoms(use_true_random=False))
+def test_rates_are_kept_among_routes_that_share_workers_in_whatever_order_frames_are_done(plan, random):
+    dispatcher = Dispatcher(plan)
+    groups = sharing(plan)
+    under_way: list[int] = []
+    counts = Counter()
+    for _ in range(300):
+        assert dispatcher.has_room() == (len(under_way) < dispatcher.slots)
+        if dispatcher.has_room() and random.random() < 0.6:
+            under_way.append(dispatcher.choose())
+            counts[under_way[-1]] += 1
+        elif under_way:
+            dispatcher.done(under_way.pop(random.randrange(len(under_way))))
+        assert len(under_way) <= dispatcher.slots <= dispatcher.window
+        for group in groups:
+            frames = sum(counts[route] for route in group)
+            rate = sum(plan.routes[route].rate_fps for route in group)
+            for route in group:
+                assert abs(counts[route] - frames * plan.routes[route].rate_fps / rate) <= len(group)
+    assert set(counts) <= set().union(*groups)
+
+
+@given(plans)
+def test_a_group_that_stalls_holds_no_other_up(plan):
+    groups = sharing(plan)
+    dispatcher = Dispatcher(plan)
+    stalled = groups[0]
+    stuck = 0
+    for _ in range(500):
+        if not dispatcher.has_room():
+            break
+        route = dispatcher.choose()
+        if route in stalled:
+            stuck += 1
+        else:
+            dispatcher.done(route)
+    hops = sum(len(plan.routes[route].hops) for route in stalled)
+    workers = {hop.worker for route in stalled for hop in plan.routes[route].hops}
+    room = hops * (4 if hops > len(workers) else 2)
+    assert stuck <= room
+    assert dispatcher.has_room() == (len(groups) > 1 or stuck < room)
+
+
+def test_a_faster_group_takes_more_than_its_rate():
+    dispatcher = Dispatcher(plan_of([(1.0, [0]), (1.0, [1])]))
+    counts = Counter()
+    slow: list[int] = []
+    for frame in range(400):
+        counts[route := dispatcher.choose()] += 1
+        if route == 0:
+            dispatcher.done(route)
+        else:
+            slow.append(route)
+        if frame % 4 == 3 and slow:
+            dispatcher.done(slow.pop())
+    assert counts[0] > 2 * counts[1]
+
+
+def test_the_window_is_bounded_by_the_size_of_results():
+    plan = plan_of([(1.0, [0]), (1e-6, [1])])
+    assert Dispatcher(plan).window == 1024
+    assert Dispatcher(plan, 2**24).window == 16
+    assert Dispatcher(plan, 2**40).window == Dispatcher(plan).slots == 4
