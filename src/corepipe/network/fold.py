@@ -224,6 +224,9 @@ class _Folder:
 
     def _evaluate(self, node: NodeProto, made: Mapping[str, TensorType]) -> list[TensorProto] | None:
         constants = [self.constants[n] for n in node.input if n]
+        kinds = [*(t.data_type for t in constants), *(kind.elem_type for kind in made.values())]
+        if TensorProto.STRING in kinds:
+            return None
         bound = _output_bound(node, constants, made)
         given = sum(storage_bytes(t.data_type, t.dims) or 0 for t in constants)
         if bound is None or bound > max(_ALWAYS_FOLD_BYTES, 2 * given) or bound > self.budget:
