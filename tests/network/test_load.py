@@ -181,6 +181,44 @@ def test_initializer_given_twice(small):
     refused(small, "'w' is given to two initializers")
 
 
+def test_output_listed_twice(small):
+    small.graph.output.append(small.graph.output[0])
+    refused(small, "the output 'y' is listed twice")
+
+
+def test_names_of_branches_are_their_own(make_model):
+    """Both branches may use a name, a name of the graph around may not be used again."""
+
+    def branch(output):
+        value = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node("Relu", ["x"], [output])], "branch", [], [value])
+
+    def model(output):
+        node = helper.make_node("If", ["c"], ["v0"], then_branch=branch(output), else_branch=branch(output))
+        return with_condition(make_model, [helper.make_node("Tanh", ["x"], ["t"]), node])
+
+    assert load_network(model("r")).layers
+    refused(model("t"), "'t' is given to two tensors")
+
+
+def test_too_many_constants(small):
+    assert load_network(small, limits=Limits(constants=2)).layers
+    refused(small, "more than 1 constants", limits=Limits(constants=1))
+
+
+def test_nodes_of_one_name(make_model):
+    nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=f"n{'_2' * (i == 1)}") for i in range(5)]
+    network = load_network(make_model(nodes, {"t0": [1]}, ["t5"]))
+    assert [node.name for node in network.model.graph.node] == ["n", "n_2", "n_3", "n_4", "n_5"]
+
+
+def test_outputs_that_are_constants(make_model):
+    nodes = [helper.make_node("Add", ["x", "a"], ["y"]), helper.make_node("Add", ["x", "b"], ["z"])]
+    values = {"a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
+    network = load_network(make_model(nodes, {"x": [1]}, ["y", "z", "a", "b"], values))
+    assert [t.name for t in network.outputs] == ["y", "z", "a", "b"]
+
+
 def test_input_that_nothing_makes(make_model):
     refused(make_model([helper.make_node("Add", ["x", "ghost"], ["y"])], {"x": [1]}, ["y"]), "'ghost', which nothing")
 

@@ -40,6 +40,7 @@ class Limits:
         file_bytes: size of the model file.
         nodes: operators, those in subgraphs and inlined functions included.
         inlined_bytes: what inlining functions adds to the graph, at most.
+        constants: initializers and tensors in attributes, those in subgraphs and functions included.
         depth: levels of subgraphs (If, Loop, Scan) inside each other.
         rank: dimensions of a tensor.
         tensor_bytes: one tensor, constant or computed, as far as its shape is known.
@@ -50,6 +51,7 @@ class Limits:
     file_bytes: int = 2**31 - 1
     nodes: int = 100_000
     inlined_bytes: int = 2**28
+    constants: int = 200_000
     depth: int = 12
     rank: int = 16
     tensor_bytes: int = 2**31 - 1
@@ -82,7 +84,8 @@ def check_structure(model: ModelProto, name: str, limits: Limits) -> None:
     _check_sizes(model, name, limits)
     _check_functions(model, name, limits)
     _sort(model.graph, name)
-    _check_names(model.graph, name, frozenset())
+    _check_names(model.graph, name, set())
+    _check_outputs(model.graph, name)
     _check_domains(model, name)
 
 
@@ -147,7 +150,9 @@ def _check_sizes(model: ModelProto, name: str, limits: Limits) -> None:
     if count > limits.nodes:
         raise ModelError(f"{name}: {count} nodes, at most {limits.nodes} are allowed")
     total = 0
-    for tensor in all_tensors(model):
+    for number, tensor in enumerate(all_tensors(model), 1):
+        if number > limits.constants:
+            raise ModelError(f"{name}: more than {limits.constants} constants, which is not allowed")
         if len(tensor.dims) > limits.rank:
             raise ModelError(
                 f"{name}: tensor {tensor.name!r} has {len(tensor.dims)} dims, at most {limits.rank} are allowed"
@@ -309,32 +314,38 @@ def _sort(graph: GraphProto, name: str) -> None:
     graph.node.extend(nodes)
 
 
-def _check_names(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
-    """Refuse names given twice, shadowed or read but never made."""
+def _check_names(graph: GraphProto, name: str, visible: set[str]) -> None:
+    """Refuse names given twice, shadowed or read but never made.
+
+    Args:
+        graph: the model's, or one inside it.
+        name: what messages call the model.
+        visible: names of the graphs around; the same again on return.
+    """
     own: set[str] = set()
 
     def define(what: str, tensor: str) -> None:
         if not tensor:
             raise ModelError(f"{name}: {what} has no name; export the model again")
-        if tensor in own or tensor in outer:
+        if tensor in visible:
             raise ModelError(f"{name}: the name {tensor!r} is given to two tensors (second: {what}); export it again")
         own.add(tensor)
+        visible.add(tensor)
 
     for value in graph.input:
         define("a graph input", value.name)
     inputs = set(own)
-    constants = [tensor.name for tensor in graph.initializer]
-    if len(set(constants)) != len(constants):
-        twice = next(n for i, n in enumerate(constants) if n in constants[:i])
-        raise ModelError(f"{name}: the name {twice!r} is given to two initializers; export the model again")
-    for tensor in constants:
-        if tensor not in inputs:
-            define("an initializer", tensor)
+    constants: set[str] = set()
+    for constant in graph.initializer:
+        if constant.name in constants:
+            raise ModelError(f"{name}: the name {constant.name!r} is given to two initializers; export the model again")
+        constants.add(constant.name)
+        if constant.name not in inputs:
+            define("an initializer", constant.name)
     for node in graph.node:
         for output in node.output:
             if output:
                 define(f"an output of node {_title(node)}", output)
-    visible = outer | own
     for node in graph.node:
         for inner in subgraphs(node):
             _check_names(inner, name, visible)
@@ -343,12 +354,18 @@ def _check_names(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
                 raise ModelError(
                     f"{name}: node {_title(node)} reads {tensor!r}, which nothing makes; export the model again"
                 )
-    outputs = [value.name for value in graph.output]
-    for output in outputs:
-        if output not in visible:
-            raise ModelError(f"{name}: the output {output!r} is made by no node; export the model again")
-    if not outer and len(set(outputs)) != len(outputs):
-        raise ModelError(f"{name}: an output is listed twice ({', '.join(outputs)}); export the model again")
+    for value in graph.output:
+        if value.name not in visible:
+            raise ModelError(f"{name}: the output {value.name!r} is made by no node; export the model again")
+    visible -= own
+
+
+def _check_outputs(graph: GraphProto, name: str) -> None:
+    seen: set[str] = set()
+    for value in graph.output:
+        if value.name in seen:
+            raise ModelError(f"{name}: the output {value.name!r} is listed twice; export the model again")
+        seen.add(value.name)
 
 
 def _check_domains(model: ModelProto, name: str) -> None:

@@ -340,6 +340,7 @@ def _output_bound(node: NodeProto, constants: Sequence[TensorProto], types: Mapp
 def _free_constant_outputs(graph: GraphProto) -> None:
     """Give an output that is an initializer a node that makes it, so that some layer does."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    renamed: dict[str, str] = {}
     for value in graph.output:
         tensor = constants.get(value.name)
         if tensor is None:
@@ -347,10 +348,12 @@ def _free_constant_outputs(graph: GraphProto) -> None:
         inner = f"{value.name}__constant"
         while inner in constants:
             inner += "_"
-        for node in graph.node:
-            rename_reads(node, {value.name: inner})
+        renamed[value.name] = inner
         tensor.name = inner
-        graph.node.append(onnx.helper.make_node("Identity", [inner], [value.name]))
+    for node in graph.node if renamed else ():
+        rename_reads(node, renamed)
+    for output, inner in renamed.items():
+        graph.node.append(onnx.helper.make_node("Identity", [inner], [output]))
 
 
 def _replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
@@ -378,12 +381,14 @@ def _prune(graph: GraphProto) -> None:
 def _name_nodes(graph: GraphProto) -> None:
     """Unique node names: the given one, else the first output's."""
     seen: set[str] = set()
+    numbers: dict[str, int] = {}
     for node in graph.node:
         wanted = node.name or next(output for output in node.output if output)
-        unique, number = wanted, 1
+        unique, number = wanted, numbers.get(wanted, 1)
         while unique in seen:
             number += 1
             unique = f"{wanted}_{number}"
+        numbers[wanted] = number
         seen.add(unique)
         node.name = unique
 
