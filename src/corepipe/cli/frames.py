@@ -24,9 +24,9 @@ from corepipe.cli.common import (
     app,
     costs_of,
     log,
+    machine_at_hand,
     network_of,
     out,
-    topology_of,
     write_json,
 )
 from corepipe.errors import CorepipeError, NotTrustworthyError, UsageError
@@ -67,7 +67,7 @@ def bench(
     if simulate_on is not None:
         _bench_simulated(simulate_on, plan_file or [], only or [], trace, report, json_to)
         return
-    network, topology = network_of(str(model), shape), topology_of(cores)
+    network, topology = network_of(str(model), shape), machine_at_hand(cores)
     own = read_plans(plan_file or ())
     names = bench_names([c.name for c in topology.clusters], only or (), list(own))
     for plan in own.values():
@@ -195,7 +195,7 @@ def run(
     from corepipe.run import image_inputs, run_frames
     from corepipe.runtime.stream import FrameRecord, Stream
 
-    network, topology = network_of(model, shape), topology_of(cores)
+    network, topology = network_of(model, shape), machine_at_hand(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
     options = io.parse_options(mean=mean, std=std, scale=scale, layout=layout, color=color, resize=resize)
     prepare = image_inputs(network, options)

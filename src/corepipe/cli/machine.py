@@ -12,6 +12,7 @@ from corepipe.cli.common import (
     ProgressBar,
     app,
     log,
+    machine_at_hand,
     out,
     topology_of,
     write_json,
@@ -39,7 +40,7 @@ def calibrate(
     from corepipe.cost.source import CalibrationStore, check_trust
     from corepipe.report.predict import render_calibration
 
-    topology, engine, store = topology_of(cores), engine_name(), CalibrationStore()
+    topology, engine, store = machine_at_hand(cores), engine_name(), CalibrationStore()
     with ProgressBar() as on_progress:
         found = calibrating.calibrate(
             topology,

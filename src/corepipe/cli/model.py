@@ -20,6 +20,7 @@ from corepipe.cli.common import (
     app,
     costs_of,
     log,
+    machine_at_hand,
     network_of,
     out,
     topology_of,
@@ -52,7 +53,7 @@ def profile(
     """Measure every layer on every core config of this machine; Ctrl-C and start again to go on."""
     from corepipe.report.costs import render_costs
 
-    network, topology = network_of(model, shape), topology_of(cores)
+    network, topology = network_of(model, shape), machine_at_hand(cores)
     table = _quick(network, topology) if quick else costs_of(network, topology, no_cache, measured=True)
     if not write_json(json_to, table.to_json):
         render_costs(table, out())

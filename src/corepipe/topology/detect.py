@@ -70,7 +70,7 @@ def _system(root: Path, wanted: frozenset[int] | None) -> tuple[Topology, frozen
     machine = read_linux(root)
     topology = describe(machine, wanted)
     if not machine.live:
-        topology = replace(topology, pinnable=False, source=f"sysfs in {root}")
+        topology = replace(topology, pinnable=False, at_hand=False, source=f"sysfs in {root}")
     return topology, frozenset(machine.cpus) | set(machine.offline)
 
 

@@ -105,6 +105,7 @@ class Topology:
     Attributes:
         clusters: at least one, each with at least one core.
         pinnable: whether the system can keep a process on chosen cores (not on macOS).
+        at_hand: whether the cores are those of the machine that this runs on, so that it can be measured.
         source: where it was read: `sysfs`, `sysctl`, or the path of a machine file.
         machine: a short description (CPU model, board).
         quota_cpus: CPUs' worth of time that a cgroup grants, None if unlimited.
@@ -115,6 +116,7 @@ class Topology:
 
     clusters: tuple[Cluster, ...]
     pinnable: bool = True
+    at_hand: bool = True
     source: str = "sysfs"
     machine: str = ""
     quota_cpus: float | None = None
@@ -161,6 +163,18 @@ class Topology:
                 raise TopologyError(f"core {core_id} is not usable here (usable: {known})")
             cpus.extend(by_id[core_id].cpus)
         return tuple(sorted(cpus))
+
+    def check_at_hand(self) -> None:
+        """Refuse to run or measure on a machine that is only described.
+
+        Raises:
+            TopologyError: these are not the cores of the machine that this runs on.
+        """
+        if not self.at_hand:
+            raise TopologyError(
+                f"{self.source}: describes a machine that is not at hand: plans for it can be made and simulated, not "
+                f"measured or run; unset COREPIPE_MACHINE, or go on on that machine"
+            )
 
     def core_configs(self) -> tuple[CoreConfig, ...]:
         """Every (cluster, count), fastest cluster first, counts ascending."""

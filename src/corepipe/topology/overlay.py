@@ -46,6 +46,7 @@ def _alone(file: MachineFile, source: str, here: Topology | None) -> Topology:
     return Topology(
         clusters=_ordered(_described(c, top) for c in file.cluster),
         pinnable=not missing and here is not None and here.pinnable,
+        at_hand=not missing and here is not None and here.at_hand,
         source=source,
         machine=file.machine or "",
         quota_cpus=file.quota_cpus,
