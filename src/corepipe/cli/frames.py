@@ -29,6 +29,7 @@ from corepipe.cli.common import (
     out,
     write_json,
 )
+from corepipe.document import check_writable
 from corepipe.errors import CorepipeError, NotTrustworthyError, UsageError
 
 
@@ -62,6 +63,7 @@ def bench(
     from corepipe.report import bench as reporting
     from corepipe.runtime.pool import check_cores, check_fits
 
+    check_writable(json_to, trace, report)
     if (model is None) == (simulate_on is None):
         raise UsageError("give either a model to run, or --simulate TABLE.json")
     if simulate_on is not None:
@@ -82,8 +84,9 @@ def bench(
             network, plans, topology, table, frames, rounds=rounds, slice_s=seconds, on_progress=on_progress
         )
     data = reporting.bench_json(results, network, topology, table, ["corepipe", *sys.argv[1:]], said)
-    if not write_json(json_to, lambda: data) or json_to != "-":
+    if json_to != "-":
         reporting.render_bench(results, f"{network.name} on {reporting.machine_title(topology)}", out())
+    write_json(json_to, lambda: data)
     _write_trace(trace, results, table.network.layers, simulated=False, counters=sampler.samples)
     if report is not None:
         from corepipe.report.page import write_page
@@ -110,9 +113,10 @@ def _bench_simulated(
     names = bench_names([c.name for c in table.machine.clusters], only, list(own))
     results = simulate_bench(table, bench_plans(table, names, own))
     data = reporting.simulated_json(results, table, ["corepipe", *sys.argv[1:]])
-    if not write_json(json_to, lambda: data) or json_to != "-":
+    if json_to != "-":
         title = f"{table.network.name} on {table.machine.description}, simulated"
         reporting.render_bench(results, title, out(), simulated=True)
+    write_json(json_to, lambda: data)
     _write_trace(trace, results, table.network.layers, simulated=True, counters=())
     _write_simulated_page(report, results, table)
 
@@ -146,13 +150,15 @@ def simulate(
     from corepipe.report import bench as reporting
     from corepipe.simulate import simulate_bench
 
+    check_writable(json_to, trace, report)
     table = CostTable.read(table_file)
     plan = planners.plan(table) if plan_file is None else Plan.read(plan_file)
     results = simulate_bench(table, {plan.planner: plan}, frames=frames, jitter=jitter, seed=seed)
     data = reporting.simulated_json(results, table, ["corepipe", *sys.argv[1:]])
-    if not write_json(json_to, lambda: data) or json_to != "-":
+    if json_to != "-":
         title = f"{table.network.name} on {table.machine.description}, simulated"
         reporting.render_bench(results, title, out(), simulated=True)
+    write_json(json_to, lambda: data)
     _write_trace(trace, results, table.network.layers, simulated=True, counters=())
     _write_simulated_page(report, results, table)
 
@@ -195,6 +201,7 @@ def run(
     from corepipe.run import image_inputs, run_frames
     from corepipe.runtime.stream import FrameRecord, Stream
 
+    check_writable(output, trace)
     network, topology = network_of(model, shape), machine_at_hand(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
     options = io.parse_options(mean=mean, std=std, scale=scale, layout=layout, color=color, resize=resize)

@@ -17,6 +17,7 @@ from corepipe.cli.common import (
     topology_of,
     write_json,
 )
+from corepipe.document import check_writable
 
 
 @app.command()
@@ -40,6 +41,7 @@ def calibrate(
     from corepipe.cost.source import CalibrationStore, check_trust
     from corepipe.report.predict import render_calibration
 
+    check_writable(json_to)
     topology, engine, store = machine_at_hand(cores), engine_name(), CalibrationStore()
     with ProgressBar() as on_progress:
         found = calibrating.calibrate(

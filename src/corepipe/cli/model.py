@@ -26,6 +26,7 @@ from corepipe.cli.common import (
     topology_of,
     write_json,
 )
+from corepipe.document import check_writable
 from corepipe.errors import UsageError
 
 
@@ -53,6 +54,7 @@ def profile(
     """Measure every layer on every core config of this machine; Ctrl-C and start again to go on."""
     from corepipe.report.costs import render_costs
 
+    check_writable(json_to)
     network, topology = network_of(model, shape), machine_at_hand(cores)
     table = _quick(network, topology) if quick else costs_of(network, topology, no_cache, measured=True)
     if not write_json(json_to, table.to_json):
@@ -136,6 +138,7 @@ def plan(
     from corepipe import plan as planners
     from corepipe.report.plan import render_plan
 
+    check_writable(output, json_to)
     network = network_of(model, shape)
     if machine is not None:
         table = _predicted(network, machine).table
