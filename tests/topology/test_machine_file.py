@@ -222,6 +222,7 @@ def topologies(draw):
                 core_name=draw(TEXT),
                 max_mhz=draw(st.none() | st.floats(1, 9999)),
                 governor=draw(st.none() | TEXT),
+                limit_mhz=draw(st.none() | st.floats(1, 9999)),
                 caches=tuple(Cache(level, size, 2) for level, size in enumerate(sizes, 1)),
             )
         )

@@ -80,6 +80,7 @@ class Cluster:
         capacity: speed of one core relative to the fastest core of the machine, in (0, 1].
         core_name: such as `Cortex-A76`; empty if unknown.
         max_mhz, current_mhz, governor: from cpufreq, None where the machine does not tell.
+        limit_mhz: the highest frequency allowed at present, None where that is `max_mhz`.
         caches: ordered by level.
     """
 
@@ -90,6 +91,7 @@ class Cluster:
     max_mhz: float | None = None
     current_mhz: float | None = None
     governor: str | None = None
+    limit_mhz: float | None = None
     caches: tuple[Cache, ...] = ()
 
     @property
@@ -186,6 +188,8 @@ class Topology:
         """16 hex digits that change when costs measured on this machine no longer hold."""
         parts = [self.machine, str(self.quota_cpus)]
         parts += [
-            f"{c.name}|{[k.cpus for k in c.cores]}|{c.capacity:.3f}|{c.core_name}|{c.max_mhz}" for c in self.clusters
+            f"{c.name}|{[k.cpus for k in c.cores]}|{c.capacity:.3f}|{c.core_name}"
+            f"|{c.max_mhz}|{c.governor}|{c.limit_mhz}"
+            for c in self.clusters
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
