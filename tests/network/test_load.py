@@ -212,6 +212,20 @@ def test_nodes_of_one_name(make_model):
     assert [node.name for node in network.model.graph.node] == ["n", "n_2", "n_3", "n_4", "n_5"]
 
 
+def test_what_read_an_output_by_other_names_still_does(make_model):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Tanh", ["a"], ["early"]),
+        helper.make_node("Identity", ["a"], ["alias"]),
+        helper.make_node("Identity", ["a"], ["out"]),
+        helper.make_node("Sigmoid", ["alias"], ["late"]),
+        helper.make_node("Neg", ["a"], ["last"]),
+    ]
+    network = load_network(make_model(nodes, {"x": [1]}, ["out", "early", "late", "last"]))
+    sources = {node.op_type: node.input[0] for node in network.model.graph.node}
+    assert sources == {"Relu": "x", "Tanh": "out", "Sigmoid": "out", "Neg": "out"}
+
+
 def test_outputs_that_are_constants(make_model):
     nodes = [helper.make_node("Add", ["x", "a"], ["y"]), helper.make_node("Add", ["x", "b"], ["z"])]
     values = {"a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}

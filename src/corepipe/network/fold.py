@@ -125,6 +125,8 @@ class _Folder:
         self.taken = self.inputs | set(self.constants) | {o for node in self.graph.node for o in node.output}
         self.branches = 0
         self.renamed: dict[str, str] = {}
+        self.aliases: dict[str, list[str]] = {}
+        self.readers: dict[str, list[NodeProto]] = {}
         self.kept: list[NodeProto] = []
         self.maker: dict[str, NodeProto] = {}
 
@@ -146,6 +148,8 @@ class _Folder:
                 continue
             self.types.update(made)
             self.kept.append(node)
+            for name in reads(node):
+                self.readers.setdefault(name, []).append(node)
             self.maker.update((output, node) for output in node.output if output)
         _replace_nodes(self.graph, self.kept)
 
@@ -156,6 +160,7 @@ class _Folder:
         source, target = node.input[0], node.output[0]
         if target not in self.outputs:
             self.renamed[target] = source
+            self.aliases.setdefault(source, []).append(target)
             return True
         if source in self.outputs or source not in self.maker:
             return False
@@ -164,12 +169,12 @@ class _Folder:
         for index, output in enumerate(maker.output):
             if output == source:
                 maker.output[index] = target
-        for other in self.kept:
+        readers, aliases = self.readers.pop(source, []), [*self.aliases.pop(source, []), source]
+        for other in readers:
             rename_reads(other, {source: target})
-        for before, after in self.renamed.items():
-            if after == source:
-                self.renamed[before] = target
-        self.renamed[source] = target
+        self.readers[target] = readers
+        self.aliases[target] = aliases
+        self.renamed.update(dict.fromkeys(aliases, target))
         if source in self.types:
             self.types[target] = self.types[source]
         return True
