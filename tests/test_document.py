@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from corepipe.cost.table import CostTable
-from corepipe.document import write_atomically
+from corepipe.document import check_writable, write_atomically
 from corepipe.errors import CorepipeError, DocumentError
 from corepipe.plan.model import Plan
 
@@ -149,3 +150,51 @@ def test_reading_what_is_not_there(tmp_path):
         Plan.read(tmp_path / "none.json")
     with pytest.raises(DocumentError, match="Is a directory"):
         Plan.read(tmp_path)
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "1.json").write_text("old", encoding="utf-8")
+    link = tmp_path / "latest.json"
+    link.symlink_to("1.json")
+    write_atomically(link, "new")
+    assert link.is_symlink()
+    assert (tmp_path / "1.json").read_text(encoding="utf-8") == "new"
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_writable(pipe)
+        write_atomically(pipe, "text")
+        assert os.read(reader, 100) == b"text"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_an_open_file_is_written_to(tmp_path):
+    with (tmp_path / "out").open("w+", encoding="utf-8") as file:
+        path = f"/dev/fd/{file.fileno()}"
+        check_writable(path)
+        write_atomically(path, "text")
+        file.seek(0)
+        assert file.read() == "text"
+
+
+def test_what_cannot_be_written_is_told_before(tmp_path):
+    check_writable(None, "-", tmp_path / "new.json", os.devnull)
+    assert not (tmp_path / "new.json").exists()
+    with pytest.raises(DocumentError, match="there is no folder"):
+        check_writable(tmp_path / "nowhere" / "new.json")
+    with pytest.raises(DocumentError, match="is a directory"):
+        check_writable(tmp_path)
+    with pytest.raises(DocumentError, match="Is a directory"):
+        write_atomically(tmp_path, "text")
+
+
+def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DocumentError, match="permission denied"):
+        check_writable(tmp_path / "new.json")

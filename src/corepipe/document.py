@@ -16,6 +16,8 @@ from corepipe.errors import CorepipeError, DocumentError, UnknownNameError
 MAX_DOCUMENT_BYTES = 64 * 2**20
 """Larger files are refused before they are parsed."""
 
+_OPEN_FILES = ("/dev/std", "/dev/fd/", "/proc/")
+
 
 class Part(BaseModel):
     """A piece of a document: immutable, unknown keys refused, NaN and infinity refused."""
@@ -96,26 +98,65 @@ class Document(Part):
 def write_atomically(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
     """Replace `path` by `text` in one step, so that a reader sees the old or the new file, never a part.
 
+    A symbolic link stays one, what it leads to is replaced. Pipes, devices and open files (`/dev/stdout`)
+    are written to.
+
     Raises:
         DocumentError: the folder or file cannot be written (the reason is in the message).
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
     mode = 0o600 if private else 0o666
     try:
+        if _is_stream(path):
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text)
+            return
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
     except OSError as error:
         raise DocumentError(f"{path}: cannot write: {error.strerror or error}") from None
+
+
+def check_writable(*paths: str | os.PathLike[str] | None) -> None:
+    """Check that files can be written, before the work whose results they are to hold.
+
+    Args:
+        *paths: None and `-` (stdout) are passed over.
+
+    Raises:
+        DocumentError: the path is a directory, or its folder does not exist or may not be written to.
+    """
+    for path in paths:
+        if path is None or os.fspath(path) == "-":
+            continue
+        folder = Path(os.path.realpath(path)).parent
+        if os.path.isdir(path):
+            raise DocumentError(f"{path}: cannot write: is a directory")
+        if _is_stream(path):
+            writable = os.access(path, os.W_OK)
+        elif not folder.is_dir():
+            raise DocumentError(f"{path}: cannot write: there is no folder {folder}")
+        else:
+            writable = os.access(folder, os.W_OK | os.X_OK)
+        if not writable:
+            raise DocumentError(f"{path}: cannot write: permission denied")
+
+
+def _is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is to be written to as it is: no plain file, or one that is open already."""
+    if os.path.abspath(path).startswith(_OPEN_FILES):
+        return True
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -333,3 +333,11 @@ def test_real_labels():
     labels = read_labels(SYNSETS)
     assert len(labels) == 1000
     assert labels[:2] == ("tench, Tinca tinca", "goldfish, Carassius auratus")
+
+
+def test_npz_through_a_link(tmp_path):
+    (tmp_path / "link.npz").symlink_to("out.npz")
+    with open_sink(tmp_path / "link.npz") as sink:
+        sink.write(0, "f", {"y": np.ones(1)})
+    assert (tmp_path / "link.npz").is_symlink()
+    assert (tmp_path / "out.npz").is_file()

@@ -16,7 +16,7 @@ import pytest
 from corepipe.errors import FrameError, UsageError
 from corepipe.frames import Frame, FrameSource, Skipped, open_source
 from corepipe.frames import images as images_module
-from corepipe.frames.images import IMAGE_SUFFIXES, decode_image, image_size
+from corepipe.frames.images import IMAGE_SUFFIXES, decode_image, image_size, natural_key
 
 IMAGENET = Path(__file__).parents[3] / "shared" / "images" / "imagenet"
 
@@ -349,3 +349,8 @@ def test_real_photographs():
     assert len(frames) == source.length >= 1
     assert all(min(f.data.shape[:2]) == 256 for f in frames)
     assert source.skipped == []
+
+
+def test_names_of_many_digits_can_be_sorted():
+    names = ["9" * 5000, "f10", "f2", "1" * 5000]
+    assert sorted(names, key=natural_key) == ["1" * 5000, "9" * 5000, "f2", "f10"]

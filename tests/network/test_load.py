@@ -181,6 +181,58 @@ def test_initializer_given_twice(small):
     refused(small, "'w' is given to two initializers")
 
 
+def test_output_listed_twice(small):
+    small.graph.output.append(small.graph.output[0])
+    refused(small, "the output 'y' is listed twice")
+
+
+def test_names_of_branches_are_their_own(make_model):
+    """Both branches may use a name, a name of the graph around may not be used again."""
+
+    def branch(output):
+        value = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node("Relu", ["x"], [output])], "branch", [], [value])
+
+    def model(output):
+        node = helper.make_node("If", ["c"], ["v0"], then_branch=branch(output), else_branch=branch(output))
+        return with_condition(make_model, [helper.make_node("Tanh", ["x"], ["t"]), node])
+
+    assert load_network(model("r")).layers
+    refused(model("t"), "'t' is given to two tensors")
+
+
+def test_too_many_constants(small):
+    assert load_network(small, limits=Limits(constants=2)).layers
+    refused(small, "more than 1 constants", limits=Limits(constants=1))
+
+
+def test_nodes_of_one_name(make_model):
+    nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=f"n{'_2' * (i == 1)}") for i in range(5)]
+    network = load_network(make_model(nodes, {"t0": [1]}, ["t5"]))
+    assert [node.name for node in network.model.graph.node] == ["n", "n_2", "n_3", "n_4", "n_5"]
+
+
+def test_what_read_an_output_by_other_names_still_does(make_model):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Tanh", ["a"], ["early"]),
+        helper.make_node("Identity", ["a"], ["alias"]),
+        helper.make_node("Identity", ["a"], ["out"]),
+        helper.make_node("Sigmoid", ["alias"], ["late"]),
+        helper.make_node("Neg", ["a"], ["last"]),
+    ]
+    network = load_network(make_model(nodes, {"x": [1]}, ["out", "early", "late", "last"]))
+    sources = {node.op_type: node.input[0] for node in network.model.graph.node}
+    assert sources == {"Relu": "x", "Tanh": "out", "Sigmoid": "out", "Neg": "out"}
+
+
+def test_outputs_that_are_constants(make_model):
+    nodes = [helper.make_node("Add", ["x", "a"], ["y"]), helper.make_node("Add", ["x", "b"], ["z"])]
+    values = {"a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
+    network = load_network(make_model(nodes, {"x": [1]}, ["y", "z", "a", "b"], values))
+    assert [t.name for t in network.outputs] == ["y", "z", "a", "b"]
+
+
 def test_input_that_nothing_makes(make_model):
     refused(make_model([helper.make_node("Add", ["x", "ghost"], ["y"])], {"x": [1]}, ["y"]), "'ghost', which nothing")
 
@@ -380,6 +432,96 @@ def test_functions_are_inlined(make_model):
 
 def test_functions_that_explode(make_model):
     refused(calling(make_model, functions(40, 2)), "functions grow to 1099511627776 nodes")
+
+
+def constant(**value):
+    return helper.make_node("Constant", [], ["b"], **value)
+
+
+def calls(make_model, body, count, attributes=(), **given):
+    """A model that calls one function many times."""
+    nodes = [helper.make_node("f0", [], [f"t{i}"], domain="local", **given) for i in range(count)]
+    model = make_model([*nodes, helper.make_node("Relu", ["x"], ["y"])], {"x": [1, 4]}, ["y"], local=1)
+    opsets = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("local", "f0", [], ["b"], body, opsets, attributes=attributes))
+    return model
+
+
+def documented(node, text):
+    node.doc_string = text
+    return node
+
+
+def branching(value):
+    """An If with an initializer in its branches."""
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["i"], ["o"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, "i")],
+    )
+    condition = helper.make_node("Constant", [], ["c"], value_int=1)
+    cast = helper.make_node("Cast", ["c"], ["d"], to=TensorProto.BOOL)
+    return [condition, cast, helper.make_node("If", ["d"], ["b"], then_branch=branch, else_branch=branch)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [constant(value_ints=range(4096))],
+        [constant(value_floats=[0.5] * 4096)],
+        [constant(value_string="s" * 4096)],
+        [constant(value=helper.make_tensor("s", TensorProto.STRING, [1], [b"s" * 4096]))],
+        [documented(constant(value_int=1), "d" * 4096)],
+        branching(np.ones(1024, np.float32)),
+    ],
+    ids=["ints", "floats", "string", "strings", "doc", "subgraph"],
+)
+def test_bytes_that_functions_repeat(make_model, body):
+    refused(calls(make_model, body, 100), "when inlined", limits=Limits(inlined_bytes=2**18))
+    load_network(calls(make_model, body, 10), limits=Limits(inlined_bytes=2**18))
+
+
+def test_long_arguments_that_functions_repeat(make_model):
+    body = [constant(value_int=1)]
+    for node in (wide := [helper.make_node("Constant", [], [f"c{i}"]) for i in range(50)]):
+        node.attribute.add(name="value_ints", ref_attr_name="v", type=onnx.AttributeProto.INTS)
+    model = calls(make_model, [*wide, *body], 4, ["v"], v=range(4096))
+    refused(model, "when inlined", limits=Limits(inlined_bytes=2**18))
+
+    name = "n" * 4096
+    model = make_model([helper.make_node("f0", [name], ["y"], domain="local")], {name: [1, 4]}, ["y"], local=1)
+    body = [helper.make_node("Sum", ["a"] * 100, ["b"])]
+    model.functions.append(helper.make_function("local", "f0", ["a"], ["b"], body, [helper.make_opsetid("", 17)]))
+    refused(model, "when inlined", limits=Limits(inlined_bytes=2**18))
+
+
+def test_empty_functions_that_explode(make_model):
+    made = functions(40, 2)
+    del made[-1].node[:]
+    refused(calling(make_model, made), "functions grow to 549755813888 nodes")
+
+
+def test_a_subgraph_given_to_a_function(make_model):
+    branch = helper.make_graph([helper.make_node("Relu", ["x"], ["r"])], "branch", [], [])
+    refused(calls(make_model, [constant(value_int=1)], 1, g=branch), "gives a subgraph to a function")
+
+
+def test_strings_are_not_folded(make_model):
+    nodes = [
+        helper.make_node("Tile", ["s", "times"], ["many"]),
+        helper.make_node("Size", ["many"], ["size"]),
+        helper.make_node("Gather", ["many", "zero"], ["one"]),
+        helper.make_node(
+            "LabelEncoder", ["one"], ["label"], domain="ai.onnx.ml", keys_strings=["s"], values_floats=[1.0]
+        ),
+        helper.make_node("Add", ["x", "label"], ["y"]),
+    ]
+    model = make_model(nodes, {"x": [1]}, ["y"], {"times": np.array([100]), "zero": np.int64(0)}, **{"ai.onnx.ml": 3})
+    model.graph.initializer.append(helper.make_tensor("s", TensorProto.STRING, [1], [b"s" * 100]))
+    network = load_network(model)
+    assert not any(len(tensor.string_data) > 1 for tensor in network.model.graph.initializer)
 
 
 def test_functions_that_call_themselves(make_model):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from rich.console import Console
@@ -43,7 +44,7 @@ CHIP = Topology(
 STATE = SystemState(
     pinning=Check(True),
     realtime=Check(False, "Operation not permitted"),
-    engines={"onnxruntime": "1.32.0", "openvino": None},
+    engines={"onnxruntime": "1.32.0"},
     busy={0: 0.01, 4: 0.5},
     sample_s=0.3,
 )
@@ -69,7 +70,7 @@ def test_everything_is_shown():
         "3 cores: CPUs 0,4-7",
         "CPUs 1-3: offline",
         "1.5 CPUs",
-        "onnxruntime 1.32.0, openvino (not installed)",
+        "onnxruntime 1.32.0",
         "no `corepipe emulate` here: Operation not permitted",
         "! CPUs 1-3 offline",
         "! CPU 4 is busy with other work (up to 50%)",
@@ -152,3 +153,13 @@ def test_busy_share(tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: stat.write_text(later))
     assert sample_busy(0.3, stat) == {0: pytest.approx(0.3)}
     assert sample_busy(0.3, tmp_path / "none") == {}
+
+
+def test_other_builds_of_an_engine_count(monkeypatch):
+    def version(distribution):
+        if distribution == "onnxruntime-gpu":
+            return "1.30.0"
+        raise PackageNotFoundError(distribution)
+
+    monkeypatch.setattr("corepipe.api.version", version)
+    assert examine(CHIP, sample_s=0).engines == {"onnxruntime": "1.30.0"}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from corepipe.errors import CorepipeError, TopologyError
-from corepipe.topology import CoreConfig, detect, parse_cpu_list
+from corepipe.topology import CoreConfig, detect, parse_cpu_list, to_toml
 from corepipe.topology.grouping import name_levels, suffix
 
 CPU = "sys/devices/system/cpu"
@@ -247,6 +247,20 @@ def test_capped_frequency(tmp_path, make_tree, chips):
     tree = make_tree(tmp_path, chips["pi5"])
     (tree / CPU / "cpu0/cpufreq/scaling_max_freq").write_text("1500000\n")
     assert any("capped at 1500 of 2400 MHz" in w for w in detect(tree).warnings)
+    assert detect(tree).clusters[0].limit_mhz == 1500
+
+
+@pytest.mark.parametrize(("file", "text"), [("scaling_max_freq", "1500000"), ("scaling_governor", "powersave")])
+def test_costs_hold_for_one_governor_and_cap_only(tmp_path, make_tree, chips, file, text):
+    tree = make_tree(tmp_path, chips["pi5"])
+    before = detect(tree).fingerprint()
+    assert detect(tree).clusters[0].limit_mhz is None
+    for number in range(4):
+        (tree / CPU / f"cpu{number}/cpufreq" / file).write_text(text + "\n")
+    again = detect(tree)
+    assert again.fingerprint() != before
+    (tmp_path / "m.toml").write_text(to_toml(again), encoding="utf-8")
+    assert detect(tree, machine_file=tmp_path / "m.toml").fingerprint() == again.fingerprint()
 
 
 def test_restriction(tmp_path, make_tree, chips):

@@ -28,6 +28,12 @@ def test_refuse(text):
         parse_cpu_list(text)
 
 
+def test_refuse_the_same_again_and_again():
+    with pytest.raises(UsageError, match="write numbers and ranges"):
+        parse_cpu_list("0-65535," * 10_000 + "0")
+    assert len(parse_cpu_list("0-65535")) == 65536
+
+
 @given(st.sets(st.integers(0, 300), min_size=1))
 def test_round_trip(cpus):
     assert parse_cpu_list(format_cpu_list(cpus)) == tuple(sorted(cpus))

@@ -48,6 +48,8 @@ def test_a_machine_that_is_not_at_hand(tmp_path, make_tree, chips):
     assert topology.machine == "HiKey 970"
     assert topology.source == str(file)
     assert not topology.pinnable
+    with pytest.raises(TopologyError, match="not at hand: plans for it can be made and simulated, not measured or run"):
+        topology.check_at_hand()
     assert topology.clusters[0].caches == (Cache(2, 2 * 2**20, 4),)
     assert "not at hand (CPUs 4-7" in topology.warnings[0]
 
@@ -220,12 +222,14 @@ def topologies(draw):
                 core_name=draw(TEXT),
                 max_mhz=draw(st.none() | st.floats(1, 9999)),
                 governor=draw(st.none() | TEXT),
+                limit_mhz=draw(st.none() | st.floats(1, 9999)),
                 caches=tuple(Cache(level, size, 2) for level, size in enumerate(sizes, 1)),
             )
         )
     return Topology(
         clusters=tuple(clusters),
         pinnable=False,
+        at_hand=False,
         source="x",
         machine=draw(TEXT),
         quota_cpus=draw(st.none() | st.floats(0.1, 99)),

@@ -84,6 +84,15 @@ def topology_of(cores: str | None) -> Any:
     return detect(restrict_to=None if cores is None else parse_cpu_list(cores))
 
 
+def machine_at_hand(cores: str | None) -> Any:
+    """The same to run or measure on: it must be at hand, and what would spoil the figures is said on stderr."""
+    topology = topology_of(cores)
+    topology.check_at_hand()
+    for warning in topology.warnings:
+        log.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
+    return topology
+
+
 def costs_of(
     network: Any,
     topology: Any,

@@ -23,15 +23,16 @@ from corepipe.cli.common import (
     command_line,
     costs_of,
     log,
+    machine_at_hand,
     network_of,
     out,
     read_plan,
     refuse,
-    topology_of,
     trace_plans,
     write_json,
 )
 from corepipe.cli.simulated import Contentions, FrameCount, Jitter, Seed, Slots, bench_simulated, options_of
+from corepipe.document import check_writable
 from corepipe.errors import CorepipeError, NotTrustworthyError, UsageError
 from corepipe.report.terminal import say
 
@@ -72,6 +73,7 @@ def bench(
     from corepipe.report import bench as reporting
     from corepipe.runtime.pool import check_cores, check_fits
 
+    check_writable(json_to, trace, report)
     if (model is None) == (simulate_on is None):
         raise UsageError("give either a model to run, or --simulate TABLE.json")
     if simulate_on is not None:
@@ -83,7 +85,7 @@ def bench(
         bench_simulated(simulate_on, plan_file or [], only or [], options, trace, report, json_to)
         return
     refuse(context, "without --simulate", "frame_count", "slots", "jitter", "contention", "seed")
-    network, topology = network_of(str(model), shape), topology_of(cores)
+    network, topology = network_of(str(model), shape), machine_at_hand(cores)
     own = read_plans(plan_file or ())
     names = bench_names([c.name for c in topology.clusters], only or (), list(own))
     for plan in own.values():
@@ -98,8 +100,9 @@ def bench(
             network, plans, topology, table, frames, rounds=rounds, slice_s=seconds, on_progress=on_progress
         )
     data = reporting.bench_json(results, network, topology, table, command_line(), said)
-    if not write_json(json_to, lambda: data) or json_to != "-":
+    if json_to != "-":
         reporting.render_bench(results, f"{network.name} on {reporting.machine_title(topology)}", out())
+    write_json(json_to, lambda: data)
     trace_plans(trace, results, table.network.layers, simulated=False, counters=sampler.samples)
     if report is not None:
         from corepipe.report.page import write_page
@@ -155,7 +158,8 @@ def run(
 
     if plan_file is not None:
         refuse(context, "with --plan", "planner", "no_cache", "calibration", "force")
-    network, topology = network_of(model, shape), topology_of(cores)
+    check_writable(output, trace, report)
+    network, topology = network_of(model, shape), machine_at_hand(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
     options = io.parse_options(mean=mean, std=std, scale=scale, layout=layout, color=color, resize=resize)
     prepare = image_inputs(network, options)

@@ -12,10 +12,12 @@ from corepipe.cli.common import (
     ProgressBar,
     app,
     log,
+    machine_at_hand,
     out,
     topology_of,
     write_json,
 )
+from corepipe.document import check_writable
 from corepipe.report.terminal import say
 
 
@@ -40,7 +42,8 @@ def calibrate(
     from corepipe.cost.source import CalibrationStore, check_trust
     from corepipe.report.predict import render_calibration
 
-    topology, engine, store = topology_of(cores), engine_name(), CalibrationStore()
+    check_writable(json_to)
+    topology, engine, store = machine_at_hand(cores), engine_name(), CalibrationStore()
     with ProgressBar() as on_progress:
         found = calibrating.calibrate(
             topology,

@@ -20,12 +20,14 @@ from corepipe.cli.common import (
     app,
     costs_of,
     log,
+    machine_at_hand,
     network_of,
     out,
     refuse,
     topology_of,
     write_json,
 )
+from corepipe.document import check_writable
 from corepipe.errors import UsageError
 from corepipe.report.terminal import say
 
@@ -54,7 +56,8 @@ def profile(
     """Measure every layer on every core config of this machine; Ctrl-C and start again to go on."""
     from corepipe.report.costs import render_costs
 
-    network, topology = network_of(model, shape), topology_of(cores)
+    check_writable(json_to)
+    network, topology = network_of(model, shape), machine_at_hand(cores)
     table = _quick(network, topology) if quick else costs_of(network, topology, no_cache, measured=True)
     if not write_json(json_to, table.to_json):
         render_costs(table, out())
@@ -147,6 +150,7 @@ def plan(
     from corepipe.report.plan import render_plan
     from corepipe.topology import parse_cpu_list
 
+    check_writable(output, json_to)
     if (model is None) == (table_file is None):
         raise UsageError("give either a model, or --table TABLE.json")
     weights = None

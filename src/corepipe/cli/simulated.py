@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from corepipe.cli.common import Json, Report, Trace, app, command_line, out, read_plan, trace_plans, write_json
+from corepipe.document import check_writable
 
 FrameCount = Annotated[int | None, typer.Option("--frames", min=1, help="How many frames to feed in a simulation.")]
 Slots = Annotated[
@@ -80,6 +81,7 @@ def simulate(
     from corepipe import plan as planners
     from corepipe.cost.table import CostTable
 
+    check_writable(json_to, trace, report)
     options = options_of(frames, slots, jitter, contention, seed)
     table = CostTable.read(table_file)
     plan = planners.plan(table) if plan_file is None else planners.rated(read_plan(plan_file), table)
@@ -100,9 +102,10 @@ def _simulate(
 
     results = simulate_bench(table, plans, **options)
     data = reporting.simulated_json(results, table, command_line())
-    if not write_json(json_to, lambda: data) or json_to != "-":
+    if json_to != "-":
         title = f"{table.network.name} on {table.machine.description}, simulated"
         reporting.render_bench(results, title, out(), simulated=True)
+    write_json(json_to, lambda: data)
     trace_plans(trace, results, table.network.layers, simulated=True, counters=())
     if report is not None:
         records = {r.name: r.records for r in results}

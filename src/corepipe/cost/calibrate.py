@@ -78,6 +78,7 @@ def calibrate(
         The calibration. Where the machine was too noisy, `trustworthy` is false: keep it, and say so.
 
     Raises:
+        TopologyError: the machine is not at hand.
         WorkerError: a measuring process failed; the message says on which config.
         EngineError: the engine refuses a network of the set.
     """

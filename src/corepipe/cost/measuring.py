@@ -44,6 +44,7 @@ class MeasuringProcess:
 
     Raises:
         WorkerError: the process could not start.
+        TopologyError: the machine is not at hand.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class MeasuringProcess:
         *,
         watch: bool = True,
     ) -> None:
+        topology.check_at_hand()
         self.left_out = 0.0
         expected_s = None
         if watch and len(cores) > 1 and len({c.name for c in topology.clusters for k in c.cores if k.id in cores}) == 1:

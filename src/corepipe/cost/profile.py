@@ -85,6 +85,7 @@ def profile(
         on_partial: given all that is measured, after each config.
 
     Raises:
+        TopologyError: the machine is not at hand.
         WorkerError: a measuring process failed; the message says on which config.
         EngineError: the engine refuses the network.
     """

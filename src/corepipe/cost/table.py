@@ -89,7 +89,7 @@ class ConfigCosts(Part):
     segment_s_per_byte: CostPerByte = 0.0
     spread: Seconds = 0.0
     left_out: Annotated[float, Field(ge=0, le=1)] = 0.0
-    passes: PositiveInt = 1
+    passes: Annotated[int, Field(ge=1)] = 1
 
     @property
     def core_config(self) -> CoreConfig:

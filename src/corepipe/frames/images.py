@@ -211,9 +211,13 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+_KEY_DIGITS = 600
+"""Longer numbers are compared in pieces: Python reads numbers of 640 digits wherever it limits them."""
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sort key that puts `frame2` before `frame10`."""
-    parts = re.split(r"(\d+)", name.casefold())
+    parts = re.split(rf"(\d{{1,{_KEY_DIGITS}}})", name.casefold())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 

@@ -41,12 +41,12 @@ class NpzSink(Sink):
 
     def __init__(self, path: Path) -> None:
         super().__init__(display_name(path))
-        self._path = path
+        self._path = Path(os.path.realpath(path))
         self._spools: dict[str, _Spool] = {}
         self._names: list[str] = []
         self._indices: list[int] = []
         self._closed = False
-        with writing(self.name), _unnamed_file(path.parent):
+        with writing(self.name), _unnamed_file(self._path.parent):
             pass
         if path.exists() and not os.access(path, os.W_OK):
             raise CorepipeError(f"{self.name}: cannot write results: the file is read-only")

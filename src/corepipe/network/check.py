@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -26,6 +26,10 @@ KNOWN_DOMAINS = (*STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft")
 """Operator domains that are let in; model-local functions may be of any domain, they are inlined."""
 
 _MAX_CALL_DEPTH = 64
+_RENAMING_BYTES = 16
+"""What inlining may append to a name to make it unique."""
+
+_FunctionKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Limits:
     Attributes:
         file_bytes: size of the model file.
         nodes: operators, those in subgraphs and inlined functions included.
+        inlined_bytes: what inlining functions adds to the graph, at most.
+        constants: initializers and tensors in attributes, those in subgraphs and functions included.
         depth: levels of subgraphs (If, Loop, Scan) inside each other.
         rank: dimensions of a tensor.
         tensor_bytes: one tensor, constant or computed, as far as its shape is known.
@@ -44,6 +50,8 @@ class Limits:
 
     file_bytes: int = 2**31 - 1
     nodes: int = 100_000
+    inlined_bytes: int = 2**28
+    constants: int = 200_000
     depth: int = 12
     rank: int = 16
     tensor_bytes: int = 2**31 - 1
@@ -76,7 +84,8 @@ def check_structure(model: ModelProto, name: str, limits: Limits) -> None:
     _check_sizes(model, name, limits)
     _check_functions(model, name, limits)
     _sort(model.graph, name)
-    _check_names(model.graph, name, frozenset())
+    _check_names(model.graph, name, set())
+    _check_outputs(model.graph, name)
     _check_domains(model, name)
 
 
@@ -141,7 +150,9 @@ def _check_sizes(model: ModelProto, name: str, limits: Limits) -> None:
     if count > limits.nodes:
         raise ModelError(f"{name}: {count} nodes, at most {limits.nodes} are allowed")
     total = 0
-    for tensor in all_tensors(model):
+    for number, tensor in enumerate(all_tensors(model), 1):
+        if number > limits.constants:
+            raise ModelError(f"{name}: more than {limits.constants} constants, which is not allowed")
         if len(tensor.dims) > limits.rank:
             raise ModelError(
                 f"{name}: tensor {tensor.name!r} has {len(tensor.dims)} dims, at most {limits.rank} are allowed"
@@ -209,34 +220,65 @@ def _check_functions(model: ModelProto, name: str, limits: Limits) -> None:
     """Refuse recursive functions and those that grow beyond the limits when they are inlined."""
     if not model.functions:
         return
-    bodies = {(f.domain, f.name, f.overload): f.node for f in model.functions}
-    known: dict[tuple[str, str, str], tuple[int, int]] = {}
+    bodies = {(f.domain, f.name, f.overload): f for f in model.functions}
+    argument, attribute = _longest_arguments(model, bodies.keys(), name)
+    known: dict[_FunctionKey, tuple[int, int]] = {}
 
-    def size(nodes: Iterable[NodeProto], depth: int) -> tuple[int, int]:
+    def inlined(key: _FunctionKey, depth: int) -> tuple[int, int]:
+        if key not in known:
+            body = bodies[key]
+            count, held = grown(body.node, depth + 1)
+            names = sum(len(node.input) + len(node.output) for node in _all_nodes(body.node))
+            references = sum(bool(a.ref_attr_name) for node in _all_nodes(body.node) for a in node.attribute)
+            held += body.ByteSize() + names * argument + references * attribute
+            known[key] = max(count, 1), held
+        return known[key]
+
+    def grown(nodes: Iterable[NodeProto], depth: int) -> tuple[int, int]:
+        """Number of nodes, and bytes that calls add to what is written here."""
         if depth > _MAX_CALL_DEPTH:
             raise ModelError(f"{name}: functions call each other in a circle or over {_MAX_CALL_DEPTH} levels deep")
         count = held = 0
         for node in nodes:
-            key = (node.domain, node.op_type, node.overload)
-            if key in bodies:
-                if key not in known:
-                    known[key] = size(bodies[key], depth + 1)
-                inner = known[key]
-                count, held = count + inner[0], held + inner[1]
-            else:
-                count += 1
-                held += sum(storage_bytes(t.data_type, t.dims) or 0 for t in attribute_tensors(node))
+            key = _key(node)
+            inner = inlined(key, depth) if key in bodies else (1, 0)
+            count, held = count + inner[0], held + inner[1]
             for graph in subgraphs(node):
-                inner = size(graph.node, depth + 1)
+                inner = grown(graph.node, depth + 1)
                 count, held = count + inner[0], held + inner[1]
         return count, held
 
-    count, held = size(model.graph.node, 0)
-    if count > limits.nodes or held > limits.weight_bytes:
+    count, held = grown(model.graph.node, 0)
+    if count > limits.nodes or held > limits.inlined_bytes:
         raise ModelError(
             f"{name}: its functions grow to {count} nodes and {human_bytes(held)} when inlined, at most "
-            f"{limits.nodes} and {human_bytes(limits.weight_bytes)} are allowed"
+            f"{limits.nodes} and {human_bytes(limits.inlined_bytes)} are allowed; export the model without functions"
         )
+
+
+def _longest_arguments(model: ModelProto, functions: Container[_FunctionKey], name: str) -> tuple[int, int]:
+    """Bytes of the longest name and of the largest attribute that a function may be given.
+
+    Raises:
+        ModelError: a function is given a subgraph, which could be repeated at every level.
+    """
+    names = [0]
+    attributes = [item.ByteSize() for function in model.functions for item in function.attribute_proto]
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in _all_nodes(nodes):
+            if _key(node) in functions:
+                if next(subgraphs(node), None) is not None:
+                    raise ModelError(
+                        f"{name}: node {_title(node)} gives a subgraph to a function, which is not supported; "
+                        f"export the model without functions"
+                    )
+                names += [len(tensor.encode()) for tensor in (*node.input, *node.output)]
+                attributes += [item.ByteSize() for item in node.attribute]
+    return max(names) + _RENAMING_BYTES, max(attributes, default=0)
+
+
+def _key(node: NodeProto) -> _FunctionKey:
+    return node.domain, node.op_type, node.overload
 
 
 def _sort(graph: GraphProto, name: str) -> None:
@@ -272,32 +314,38 @@ def _sort(graph: GraphProto, name: str) -> None:
     graph.node.extend(nodes)
 
 
-def _check_names(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
-    """Refuse names given twice, shadowed or read but never made."""
+def _check_names(graph: GraphProto, name: str, visible: set[str]) -> None:
+    """Refuse names given twice, shadowed or read but never made.
+
+    Args:
+        graph: the model's, or one inside it.
+        name: what messages call the model.
+        visible: names of the graphs around; the same again on return.
+    """
     own: set[str] = set()
 
     def define(what: str, tensor: str) -> None:
         if not tensor:
             raise ModelError(f"{name}: {what} has no name; export the model again")
-        if tensor in own or tensor in outer:
+        if tensor in visible:
             raise ModelError(f"{name}: the name {tensor!r} is given to two tensors (second: {what}); export it again")
         own.add(tensor)
+        visible.add(tensor)
 
     for value in graph.input:
         define("a graph input", value.name)
     inputs = set(own)
-    constants = [tensor.name for tensor in graph.initializer]
-    if len(set(constants)) != len(constants):
-        twice = next(n for i, n in enumerate(constants) if n in constants[:i])
-        raise ModelError(f"{name}: the name {twice!r} is given to two initializers; export the model again")
-    for tensor in constants:
-        if tensor not in inputs:
-            define("an initializer", tensor)
+    constants: set[str] = set()
+    for constant in graph.initializer:
+        if constant.name in constants:
+            raise ModelError(f"{name}: the name {constant.name!r} is given to two initializers; export the model again")
+        constants.add(constant.name)
+        if constant.name not in inputs:
+            define("an initializer", constant.name)
     for node in graph.node:
         for output in node.output:
             if output:
                 define(f"an output of node {_title(node)}", output)
-    visible = outer | own
     for node in graph.node:
         for inner in subgraphs(node):
             _check_names(inner, name, visible)
@@ -306,12 +354,18 @@ def _check_names(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
                 raise ModelError(
                     f"{name}: node {_title(node)} reads {tensor!r}, which nothing makes; export the model again"
                 )
-    outputs = [value.name for value in graph.output]
-    for output in outputs:
-        if output not in visible:
-            raise ModelError(f"{name}: the output {output!r} is made by no node; export the model again")
-    if not outer and len(set(outputs)) != len(outputs):
-        raise ModelError(f"{name}: an output is listed twice ({', '.join(outputs)}); export the model again")
+    for value in graph.output:
+        if value.name not in visible:
+            raise ModelError(f"{name}: the output {value.name!r} is made by no node; export the model again")
+    visible -= own
+
+
+def _check_outputs(graph: GraphProto, name: str) -> None:
+    seen: set[str] = set()
+    for value in graph.output:
+        if value.name in seen:
+            raise ModelError(f"{name}: the output {value.name!r} is listed twice; export the model again")
+        seen.add(value.name)
 
 
 def _check_domains(model: ModelProto, name: str) -> None:

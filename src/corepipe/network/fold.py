@@ -125,6 +125,8 @@ class _Folder:
         self.taken = self.inputs | set(self.constants) | {o for node in self.graph.node for o in node.output}
         self.branches = 0
         self.renamed: dict[str, str] = {}
+        self.aliases: dict[str, list[str]] = {}
+        self.readers: dict[str, list[NodeProto]] = {}
         self.kept: list[NodeProto] = []
         self.maker: dict[str, NodeProto] = {}
 
@@ -146,6 +148,8 @@ class _Folder:
                 continue
             self.types.update(made)
             self.kept.append(node)
+            for name in reads(node):
+                self.readers.setdefault(name, []).append(node)
             self.maker.update((output, node) for output in node.output if output)
         _replace_nodes(self.graph, self.kept)
 
@@ -156,6 +160,7 @@ class _Folder:
         source, target = node.input[0], node.output[0]
         if target not in self.outputs:
             self.renamed[target] = source
+            self.aliases.setdefault(source, []).append(target)
             return True
         if source in self.outputs or source not in self.maker:
             return False
@@ -164,12 +169,12 @@ class _Folder:
         for index, output in enumerate(maker.output):
             if output == source:
                 maker.output[index] = target
-        for other in self.kept:
+        readers, aliases = self.readers.pop(source, []), [*self.aliases.pop(source, []), source]
+        for other in readers:
             rename_reads(other, {source: target})
-        for before, after in self.renamed.items():
-            if after == source:
-                self.renamed[before] = target
-        self.renamed[source] = target
+        self.readers[target] = readers
+        self.aliases[target] = aliases
+        self.renamed.update(dict.fromkeys(aliases, target))
         if source in self.types:
             self.types[target] = self.types[source]
         return True
@@ -224,6 +229,9 @@ class _Folder:
 
     def _evaluate(self, node: NodeProto, made: Mapping[str, TensorType]) -> list[TensorProto] | None:
         constants = [self.constants[n] for n in node.input if n]
+        kinds = [*(t.data_type for t in constants), *(kind.elem_type for kind in made.values())]
+        if TensorProto.STRING in kinds:
+            return None
         bound = _output_bound(node, constants, made)
         given = sum(storage_bytes(t.data_type, t.dims) or 0 for t in constants)
         if bound is None or bound > max(_ALWAYS_FOLD_BYTES, 2 * given) or bound > self.budget:
@@ -337,6 +345,7 @@ def _output_bound(node: NodeProto, constants: Sequence[TensorProto], types: Mapp
 def _free_constant_outputs(graph: GraphProto) -> None:
     """Give an output that is an initializer a node that makes it, so that some layer does."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    renamed: dict[str, str] = {}
     for value in graph.output:
         tensor = constants.get(value.name)
         if tensor is None:
@@ -344,10 +353,12 @@ def _free_constant_outputs(graph: GraphProto) -> None:
         inner = f"{value.name}__constant"
         while inner in constants:
             inner += "_"
-        for node in graph.node:
-            rename_reads(node, {value.name: inner})
+        renamed[value.name] = inner
         tensor.name = inner
-        graph.node.append(onnx.helper.make_node("Identity", [inner], [value.name]))
+    for node in graph.node if renamed else ():
+        rename_reads(node, renamed)
+    for output, inner in renamed.items():
+        graph.node.append(onnx.helper.make_node("Identity", [inner], [output]))
 
 
 def _replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
@@ -375,12 +386,14 @@ def _prune(graph: GraphProto) -> None:
 def _name_nodes(graph: GraphProto) -> None:
     """Unique node names: the given one, else the first output's."""
     seen: set[str] = set()
+    numbers: dict[str, int] = {}
     for node in graph.node:
         wanted = node.name or next(output for output in node.output if output)
-        unique, number = wanted, 1
+        unique, number = wanted, numbers.get(wanted, 1)
         while unique in seen:
             number += 1
             unique = f"{wanted}_{number}"
+        numbers[wanted] = number
         seen.add(unique)
         node.name = unique
 

@@ -94,8 +94,9 @@ class Inference:
             made = self._control(node, types, constants)
         else:
             made = self._plain(node, types, constants)
-        for output, known in self._known.items():
-            if output in node.output:
+        for output in node.output:
+            known = self._known.get(output)
+            if known is not None:
                 made[output] = tensor_type(known.elem_type, known.shape)
         for output, proto in made.items():
             check_value(ValueInfoProto(name=output, type=proto), self._name, self._limits)
@@ -121,9 +122,9 @@ class Inference:
                 f"{self._name}: shape inference failed at {label!r} ({node.op_type}): {explain(error)}; "
                 f"export the model again"
             ) from None
-        made = {}
+        made, wanted = {}, set(node.output)
         for value in inferred.graph.value_info:
-            if value.name in node.output:
+            if value.name in wanted:
                 _forget_symbols(value.type)
                 made[value.name] = value.type
         return made

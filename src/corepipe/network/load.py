@@ -13,7 +13,7 @@ import onnx
 import onnx.checker
 import onnx.inliner
 import onnx.shape_inference
-from onnx import ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from corepipe.errors import ModelError, UnknownNameError, UsageError
 from corepipe.network.check import DEFAULT_LIMITS, Limits, check_data, check_structure, check_with_onnx, explain
@@ -189,9 +189,11 @@ def _modernise(model: ModelProto) -> None:
     """Raise an IR version that needs initializers among the inputs, and take them out; drop comments."""
     model.ir_version = model.ir_version if model.ir_version >= 4 else _RAISED_IR_VERSION
     constants = {tensor.name for tensor in model.graph.initializer}
-    for index in reversed(range(len(model.graph.input))):
-        if model.graph.input[index].name in constants:
-            del model.graph.input[index]
+    fed = [value for value in model.graph.input if value.name not in constants]
+    if len(fed) < len(model.graph.input):
+        kept = GraphProto(input=fed)
+        del model.graph.input[:]
+        model.graph.input.extend(kept.input)
     for node in model.graph.node:
         node.ClearField("doc_string")
         del node.metadata_props[:]

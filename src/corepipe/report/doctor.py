@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from corepipe import engine
+from corepipe.errors import EngineError
 from corepipe.report.terminal import plain
 from corepipe.topology.cpulist import format_cpu_list, name_cpus
 from corepipe.topology.model import Cache, Cluster, Topology
 
-ENGINES = ("onnxruntime", "openvino")
-"""The Python distributions of the kernel libraries that corepipe can use."""
 BUSY_SHARE = 0.2
 """A CPU that works more than this without corepipe spoils measurements on it."""
 
@@ -62,7 +61,7 @@ def examine(topology: Topology, sample_s: float = 0.3) -> SystemState:
     return SystemState(
         pinning=check_pinning(topology),
         realtime=check_realtime(),
-        engines={name: _version(name) for name in ENGINES},
+        engines={name: _version(name) for name in engine.names()},
         busy={cpu: share for cpu, share in shares.items() if cpu in topology.cpus},
         sample_s=sample_s,
     )
@@ -133,7 +132,7 @@ def doctor_warnings(topology: Topology, state: SystemState) -> list[str]:
     if not state.pinning.works and topology.pinnable:
         warnings.append(f"workers cannot be kept on their cores ({state.pinning.reason})")
     if not any(state.engines.values()):
-        warnings.append(f"no engine is installed; install one of {', '.join(ENGINES)}")
+        warnings.append(f"no engine is installed; install one of {', '.join(engine.names())}")
     return warnings
 
 
@@ -269,9 +268,11 @@ def _mhz(value: float | None) -> str:
 
 
 def _version(name: str) -> str | None:
+    from corepipe.api import engine_name
+
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        return engine_name(name).version
+    except EngineError:
         return None
 
 

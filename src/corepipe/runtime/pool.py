@@ -26,9 +26,11 @@ class Pool:
     Raises:
         PlanError: the plan does not fit the network or the machine.
         WorkerError: a worker could not start.
+        TopologyError: the machine is not at hand.
     """
 
     def __init__(self, network: Network, plan: Plan, topology: Topology, slots: int) -> None:
+        topology.check_at_hand()
         check_fits(plan, network)
         self.plan = plan
         self._network = network

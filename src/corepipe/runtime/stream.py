@@ -102,6 +102,7 @@ class Stream:
     Raises:
         PlanError: the plan does not fit the network or the machine.
         WorkerError: a worker could not start.
+        TopologyError: the machine is not at hand.
 
     Example:
         >>> with Stream(network, plan, topology) as stream:                  # doctest: +SKIP

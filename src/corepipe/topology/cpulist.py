@@ -24,12 +24,14 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
         (0, 1, 2, 3, 8)
     """
     cpus: set[int] = set()
+    listed = 0
     for item in text.split(","):
         match = _ITEM.fullmatch(item.strip())
         first = int(match[1]) if match else 0
         last = int(match[2]) if match and match[2] else first
         step = int(match[3]) if match and match[3] else 1
-        if not match or last < first or last > MAX_CPU or step < 1:
+        listed += max(last - first, 0) // max(step, 1) + 1
+        if not match or last < first or last > MAX_CPU or step < 1 or listed > MAX_CPU + 1:
             raise UsageError(f"{_short(text)} is not a list of CPUs; write numbers and ranges, as in '0-3,8'")
         cpus.update(range(first, last + 1, step))
     return tuple(sorted(cpus))

@@ -70,7 +70,7 @@ def _system(root: Path, wanted: frozenset[int] | None) -> tuple[Topology, frozen
     machine = read_linux(root)
     topology = describe(machine, wanted)
     if not machine.live:
-        topology = replace(topology, pinnable=False, source=f"sysfs in {root}")
+        topology = replace(topology, pinnable=False, at_hand=False, source=f"sysfs in {root}")
     return topology, frozenset(machine.cpus) | set(machine.offline)
 
 
@@ -189,9 +189,9 @@ def _frequency_warnings(name: str, cpus: Sequence[Cpu]) -> Iterable[str]:
         else:
             effect = "holds the cores at their lowest frequency"
         yield f"the powersave governor of {where} {effect}; for measuring: cpupower frequency-set -g performance"
-    capped = [c for c in cpus if c.limit_khz and c.max_khz and c.limit_khz < 0.99 * c.max_khz]
+    capped = [cpu for cpu in cpus if cpu.cap_khz is not None]
     if capped:
-        limit, most = (capped[0].limit_khz or 0) / 1000, (capped[0].max_khz or 0) / 1000
+        limit, most = (capped[0].cap_khz or 0) / 1000, (capped[0].max_khz or 0) / 1000
         yield (
             f"the frequency of {name} ({name_cpus(c.number for c in capped)}) is capped at {limit:.0f} of "
             f"{most:.0f} MHz (scaling_max_freq): costs measured now hold for this cap only"

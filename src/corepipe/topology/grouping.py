@@ -208,6 +208,7 @@ def _label(machine: LinuxMachine, cores: Sequence[_Core], groups: Sequence[Seque
 
 def _cluster(name: str, cores: Sequence[_Core], capacity: float, label: str) -> Cluster:
     cpus = [cpu for core in cores for cpu in core.cpus]
+    limits = [limit for cpu in cpus if (limit := cpu.cap_khz) is not None]
     current = [cpu.current_khz for cpu in cpus if cpu.current_khz]
     return Cluster(
         name=name,
@@ -220,6 +221,7 @@ def _cluster(name: str, cores: Sequence[_Core], capacity: float, label: str) -> 
         max_mhz=max((cpu.max_khz / 1000 for cpu in cpus if cpu.max_khz), default=None),
         current_mhz=round(median(current) / 1000, 3) if current else None,
         governor=_commonest(cpu.governor for cpu in cpus),
+        limit_mhz=min(limits) / 1000 if limits else None,
         caches=_common_caches(cpus),
     )
 

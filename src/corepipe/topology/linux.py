@@ -51,6 +51,12 @@ class Cpu:
     domain: tuple[int, ...] = ()
     caches: tuple[Cache, ...] = ()
 
+    @property
+    def cap_khz(self) -> int | None:
+        """The highest frequency allowed, where that is well below what the hardware can."""
+        capped = self.limit_khz and self.max_khz and self.limit_khz < 0.99 * self.max_khz
+        return self.limit_khz if capped else None
+
 
 @dataclass(frozen=True)
 class LinuxMachine:

@@ -54,6 +54,7 @@ class FileCluster(Part):
     core_name: Annotated[str, Field(max_length=120)] | None = None
     max_mhz: Annotated[float, Field(gt=0, le=20_000)] | None = None
     governor: Annotated[str, Field(max_length=32)] | None = None
+    limit_mhz: Annotated[float, Field(gt=0, le=20_000)] | None = None
     cache: tuple[_FileCache, ...] | None = None
 
     @model_validator(mode="after")
@@ -168,6 +169,7 @@ def to_toml(topology: Topology, *, override: bool = False) -> str:
         lines += [f"core_name = {_quoted(c.core_name)}"] if c.core_name else []
         lines += [f"max_mhz = {float(c.max_mhz)!r}"] if c.max_mhz is not None else []
         lines += [f"governor = {_quoted(c.governor)}"] if c.governor is not None else []
+        lines += [f"limit_mhz = {float(c.limit_mhz)!r}"] if c.limit_mhz is not None else []
         for cache in c.caches:
             size = f"size_kib = {cache.size_bytes / 1024!r}"
             lines += ["", "[[cluster.cache]]", f"level = {cache.level}", size, f"shared_by = {cache.shared_by}"]

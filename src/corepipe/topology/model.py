@@ -80,6 +80,7 @@ class Cluster:
         capacity: speed of one core relative to the fastest core of the machine, in (0, 1].
         core_name: such as `Cortex-A76`; empty if unknown.
         max_mhz, current_mhz, governor: from cpufreq, None where the machine does not tell.
+        limit_mhz: the highest frequency allowed at present, None where that is `max_mhz`.
         caches: ordered by level.
     """
 
@@ -90,6 +91,7 @@ class Cluster:
     max_mhz: float | None = None
     current_mhz: float | None = None
     governor: str | None = None
+    limit_mhz: float | None = None
     caches: tuple[Cache, ...] = ()
 
     @property
@@ -105,6 +107,7 @@ class Topology:
     Attributes:
         clusters: at least one, each with at least one core.
         pinnable: whether the system can keep a process on chosen cores (not on macOS).
+        at_hand: whether the cores are those of the machine that this runs on, so that it can be measured.
         source: where it was read: `sysfs`, `sysctl`, or the path of a machine file.
         machine: a short description (CPU model, board).
         quota_cpus: CPUs' worth of time that a cgroup grants, None if unlimited.
@@ -115,6 +118,7 @@ class Topology:
 
     clusters: tuple[Cluster, ...]
     pinnable: bool = True
+    at_hand: bool = True
     source: str = "sysfs"
     machine: str = ""
     quota_cpus: float | None = None
@@ -162,6 +166,18 @@ class Topology:
             cpus.extend(by_id[core_id].cpus)
         return tuple(sorted(cpus))
 
+    def check_at_hand(self) -> None:
+        """Refuse to run or measure on a machine that is only described.
+
+        Raises:
+            TopologyError: these are not the cores of the machine that this runs on.
+        """
+        if not self.at_hand:
+            raise TopologyError(
+                f"{self.source}: describes a machine that is not at hand: plans for it can be made and simulated, not "
+                f"measured or run; unset COREPIPE_MACHINE, or go on on that machine"
+            )
+
     def core_configs(self) -> tuple[CoreConfig, ...]:
         """Every (cluster, count), fastest cluster first, counts ascending."""
         return tuple(
@@ -172,6 +188,8 @@ class Topology:
         """16 hex digits that change when costs measured on this machine no longer hold."""
         parts = [self.machine, str(self.quota_cpus)]
         parts += [
-            f"{c.name}|{[k.cpus for k in c.cores]}|{c.capacity:.3f}|{c.core_name}|{c.max_mhz}" for c in self.clusters
+            f"{c.name}|{[k.cpus for k in c.cores]}|{c.capacity:.3f}|{c.core_name}"
+            f"|{c.max_mhz}|{c.governor}|{c.limit_mhz}"
+            for c in self.clusters
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

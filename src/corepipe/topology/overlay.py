@@ -46,6 +46,7 @@ def _alone(file: MachineFile, source: str, here: Topology | None) -> Topology:
     return Topology(
         clusters=_ordered(_described(c, top) for c in file.cluster),
         pinnable=not missing and here is not None and here.pinnable,
+        at_hand=not missing and here is not None and here.at_hand,
         source=source,
         machine=file.machine or "",
         quota_cpus=file.quota_cpus,
@@ -67,6 +68,7 @@ def _described(cluster: FileCluster, top_mhz: float) -> Cluster:
         core_name=cluster.core_name or "",
         max_mhz=cluster.max_mhz,
         governor=cluster.governor,
+        limit_mhz=cluster.limit_mhz,
         caches=cluster.caches,
     )
 
@@ -125,6 +127,7 @@ def _merged(cluster: FileCluster, here: Topology) -> Cluster | None:
         max_mhz=detected.max_mhz if cluster.max_mhz is None else cluster.max_mhz,
         current_mhz=detected.current_mhz,
         governor=detected.governor if cluster.governor is None else cluster.governor,
+        limit_mhz=detected.limit_mhz if cluster.limit_mhz is None else cluster.limit_mhz,
         caches=detected.caches if cluster.cache is None else cluster.caches,
     )
 
