@@ -248,14 +248,12 @@ def wait_until(condition, seconds=30):
 
 def test_closing_ends_frames_under_way_by_name(chain, two_cores, make_plan):
     stream = Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores)
+    pids = list(stream.worker_pids.values())
     os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
     future = stream.submit(frames_for(chain, 1)[0])
-    os.kill(stream.worker_pids["w1"], signal.SIGCONT)
-    os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
-    pids = list(stream.worker_pids.values())
     stream.close()
     stream.close()
-    assert future.done()
+    assert isinstance(future.exception(0), StreamClosedError)
     with pytest.raises(StreamClosedError):
         stream.submit(frames_for(chain, 1)[0])
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
@@ -328,6 +326,65 @@ def test_closing_does_not_hold_the_streams_lock_while_callbacks_run(chain, two_c
             stream.submit(frames_for(chain, 1)[0], timeout=5)
     closing.join(20)
     assert not closing.is_alive()
+
+
+def test_a_callback_may_submit_when_another_thread_took_its_room(chain, two_cores, make_plan):
+    frame = frames_for(chain, 1)[0]
+    accepted = []
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                accepted.append(stream.submit(frame, timeout=0.3))
+        full = len(accepted)
+
+        def again(_):
+            wait_until(lambda: len(accepted) > full)
+            accepted.append(stream.submit(frame))
+
+        accepted[0].add_done_callback(again)
+        os.kill(stream.worker_pids["w1"], signal.SIGCONT)
+        accepted.append(stream.submit(frame))
+        wait_until(lambda: len(accepted) == full + 2, 10)
+        assert_equal([future.result(30) for future in accepted], whole(chain, [frame]) * len(accepted))
+
+
+def test_a_callback_may_submit_while_a_worker_is_replaced(chain, two_cores, make_plan):
+    frame = frames_for(chain, 1)[0]
+    futures = []
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        first, last = stream.worker_pids["w0"], stream.worker_pids["w1"]
+        os.kill(last, signal.SIGSTOP)
+        for _ in range(3):
+            futures.append(stream.submit(frame))
+            futures[-1].add_done_callback(lambda _: futures.append(stream.submit(frame)))
+        slots = [stream.pool.arena.slots[flight.slot] for flight in stream.flights_under_way()]
+        wait_until(lambda: all(slot.times[0, 1] for slot in slots))
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: stream._paused)
+        os.kill(last, signal.SIGCONT)
+        wait_until(lambda: len(futures) == 6, 10)
+        assert_equal([future.result(30) for future in futures], whole(chain, [frame]) * 6)
+        assert stream.restarts == 1
+
+
+def test_a_callback_that_waits_does_not_stop_the_collector(chain, two_cores, make_plan):
+    frame = frames_for(chain, 1)[0]
+    records, go = [], threading.Event()
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores, on_record=records.append) as stream:
+        stream.submit(frame).add_done_callback(lambda _: go.wait(30))
+        last = stream.submit(frame)
+        wait_until(lambda: len(records) == 2, 10)
+        go.set()
+        last.result(30)
+
+
+def test_a_callback_may_close_the_stream(chain, two_cores, make_plan, is_running):
+    frame = frames_for(chain, 1)[0]
+    stream = Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores)
+    pids = list(stream.worker_pids.values())
+    stream.submit(frame).add_done_callback(lambda _: stream.close())
+    wait_until(lambda: stream.closed and not any(map(is_running, pids)))
 
 
 def test_a_callback_that_exits_ends_the_stream_by_name(chain, two_cores, make_plan):
