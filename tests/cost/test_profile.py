@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -148,6 +150,19 @@ def test_a_network_that_cannot_run_names_the_config(here, quick):
     config = here.core_configs()[0]
     with pytest.raises(WorkerError, match=f"probe-{config}"):
         profiling.profile(network, here, engine_name())
+
+
+def test_a_process_that_dies_under_load_is_named(here):
+    core = here.cores[0].id
+    with measuring.MeasuringProcess(here, "load-0", [core], [measuring.smallest_segment()], "onnxruntime") as process:
+
+        def killed():
+            with process.load():
+                os.kill(process._child.pid, signal.SIGKILL)
+                process._child._process.wait()
+
+        with pytest.raises(WorkerError, match="worker load-0 was killed by signal 9"):
+            killed()
 
 
 def test_spread_is_half_the_interquartile_range_over_the_median():

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from corepipe.errors import WorkerError
 from corepipe.network.model import Network, Segment, TensorInfo
 from corepipe.runtime.launch import Child, memory_file
 from corepipe.topology.model import ALL_CORES, CoreConfig, Topology
@@ -99,7 +100,7 @@ class MeasuringProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(WorkerError):
             self._ask(op="stop")
         os.close(self._commands)
         self._child.close()
@@ -144,7 +145,11 @@ class MeasuringProcess:
 
     @contextlib.contextmanager
     def load(self, segment: int = 0) -> Iterator[None]:
-        """Keep the cores busy with a segment until the block ends."""
+        """Keep the cores busy with a segment until the block ends.
+
+        Raises:
+            WorkerError: the segment failed, or the process ended.
+        """
         self.time([[segment]], 0.0, runs=1)
         self._ask(op="load", model=segment)
         self._child.wait_report()
@@ -159,7 +164,11 @@ class MeasuringProcess:
         return answer
 
     def _ask(self, **command: Any) -> None:
-        os.write(self._commands, json.dumps(command).encode() + b"\n")
+        try:
+            os.write(self._commands, json.dumps(command).encode() + b"\n")
+        except BrokenPipeError:
+            self._child.reports()
+            raise WorkerError(f"worker {self._child.name} {self._child.describe_end()}") from None
 
 
 def time_whole(
