@@ -165,6 +165,14 @@ def test_a_process_that_dies_under_load_is_named(here):
             killed()
 
 
+def test_load_ends_with_any_number_of_open_files(here, many_files):
+    core = here.cores[0].id
+    with measuring.MeasuringProcess(here, "load-0", [core], [measuring.smallest_segment()], "onnxruntime") as process:
+        with process.load():
+            pass
+        assert process.time([[0]], 0.0, runs=3)
+
+
 def test_spread_is_half_the_interquartile_range_over_the_median():
     assert measuring.spread([1.0, 1.0, 1.0]) == 0
     assert measuring.spread(list(np.linspace(0.5, 1.5, 101))) == pytest.approx(0.25)

@@ -223,6 +223,13 @@ def test_a_killed_worker_is_replaced_and_its_frames_run_again(chain, two_cores, 
     assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
+def test_a_worker_is_replaced_with_any_number_of_open_files(chain, two_cores, make_plan, many_files):
+    frames = frames_for(chain, 4)
+    with Stream(chain, make_plan(chain, PLANS["one worker"]), two_cores) as stream:
+        os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+        assert_equal(stream(frames), whole(chain, frames))
+
+
 def test_a_frame_that_kills_its_worker_twice_fails_alone(two_cores, make_plan, make_chain):
     network = load_network(make_chain(layers=2, channels=64, side=512))
     frames = frames_for(network, 3)

@@ -168,7 +168,9 @@ def check_fits(plan: Plan, network: Network) -> None:
 
 
 def _drain(fd: int) -> None:
-    while select.select([fd], [], [], 0)[0]:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    while poller.poll(0):
         if not os.read(fd, 1 << 16):
             return
 
