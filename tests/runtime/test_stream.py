@@ -162,11 +162,11 @@ def test_a_frame_that_does_not_fit_is_refused_and_nothing_is_lost(chain, two_cor
         assert_equal([mixed[0], mixed[2]], whole(chain, good[:2]))
 
 
-def gather_model():
-    """Fails on a frame that holds an index out of range."""
+def gather_model(shift=0):
+    """Picks table entries, the first by index `shift`; fails on a frame that holds an index out of range."""
     nodes = [
-        helper.make_node("Mul", ["indices", "one"], ["same"]),
-        helper.make_node("Gather", ["table", "same"], ["picked"]),
+        helper.make_node("Sub", ["indices", "shift"], ["shifted"]),
+        helper.make_node("Gather", ["table", "shifted"], ["picked"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -175,7 +175,7 @@ def gather_model():
         [helper.make_tensor_value_info("picked", TensorProto.FLOAT, [3])],
         [
             helper.make_tensor("table", TensorProto.FLOAT, [4], [0.0, 10.0, 20.0, 30.0]),
-            helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("shift", TensorProto.INT64, [1], [shift]),
         ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
@@ -192,6 +192,15 @@ def test_a_frame_that_fails_in_a_worker_fails_alone_and_by_name(two_cores, make_
         assert "frame 1" in str(bad)
         with pytest.raises(FrameError, match="frame 4"):
             list(stream(frames))
+
+
+def test_a_model_that_fails_on_zeros_runs_frames_that_it_takes(two_cores, make_plan):
+    network = load_network(gather_model(shift=100))
+    plan = make_plan(network, [(1, [(0, 0, len(network.layers))])])
+    with Stream(network, plan, two_cores) as stream:
+        good, bad = stream([np.array(i, np.int64) for i in ([100, 101, 103], [0, 0, 0])], on_error="return")
+        assert_equal([good], [np.array([0, 10, 30], np.float32)])
+        assert isinstance(bad, FrameError)
 
 
 def test_an_output_of_unknown_shape(two_cores, make_plan):
