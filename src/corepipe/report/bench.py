@@ -84,6 +84,11 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
             continue
         if result.restarts:
             sentences.append(f"{result.restarts} workers of {result.name} died and were replaced: not trustworthy.")
+        if result.short_slices:
+            sentences.append(
+                f"{result.name} finished too few frames in {result.short_slices} of {result.slices} slices, so its "
+                f"figures are rough: use longer slices (--seconds)."
+            )
         sentences.extend(_prediction_off(result))
     if any(not result.stable for result in results):
         sentences.append(

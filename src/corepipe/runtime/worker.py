@@ -65,8 +65,9 @@ class _Segment:
         slot = self._arena.slots[0]
         inputs = {name: np.zeros_like(slot.view(name)) for name in self._inputs}
         outputs = {name: _scratch(slot.target(name)) for name in self._outputs}
+        run = self._compiled.bind(inputs, outputs)
         with contextlib.suppress(EngineError):
-            self._compiled.bind(inputs, outputs)()
+            run()
 
 
 def _scratch(target: Any) -> Any:
