@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,7 +26,13 @@ print(*stream.worker_pids.values(), flush=True)
 """
 
 ONE_FRAME = SCRIPT + "print(stream.submit(frame).result().shape)\nstream.close()\n"
-FOREVER = SCRIPT + "for output in stream(frame for _ in iter(int, 1)): pass\n"
+FOREVER = (
+    SCRIPT
+    + """
+for number, output in enumerate(stream(frame for _ in iter(int, 1))):
+    if number == 10: print("under way", flush=True)
+"""
+)
 NEVER_CLOSED = SCRIPT + "stream.submit(frame).result()\n"
 
 
@@ -53,8 +60,19 @@ def gone(pids, is_running, seconds=2.0):
     return True
 
 
-def shared_memory_files():
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+def shared_memory(pid):
+    """The nameless files of a process, as (device, inode)."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.readlink(fd).startswith("/memfd:corepipe-"):
+                    found.add((fd.stat().st_dev, fd.stat().st_ino))
+    return found
+
+
+def held_by_anyone(memory):
+    return any(memory & shared_memory(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
 @pytest.mark.parametrize("how", ["file", "command", "stdin"])
@@ -84,18 +102,20 @@ def test_a_stream_that_is_never_closed_ends_with_its_process(files, is_running):
 
 @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_when_the_users_process_is_stopped(files, what, is_running):
-    before = shared_memory_files()
     process = start(["-c", FOREVER, *files])
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2
-    time.sleep(0.3)
+    assert process.stdout.readline() == "under way\n"
+    memory = shared_memory(process.pid)
+    assert memory
+    assert memory <= shared_memory(pids[0])
     process.send_signal(what)
     _, err = process.communicate(timeout=30)
     assert process.returncode != 0
     if what == signal.SIGINT:
         assert err.rstrip().endswith("KeyboardInterrupt")
     assert gone(pids, is_running)
-    assert shared_memory_files() <= before
+    assert not held_by_anyone(memory)
 
 
 def test_workers_end_even_if_a_forked_child_of_the_parent_lives_on(files, is_running):
