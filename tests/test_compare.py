@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from corepipe.cost.profile import table_machine, table_network
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance
 from corepipe.errors import UnknownNameError, UsageError
 from corepipe.plan import all_cores, replicas_per_core
-from corepipe.report.bench import bench_json, describe
+from corepipe.report.bench import bench_json, describe, results_json
 
 
 @pytest.fixture
@@ -91,6 +93,8 @@ def test_a_wrong_output_is_noticed(chain, two_cores, table, monkeypatch):
     (result,) = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.2)
     assert not result.outputs_equal
     assert result.largest_error == pytest.approx(0.01, rel=0.05)
+    endless = dataclasses.replace(result, largest_error=np.inf)
+    assert [r["largest_relative_error"] for r in results_json([result, endless])] == [result.largest_error, None]
 
 
 def test_plans_of_a_network_too_large_for_memory_are_opened_one_at_a_time(chain, two_cores, table, monkeypatch):

@@ -11,7 +11,7 @@ import typer
 
 from corepipe import __version__
 from corepipe.cli import frames, machine, model
-from corepipe.cli.common import app, log
+from corepipe.cli.common import Interrupted, app, log
 from corepipe.errors import CorepipeError
 
 __all__ = ["app", "frames", "machine", "main", "model"]
@@ -41,11 +41,10 @@ def main() -> None:
         app(prog_name="corepipe")
     except CorepipeError as error:
         _fail(str(error), error.exit_code)
+    except Interrupted as error:
+        _fail(str(error), 130)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except MemoryError:
         _fail("out of memory; use a smaller model or fewer workers", 1)
     except Exception as error:

@@ -13,6 +13,7 @@ from corepipe.cli.common import (
     app,
     log,
     out,
+    resumable,
     topology_of,
     write_json,
 )
@@ -40,7 +41,7 @@ def calibrate(
     from corepipe.report.predict import render_calibration
 
     topology, engine, store = topology_of(cores), engine_name(), CalibrationStore()
-    with ProgressBar() as on_progress:
+    with resumable("start again to go on"), ProgressBar() as on_progress:
         found = calibrating.calibrate(
             topology,
             engine,

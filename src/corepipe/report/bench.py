@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -156,7 +157,7 @@ def results_json(results: Sequence[PlanResult]) -> list[dict[str, Any]]:
             "restarts": r.restarts,
             "same_as": r.same_as,
             "outputs_equal": r.outputs_equal,
-            "largest_relative_error": r.largest_error,
+            "largest_relative_error": r.largest_error if math.isfinite(r.largest_error) else None,
             "bottleneck": r.bottleneck,
             "busy": r.busy,
             "hops": [
