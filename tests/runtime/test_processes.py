@@ -36,6 +36,50 @@ for number, output in enumerate(stream(frame for _ in iter(int, 1))):
 NEVER_CLOSED = SCRIPT + "stream.submit(frame).result()\n"
 
 
+FEW_FILES = """
+import os, resource, sys
+import numpy as np
+from corepipe.cost.measuring import MeasuringProcess, smallest_segment
+from corepipe.errors import WorkerError
+from corepipe.network.load import load_network
+from corepipe.plan.model import Plan
+from corepipe.runtime.stream import Stream
+from corepipe.topology import detect
+network, plan, topology = load_network(sys.argv[1]), Plan.read(sys.argv[2]), detect()
+frame = np.ones(network.inputs[0].shape, np.float32)
+
+def use_stream():
+    with Stream(network, plan, topology) as stream:
+        stream.submit(frame).result()
+
+def use_process():
+    with MeasuringProcess(topology, "probe", [topology.cores[0].id], [smallest_segment()] * 3, "onnxruntime") as probe:
+        probe.time([[0, 1, 2]], 0.0, runs=1)
+
+def open_files():
+    return sorted(os.listdir("/proc/self/fd"))
+
+for use in (use_stream, use_process):
+    use()
+    before = open_files()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused = 0
+    for limit in range(len(before), len(before) + 60):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            use()
+            break
+        except WorkerError as error:
+            refused += "ulimit -n" in str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert open_files() == before, (limit, before, open_files())
+    else:
+        raise SystemExit("never enough files")
+    assert refused > 5, refused
+"""
+
+
 @pytest.fixture
 def files(tmp_path, chain, make_chain, make_plan, two_cores):
     """A model and a plan on disk."""
@@ -142,6 +186,12 @@ def test_a_module_in_the_working_folder_cannot_get_into_a_worker(files, tmp_path
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out.splitlines()[1] == "(1, 8, 16, 16)"
+
+
+def test_running_out_of_files_is_one_error_and_leaks_none(files):
+    process = start(["-c", FEW_FILES, *files])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
 
 
 def test_a_plan_on_a_forbidden_core_gives_one_message(files, tmp_path):

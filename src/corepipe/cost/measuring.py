@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from corepipe.errors import WorkerError
 from corepipe.network.model import Network, Segment, TensorInfo
+from corepipe.runtime.arena import or_worker_error
 from corepipe.runtime.launch import Child, memory_file
 from corepipe.topology.model import ALL_CORES, CoreConfig, Topology
 
@@ -62,34 +63,37 @@ class MeasuringProcess:
         if watch and len(cores) > 1 and len({c.name for c in topology.clusters for k in c.cores if k.id in cores}) == 1:
             with MeasuringProcess(topology, f"{name}-1", cores[:1], (), engine) as lone:
                 expected_s = lone.reference_s
-        model_fds = [memory_file(s.model.SerializeToString(), "model") for s in segments]
-        command_read, self._commands = os.pipe()
-        config = {
-            "engine": engine,
-            "threads": len(cores),
-            "watch": watch,
-            "expected_s": expected_s,
-            "command_fd": command_read,
-            "models": [
-                {
-                    "model_fd": fd,
-                    "inputs": [[t.name, str(t.dtype), t.shape] for t in segment.inputs],
-                    "outputs": [[t.name, str(t.dtype), t.shape] for t in segment.outputs],
-                }
-                for fd, segment in zip(model_fds, segments, strict=True)
-            ],
-        }
         cpus = topology.cpus_of(cores) if topology.pinnable else ()
-        try:
-            self._child = Child(
-                "corepipe.cost.prober", name, cpus, config, [command_read, *model_fds], threads=len(cores)
-            )
-        except BaseException:
-            os.close(self._commands)
-            raise
-        finally:
-            for fd in (command_read, *model_fds):
-                os.close(fd)
+        with (
+            or_worker_error(f"worker {name}: cannot start a process"),
+            contextlib.ExitStack() as undo,
+            contextlib.ExitStack() as given,
+        ):
+            models: list[dict[str, Any]] = []
+            for segment in segments:
+                model_fd = memory_file(segment.model.SerializeToString(), "model")
+                given.callback(os.close, model_fd)
+                models.append(
+                    {
+                        "model_fd": model_fd,
+                        "inputs": [[t.name, str(t.dtype), t.shape] for t in segment.inputs],
+                        "outputs": [[t.name, str(t.dtype), t.shape] for t in segment.outputs],
+                    }
+                )
+            command_read, self._commands = os.pipe()
+            given.callback(os.close, command_read)
+            undo.callback(os.close, self._commands)
+            config = {
+                "engine": engine,
+                "threads": len(cores),
+                "watch": watch,
+                "expected_s": expected_s,
+                "command_fd": command_read,
+                "models": models,
+            }
+            fds = [command_read, *(model["model_fd"] for model in models)]
+            self._child = Child("corepipe.cost.prober", name, cpus, config, fds, threads=len(cores))
+            undo.pop_all()
         try:
             self.reference_s: float | None = self._child.wait_report()["reference_s"]
         except BaseException:

@@ -23,7 +23,7 @@ from corepipe.network.inputs import check_frame
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
 from corepipe.runtime import messages
-from corepipe.runtime.arena import Slot
+from corepipe.runtime.arena import Slot, or_worker_error
 from corepipe.runtime.collector import collect
 from corepipe.runtime.delivery import Deliveries, Ended, deliver
 from corepipe.runtime.dispatch import Dispatcher
@@ -129,21 +129,23 @@ class Stream:
         self._generation = 0
         self._broken: CorepipeError | None = None
         self.closed = False
-        try:
+        with or_worker_error("cannot open the stream"), contextlib.ExitStack() as undo:
+            undo.callback(self.pool.close)
+            undo.callback(setattr, self, "closed", True)
             self.wake_fd, self._wake_write = os.pipe()
+            undo.callback(os.close, self.wake_fd)
+            undo.callback(os.close, self._wake_write)
             reference = weakref.ref(self)
             self._deliverer = threading.Thread(
                 target=deliver, args=(reference, self._deliveries), name="corepipe-delivery", daemon=True
             )
+            undo.callback(self._deliveries.put, None)
             self._deliverer.start()
             self._collector = threading.Thread(
                 target=collect, args=(reference,), name="corepipe-collector", daemon=True
             )
             self._collector.start()
-        except BaseException:
-            self._deliveries.put(None)
-            self.pool.close()
-            raise
+            undo.pop_all()
 
     def __enter__(self) -> Stream:
         return self
