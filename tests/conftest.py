@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import resource
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -23,6 +24,25 @@ def _own_environment(tmp_path_factory, monkeypatch):
     """Nothing of the user's cache or machine file reaches a test."""
     monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("COREPIPE_MACHINE", raising=False)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """More than 1024 open files, so that new descriptors are beyond what select() can take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip("needs more open files than are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    held: list[int] = []
+    try:
+        while not held or held[-1] < 1024:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
@@ -137,6 +138,28 @@ def test_run_reads_photographs_and_names_what_it_skips(classifier, photos, tmp_p
     assert "c.jpg" in result.stderr
     assert "3 frames" in result.stderr
     assert "1 skipped" in result.stderr
+
+
+def test_run_without_an_input_reads_the_photographs_that_come_along(classifier, tmp_path):
+    plan, out = tmp_path / "plan.json", tmp_path / "out.jsonl"
+    assert corepipe("plan", classifier, "-o", plan).returncode == 0
+    result = corepipe("run", classifier, "--plan", plan, "-o", out)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["frame"] for row in rows] == [path.name for path in sample_frames()]
+    assert "photographs that come with corepipe" in result.stderr
+
+
+def test_run_without_an_input_asks_for_one_where_photographs_do_not_fit(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "vector",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    (tmp_path / "vector.onnx").write_bytes(model.SerializeToString())
+    assert "give frames with --input" in one_message(corepipe("run", "vector.onnx", cwd=tmp_path), 2)
 
 
 def test_run_gives_what_the_whole_model_gives(classifier, photos, tmp_path):
@@ -353,6 +376,12 @@ def test_names_in_a_plan_are_text(classifier, photos, tmp_path):
     assert "no[/]\\u001b.json: cannot read" in message
 
 
+def test_bench_names_frames_that_it_cannot_read(classifier, photos):
+    result = corepipe("bench", classifier, "--input", photos, "--only", "all-cores", "--rounds", 1, "--seconds", 0.1)
+    assert result.returncode in (0, 3), result.stderr
+    assert "skipped c.jpg" in result.stderr
+
+
 def test_bench_writes_its_json(classifier, tmp_path):
     out = tmp_path / "bench.json"
     result = corepipe("bench", classifier, "--rounds", 2, "--seconds", 0.2, "--json", out)
@@ -453,6 +482,21 @@ def wait_until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("extra", [[], ["--no-cache"]])
+def test_ctrl_c_while_measuring_says_how_to_go_on(extra, tmp_path, monkeypatch):
+    monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path))
+    arguments = [sys.executable, "-m", "corepipe", "profile", "resnet50", *extra]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: psutil.Process(process.pid).children())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.startswith("error: interrupted; what was measured is kept: start again")
+    assert ("without --no-cache" in err) == bool(extra)
+    assert len(err.splitlines()) == 1
 
 
 def test_ctrl_c_keeps_the_results_so_far(classifier, tmp_path, two_cores):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from corepipe.cost.profile import table_machine, table_network
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance, TableCluster, TableMachine, TableNetwork
 from corepipe.errors import UnknownNameError, UsageError
 from corepipe.plan import PLANNERS, all_cores, proved_bound, replicas_per_core
-from corepipe.report.bench import bench_json, describe
+from corepipe.report.bench import bench_json, describe, results_json
 from corepipe.report.page import page
 from corepipe.report.trace import TracedPlan, write_traces
 
@@ -49,13 +51,39 @@ def test_every_plan_is_measured_and_equals_the_whole_model(chain, two_cores, tab
         assert 0 < result.latency_s[0] <= result.latency_s[1] <= result.latency_s[2]
         assert result.outputs_equal
         assert set(result.busy) == {w.name for w in result.plan.workers}
-        assert all(0 < share < 1.05 for share in result.busy.values())
+        assert all(0 < share < 2 for share in result.busy.values())
         assert {(h.start, h.stop) for h in result.hops} == {h.layers for r in result.plan.routes for h in r.hops}
         assert result.peak_rss_bytes > 10e6
     data = bench_json(results, chain, two_cores, table, ["corepipe", "bench"], "made up")
     assert data["best"] == max(results, key=lambda r: r.throughput_fps).name
     assert {r["plan"] for r in data["results"]} == set(plans)
     assert any("Bottleneck" in sentence for sentence in describe(results))
+
+
+def far_too_fast(table):
+    """The same table with costs that make slices as short as the caller allows."""
+    fast = (1e-12,) * table.layer_count
+    return table.model_copy(update={"configs": tuple(c.model_copy(update={"layer_s": fast}) for c in table.configs)})
+
+
+def test_a_slice_goes_on_until_there_are_enough_frames(chain, two_cores, table, monkeypatch):
+    monkeypatch.setattr(comparing, "_LONGER", 1e9)
+    plans = {"all-cores": all_cores(table)}
+    (result,) = comparing.compare(chain, plans, two_cores, far_too_fast(table), frames(chain), rounds=2, slice_s=1e-6)
+    assert len(result.records) >= 2 + comparing._FRAMES_PER_SLICE
+    assert result.short_slices == 0
+
+
+def test_a_slice_with_too_few_frames_is_marked_and_ends_nothing(chain, two_cores, table, monkeypatch):
+    monkeypatch.setattr(comparing, "_LONGER", 0)
+    plans = {"all-cores": all_cores(table), "per core": replicas_per_core(table)}
+    results = comparing.compare(chain, plans, two_cores, far_too_fast(table), frames(chain), rounds=2, slice_s=1e-6)
+    for result in results:
+        assert result.throughput_fps > 0
+        assert result.short_slices == 2
+        assert not result.stable
+        assert result.outputs_equal
+    assert any("all-cores finished too few frames in 2 of 2 slices" in text for text in describe(results))
 
 
 def test_a_wrong_output_is_noticed(chain, two_cores, table, monkeypatch):
@@ -67,6 +95,8 @@ def test_a_wrong_output_is_noticed(chain, two_cores, table, monkeypatch):
     (result,) = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.2)
     assert not result.outputs_equal
     assert result.largest_error == pytest.approx(0.01, rel=0.05)
+    endless = dataclasses.replace(result, largest_error=np.inf)
+    assert [r["largest_relative_error"] for r in results_json([result, endless])] == [result.largest_error, None]
 
 
 def test_plans_of_a_network_too_large_for_memory_are_opened_one_at_a_time(chain, two_cores, table, monkeypatch):

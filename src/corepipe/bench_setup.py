@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from corepipe import plan as planners
 from corepipe.cost.table import CostTable
 from corepipe.data import sample_frames
 from corepipe.errors import FrameError, PlanError, UnknownNameError, UsageError
-from corepipe.frames import Preprocess, check_frame, open_source
+from corepipe.frames import Preprocess, Skipped, check_frame, open_source
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
 from corepipe.run import image_inputs
@@ -92,10 +92,13 @@ def bench_plans(table: CostTable, names: Sequence[str], own: Mapping[str, Plan])
     return plans
 
 
-def bench_frames(network: Network, spec: str | None) -> tuple[list[Mapping[str, NDArray[Any]]], str]:
+def bench_frames(
+    network: Network, spec: str | None, on_skip: Callable[[Skipped], None] | None = None
+) -> tuple[list[Mapping[str, NDArray[Any]]], str]:
     """Frames for a comparison, in memory, and a sentence that says what they are.
 
     Without `spec`: for image-like networks the photographs that come with corepipe, else seeded random numbers.
+    `on_skip` is called for each frame that cannot be read.
 
     Raises:
         UsageError, FrameError: `spec` names nothing that can be read.
@@ -107,14 +110,19 @@ def bench_frames(network: Network, spec: str | None) -> tuple[list[Mapping[str, 
         frames = [frame for path in sample_frames() for frame in _read(network, str(path), images)]
         how = next(iter(images.values())).describe()
         return frames, f"{len(frames)} photographs that come with corepipe, {how}; decoding is not timed here"
-    frames = list(itertools.islice(_read(network, spec, images), MAX_FRAMES))
+    frames = list(itertools.islice(_read(network, spec, images, on_skip), MAX_FRAMES))
     if not frames:
         raise FrameError(f"{spec}: no readable frame")
     return frames, f"{len(frames)} frames of {spec}; decoding is not timed here"
 
 
-def _read(network: Network, spec: str, images: Mapping[str, Preprocess]) -> Iterator[Mapping[str, NDArray[Any]]]:
-    with open_source(spec, inputs=network.inputs) as source:
+def _read(
+    network: Network,
+    spec: str,
+    images: Mapping[str, Preprocess],
+    on_skip: Callable[[Skipped], None] | None = None,
+) -> Iterator[Mapping[str, NDArray[Any]]]:
+    with open_source(spec, inputs=network.inputs, on_skip=on_skip) as source:
         for frame in source:
             if not frame.is_image:
                 yield check_frame(frame.data, network.inputs, frame.name)

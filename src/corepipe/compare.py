@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from corepipe import engine
 from corepipe.cost.table import CostTable
-from corepipe.errors import FrameError
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan, evaluate
 from corepipe.runtime.stream import FrameRecord, Output, Stream
@@ -32,6 +31,10 @@ STABLE_SPREAD = 0.05
 """A result whose slices lie further from their median than this (half the range, relative) is marked unstable."""
 
 _FRAMES_PER_SLICE = 12
+
+_LONGER = 10
+"""Times the planned length, for a plan that turns out slower than predicted, or a machine that stalls."""
+
 _MEMORY_SHARE = 0.5
 
 
@@ -60,6 +63,7 @@ class PlanResult:
         records: every frame of the last slice, for traces and pictures.
         slices: how many slices there were.
         restarts: workers that died and were replaced meanwhile.
+        short_slices: slices that had to end before there were enough frames; their figures are rough.
         same_as: the plan, measured under another name, that this one equals; None if it was measured itself.
     """
 
@@ -76,6 +80,7 @@ class PlanResult:
     records: tuple[FrameRecord, ...] = field(default=(), repr=False)
     slices: int = 0
     restarts: int = 0
+    short_slices: int = 0
     same_as: str | None = None
 
     @property
@@ -85,10 +90,10 @@ class PlanResult:
 
     @property
     def stable(self) -> bool:
-        """Whether there were several slices, they agree within `STABLE_SPREAD`, and no worker died."""
+        """Whether there were several slices, none short, they agree within `STABLE_SPREAD`, and no worker died."""
         low, high = self.throughput_spread_fps
         agree = (high - low) / 2 <= STABLE_SPREAD * self.throughput_fps
-        return agree and self.slices != 1 and not self.restarts
+        return agree and self.slices != 1 and not self.short_slices and not self.restarts
 
     @property
     def bottleneck(self) -> str:
@@ -107,6 +112,7 @@ class _Contender:
     kept: list[FrameRecord] = field(default_factory=list)
     seconds: float = 0.0
     restarts: int = 0
+    short_slices: int = 0
     largest_error: float = 0.0
     peak_rss_bytes: int = 0
     stream: Stream | None = None
@@ -132,8 +138,9 @@ def compare(
 
     In each round every plan runs for a slice of time, the order rotating from round to round, so that a machine that
     drifts or throttles does so for all of them. A slice counts the results that arrive after the stream has filled and
-    before feeding stops. The outputs of every frame are checked before the first slice, and those of the last frames
-    after each slice: never while it runs. Plans that are the same but for their names are measured once.
+    before feeding stops; it goes on, within bounds, until there are a dozen of them. The outputs of every frame are
+    checked before the first slice, and those of the last frames after each slice: never while it runs. Plans that are
+    the same but for their names are measured once.
 
     Args:
         network: the network of all plans.
@@ -239,26 +246,31 @@ def _run_slice(
     seconds: float,
 ) -> None:
     contender.records.clear()
-    began = time.monotonic_ns()
-    deadline = began + int(seconds * 1e9)
+    filling = 2 * sum(len(route.hops) for route in stream.plan.routes)
+    began = ended = time.monotonic_ns()
 
     def feed() -> Iterator[Mapping[str, NDArray[Any]]]:
+        nonlocal ended
         for frame in itertools.cycle(frames):
-            if time.monotonic_ns() > deadline:
-                return
             yield frame
+            enough = len(contender.records) >= filling + _FRAMES_PER_SLICE
+            ended = time.monotonic_ns()
+            if (ended - began) * 1e-9 >= (seconds if enough else _LONGER * seconds):
+                return
 
     last = deque(enumerate(stream(feed())), maxlen=len(frames))
     for number, output in last:
         contender.check(output, expected[number % len(frames)])
-    filled = 2 * sum(len(route.hops) for route in stream.plan.routes)
     done = sorted(contender.records, key=lambda record: record.done_ns)
-    steady = [record for record in done[filled:] if record.done_ns <= deadline]
-    if len(steady) < 3:
-        raise FrameError(f"{contender.name}: too few frames in {seconds:.1f} s to measure; use longer slices")
-    span = (steady[-1].done_ns - steady[0].done_ns) * 1e-9
-    contender.slices.append((len(steady) - 1) / span)
-    contender.kept.extend(steady[1:])
+    steady = [record for record in done[filling:] if record.done_ns <= ended]
+    if len(steady) >= _FRAMES_PER_SLICE:
+        since, counted = steady[0].done_ns, steady[1:]
+    else:
+        contender.short_slices += 1
+        since, counted = began, done
+    span = (counted[-1].done_ns - since) * 1e-9
+    contender.slices.append(len(counted) / span)
+    contender.kept.extend(counted)
     contender.seconds += span
 
 
@@ -293,6 +305,7 @@ def _result(contender: _Contender, table: CostTable) -> PlanResult:
         largest_error=contender.largest_error,
         slices=len(contender.slices),
         restarts=contender.restarts,
+        short_slices=contender.short_slices,
         records=tuple(sorted(contender.records, key=lambda record: record.frame)),
     )
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import psutil
 import pytest
@@ -90,7 +91,9 @@ while time.monotonic() < end:
 print("end", flush=True)
 exit(3)
 """
-    pid, terminal = pty.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, emulate(cpu, [sys.executable, "-c", code]))
     read_until(terminal, "here")

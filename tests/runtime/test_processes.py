@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,8 +26,58 @@ print(*stream.worker_pids.values(), flush=True)
 """
 
 ONE_FRAME = SCRIPT + "print(stream.submit(frame).result().shape)\nstream.close()\n"
-FOREVER = SCRIPT + "for output in stream(frame for _ in iter(int, 1)): pass\n"
+FOREVER = (
+    SCRIPT
+    + """
+for number, output in enumerate(stream(frame for _ in iter(int, 1))):
+    if number == 10: print("under way", flush=True)
+"""
+)
 NEVER_CLOSED = SCRIPT + "stream.submit(frame).result()\n"
+
+
+FEW_FILES = """
+import os, resource, sys
+import numpy as np
+from corepipe.cost.measuring import MeasuringProcess, smallest_segment
+from corepipe.errors import WorkerError
+from corepipe.network.load import load_network
+from corepipe.plan.model import Plan
+from corepipe.runtime.stream import Stream
+from corepipe.topology import detect
+network, plan, topology = load_network(sys.argv[1]), Plan.read(sys.argv[2]), detect()
+frame = np.ones(network.inputs[0].shape, np.float32)
+
+def use_stream():
+    with Stream(network, plan, topology) as stream:
+        stream.submit(frame).result()
+
+def use_process():
+    with MeasuringProcess(topology, "probe", [topology.cores[0].id], [smallest_segment()] * 3, "onnxruntime") as probe:
+        probe.time([[0, 1, 2]], 0.0, runs=1)
+
+def open_files():
+    return sorted(os.listdir("/proc/self/fd"))
+
+for use in (use_stream, use_process):
+    use()
+    before = open_files()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused = 0
+    for limit in range(len(before), len(before) + 60):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            use()
+            break
+        except WorkerError as error:
+            refused += "ulimit -n" in str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert open_files() == before, (limit, before, open_files())
+    else:
+        raise SystemExit("never enough files")
+    assert refused > 5, refused
+"""
 
 
 @pytest.fixture
@@ -53,8 +104,19 @@ def gone(pids, is_running, seconds=2.0):
     return True
 
 
-def shared_memory_files():
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+def shared_memory(pid):
+    """The nameless files of a process, as (device, inode)."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.readlink(fd).startswith("/memfd:corepipe-"):
+                    found.add((fd.stat().st_dev, fd.stat().st_ino))
+    return found
+
+
+def held_by_anyone(memory):
+    return any(memory & shared_memory(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
 @pytest.mark.parametrize("how", ["file", "command", "stdin"])
@@ -84,18 +146,20 @@ def test_a_stream_that_is_never_closed_ends_with_its_process(files, is_running):
 
 @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_when_the_users_process_is_stopped(files, what, is_running):
-    before = shared_memory_files()
     process = start(["-c", FOREVER, *files])
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2
-    time.sleep(0.3)
+    assert process.stdout.readline() == "under way\n"
+    memory = shared_memory(process.pid)
+    assert memory
+    assert memory <= shared_memory(pids[0])
     process.send_signal(what)
     _, err = process.communicate(timeout=30)
     assert process.returncode != 0
     if what == signal.SIGINT:
         assert err.rstrip().endswith("KeyboardInterrupt")
     assert gone(pids, is_running)
-    assert shared_memory_files() <= before
+    assert not held_by_anyone(memory)
 
 
 def test_workers_end_even_if_a_forked_child_of_the_parent_lives_on(files, is_running):
@@ -122,6 +186,12 @@ def test_a_module_in_the_working_folder_cannot_get_into_a_worker(files, tmp_path
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out.splitlines()[1] == "(1, 8, 16, 16)"
+
+
+def test_running_out_of_files_is_one_error_and_leaks_none(files):
+    process = start(["-c", FEW_FILES, *files])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
 
 
 def test_a_plan_on_a_forbidden_core_gives_one_message(files, tmp_path):

@@ -165,11 +165,11 @@ def test_a_frame_that_does_not_fit_is_refused_and_nothing_is_lost(chain, two_cor
         assert_equal([mixed[0], mixed[2]], whole(chain, good[:2]))
 
 
-def gather_model():
-    """Fails on a frame that holds an index out of range."""
+def gather_model(shift=0):
+    """Picks table entries, the first by index `shift`; fails on a frame that holds an index out of range."""
     nodes = [
-        helper.make_node("Mul", ["indices", "one"], ["same"]),
-        helper.make_node("Gather", ["table", "same"], ["picked"]),
+        helper.make_node("Sub", ["indices", "shift"], ["shifted"]),
+        helper.make_node("Gather", ["table", "shifted"], ["picked"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -178,7 +178,7 @@ def gather_model():
         [helper.make_tensor_value_info("picked", TensorProto.FLOAT, [3])],
         [
             helper.make_tensor("table", TensorProto.FLOAT, [4], [0.0, 10.0, 20.0, 30.0]),
-            helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("shift", TensorProto.INT64, [1], [shift]),
         ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
@@ -195,6 +195,15 @@ def test_a_frame_that_fails_in_a_worker_fails_alone_and_by_name(two_cores, make_
         assert "frame 1" in str(bad)
         with pytest.raises(FrameError, match="frame 4"):
             list(stream(frames))
+
+
+def test_a_model_that_fails_on_zeros_runs_frames_that_it_takes(two_cores, make_plan):
+    network = load_network(gather_model(shift=100))
+    plan = make_plan(network, [(1, [(0, 0, len(network.layers))])])
+    with Stream(network, plan, two_cores) as stream:
+        good, bad = stream([np.array(i, np.int64) for i in ([100, 101, 103], [0, 0, 0])], on_error="return")
+        assert_equal([good], [np.array([0, 10, 30], np.float32)])
+        assert isinstance(bad, FrameError)
 
 
 def test_an_output_of_unknown_shape(two_cores, make_plan):
@@ -226,6 +235,13 @@ def test_a_killed_worker_is_replaced_and_its_frames_run_again(chain, two_cores, 
     assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
+def test_a_worker_is_replaced_with_any_number_of_open_files(chain, two_cores, make_plan, many_files):
+    frames = frames_for(chain, 4)
+    with Stream(chain, make_plan(chain, PLANS["one worker"]), two_cores) as stream:
+        os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+        assert_equal(stream(frames), whole(chain, frames))
+
+
 def test_a_frame_that_kills_its_worker_twice_fails_alone(two_cores, make_plan, make_chain):
     network = load_network(make_chain(layers=2, channels=64, side=512))
     frames = frames_for(network, 3)
@@ -251,14 +267,12 @@ def wait_until(condition, seconds=30):
 
 def test_closing_ends_frames_under_way_by_name(chain, two_cores, make_plan):
     stream = Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores)
+    pids = list(stream.worker_pids.values())
     os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
     future = stream.submit(frames_for(chain, 1)[0])
-    os.kill(stream.worker_pids["w1"], signal.SIGCONT)
-    os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
-    pids = list(stream.worker_pids.values())
     stream.close()
     stream.close()
-    assert future.done()
+    assert isinstance(future.exception(0), StreamClosedError)
     with pytest.raises(StreamClosedError):
         stream.submit(frames_for(chain, 1)[0])
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
@@ -348,6 +362,65 @@ def test_closing_does_not_hold_the_streams_lock_while_callbacks_run(chain, two_c
             stream.submit(frames_for(chain, 1)[0], timeout=5)
     closing.join(20)
     assert not closing.is_alive()
+
+
+def test_a_callback_may_submit_when_another_thread_took_its_room(chain, two_cores, make_plan):
+    frame = frames_for(chain, 1)[0]
+    accepted = []
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                accepted.append(stream.submit(frame, timeout=0.3))
+        full = len(accepted)
+
+        def again(_):
+            wait_until(lambda: len(accepted) > full)
+            accepted.append(stream.submit(frame))
+
+        accepted[0].add_done_callback(again)
+        os.kill(stream.worker_pids["w1"], signal.SIGCONT)
+        accepted.append(stream.submit(frame))
+        wait_until(lambda: len(accepted) == full + 2, 10)
+        assert_equal([future.result(30) for future in accepted], whole(chain, [frame]) * len(accepted))
+
+
+def test_a_callback_may_submit_while_a_worker_is_replaced(chain, two_cores, make_plan):
+    frame = frames_for(chain, 1)[0]
+    futures = []
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
+        first, last = stream.worker_pids["w0"], stream.worker_pids["w1"]
+        os.kill(last, signal.SIGSTOP)
+        for _ in range(3):
+            futures.append(stream.submit(frame))
+            futures[-1].add_done_callback(lambda _: futures.append(stream.submit(frame)))
+        slots = [stream.pool.arena.slots[flight.slot] for flight in stream.flights_under_way()]
+        wait_until(lambda: all(slot.times[0, 1] for slot in slots))
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: stream._paused)
+        os.kill(last, signal.SIGCONT)
+        wait_until(lambda: len(futures) == 6, 10)
+        assert_equal([future.result(30) for future in futures], whole(chain, [frame]) * 6)
+        assert stream.restarts == 1
+
+
+def test_a_callback_that_waits_does_not_stop_the_collector(chain, two_cores, make_plan):
+    frame = frames_for(chain, 1)[0]
+    records, go = [], threading.Event()
+    with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores, on_record=records.append) as stream:
+        stream.submit(frame).add_done_callback(lambda _: go.wait(30))
+        last = stream.submit(frame)
+        wait_until(lambda: len(records) == 2, 10)
+        go.set()
+        last.result(30)
+
+
+def test_a_callback_may_close_the_stream(chain, two_cores, make_plan, is_running):
+    frame = frames_for(chain, 1)[0]
+    stream = Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores)
+    pids = list(stream.worker_pids.values())
+    stream.submit(frame).add_done_callback(lambda _: stream.close())
+    wait_until(lambda: stream.closed and not any(map(is_running, pids)))
 
 
 def test_a_callback_that_exits_ends_the_stream_by_name(chain, two_cores, make_plan):

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from corepipe import __version__
 from corepipe.cli import frames, machine, model, simulated
-from corepipe.cli.common import app, log
+from corepipe.cli.common import Interrupted, app, log
 from corepipe.errors import CorepipeError
 from corepipe.report.html import visible
 from corepipe.report.terminal import plain
@@ -54,11 +54,10 @@ def main() -> None:
         app(prog_name="corepipe")
     except CorepipeError as error:
         _fail(str(error), error.exit_code)
+    except Interrupted as error:
+        _fail(str(error), 130)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except MemoryError:
         _fail("out of memory; use a smaller model or fewer workers", 1)
     except Exception as error:

@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperGroup
 
 from corepipe.document import write_atomically
 from corepipe.errors import UsageError
 from corepipe.report.html import visible
 from corepipe.report.terminal import say
 
+
+class Interrupted(Exception):
+    """Ctrl-C ended a command; the message says what becomes of its work."""
+
+
+class _Commands(TyperGroup):
+    """Typer ends without a word on a KeyboardInterrupt, so it gets to see another exception."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
+
+        Raises:
+            Interrupted: on Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+
+
+@contextlib.contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Say on Ctrl-C how to go on.
+
+    Raises:
+        Interrupted: on Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; what was measured is kept: {how}") from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="CNN inference at the highest throughput that a CPU with unequal cores can give.",
     no_args_is_help=True,
     add_completion=False,
@@ -62,7 +98,7 @@ def write_json(target: str | None, data: Callable[[], Any]) -> bool:
     if target is None:
         return False
     value = data()
-    text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
     else:
@@ -116,7 +152,8 @@ def costs_of(
     """
     from corepipe import api
 
-    with ProgressBar() as on_progress:
+    how = "start again without --no-cache to go on" if no_cache else "start again to go on"
+    with resumable(how), ProgressBar() as on_progress:
         found = api.find_costs(
             network,
             topology,

@@ -91,7 +91,7 @@ def bench(
     for plan in own.values():
         check_fits(plan, network)
         check_cores(plan, topology)
-    frames, said = bench_frames(network, input_spec)
+    frames, said = bench_frames(network, input_spec, _say_skipped)
     table = costs_of(network, topology, no_cache, calibration=calibration, force=force)
     plans = bench_plans(table, names, own)
     say(log, f"frames: {said}")
@@ -121,11 +121,14 @@ def run(
     context: typer.Context,
     model: Model,
     input_spec: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--input", "-i", help="A folder of images, an image, a video, camera:0, .npy, .npz, or - (stdin)."
+            "--input",
+            "-i",
+            help="A folder of images, an image, a video, camera:0, .npy, .npz, or - (stdin); by default the "
+            "photographs that come with corepipe.",
         ),
-    ],
+    ] = None,
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="- for JSONL on stdout, or a .jsonl, .npz or .txt file.")
     ] = None,
@@ -164,6 +167,8 @@ def run(
     options = io.parse_options(mean=mean, std=std, scale=scale, layout=layout, color=color, resize=resize)
     prepare = image_inputs(network, options)
     names = None if labels is None else io.read_labels(labels)
+    if input_spec is None:
+        input_spec = _photographs(network, prepare)
     with io.open_source(input_spec, inputs=network.inputs, on_skip=_say_skipped) as source:
         table = None
         if plan_file is not None:
@@ -224,6 +229,17 @@ def _sampler(topology: Any, trace: Path | None) -> Any:
     from corepipe.report.frequency import FrequencySampler
 
     return FrequencySampler(topology.cpus if trace is not None else ())
+
+
+def _photographs(network: Any, prepare: Any) -> str:
+    """The folder of photographs that come with corepipe, for a network that takes images."""
+    from corepipe.data import sample_frames
+
+    if not prepare:
+        wanted = ", ".join(f"{t.name} {t}" for t in network.inputs)
+        raise UsageError(f"{network.name} does not take images ({wanted}); give frames with --input, as .npy or .npz")
+    say(log, "frames: the photographs that come with corepipe (--input names others)")
+    return str(sample_frames()[0].parent)
 
 
 def _say_skipped(skipped: Any) -> None:

@@ -14,6 +14,7 @@ from corepipe.cli.common import (
     log,
     machine_at_hand,
     out,
+    resumable,
     topology_of,
     write_json,
 )
@@ -44,7 +45,7 @@ def calibrate(
 
     check_writable(json_to)
     topology, engine, store = machine_at_hand(cores), engine_name(), CalibrationStore()
-    with ProgressBar() as on_progress:
+    with resumable("start again to go on"), ProgressBar() as on_progress:
         found = calibrating.calibrate(
             topology,
             engine,

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from corepipe.errors import WorkerError
 from corepipe.network.model import Network, Segment, TensorInfo
+from corepipe.runtime.arena import or_worker_error
 from corepipe.runtime.launch import Child, memory_file
 from corepipe.topology.model import ALL_CORES, CoreConfig, Topology
 
@@ -63,34 +65,37 @@ class MeasuringProcess:
         if watch and len(cores) > 1 and len({c.name for c in topology.clusters for k in c.cores if k.id in cores}) == 1:
             with MeasuringProcess(topology, f"{name}-1", cores[:1], (), engine) as lone:
                 expected_s = lone.reference_s
-        model_fds = [memory_file(s.model.SerializeToString(), "model") for s in segments]
-        command_read, self._commands = os.pipe()
-        config = {
-            "engine": engine,
-            "threads": len(cores),
-            "watch": watch,
-            "expected_s": expected_s,
-            "command_fd": command_read,
-            "models": [
-                {
-                    "model_fd": fd,
-                    "inputs": [[t.name, str(t.dtype), t.shape] for t in segment.inputs],
-                    "outputs": [[t.name, str(t.dtype), t.shape] for t in segment.outputs],
-                }
-                for fd, segment in zip(model_fds, segments, strict=True)
-            ],
-        }
         cpus = topology.cpus_of(cores) if topology.pinnable else ()
-        try:
-            self._child = Child(
-                "corepipe.cost.prober", name, cpus, config, [command_read, *model_fds], threads=len(cores)
-            )
-        except BaseException:
-            os.close(self._commands)
-            raise
-        finally:
-            for fd in (command_read, *model_fds):
-                os.close(fd)
+        with (
+            or_worker_error(f"worker {name}: cannot start a process"),
+            contextlib.ExitStack() as undo,
+            contextlib.ExitStack() as given,
+        ):
+            models: list[dict[str, Any]] = []
+            for segment in segments:
+                model_fd = memory_file(segment.model.SerializeToString(), "model")
+                given.callback(os.close, model_fd)
+                models.append(
+                    {
+                        "model_fd": model_fd,
+                        "inputs": [[t.name, str(t.dtype), t.shape] for t in segment.inputs],
+                        "outputs": [[t.name, str(t.dtype), t.shape] for t in segment.outputs],
+                    }
+                )
+            command_read, self._commands = os.pipe()
+            given.callback(os.close, command_read)
+            undo.callback(os.close, self._commands)
+            config = {
+                "engine": engine,
+                "threads": len(cores),
+                "watch": watch,
+                "expected_s": expected_s,
+                "command_fd": command_read,
+                "models": models,
+            }
+            fds = [command_read, *(model["model_fd"] for model in models)]
+            self._child = Child("corepipe.cost.prober", name, cpus, config, fds, threads=len(cores))
+            undo.pop_all()
         try:
             self.reference_s: float | None = self._child.wait_report()["reference_s"]
         except BaseException:
@@ -101,7 +106,7 @@ class MeasuringProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(WorkerError):
             self._ask(op="stop")
         os.close(self._commands)
         self._child.close()
@@ -146,7 +151,11 @@ class MeasuringProcess:
 
     @contextlib.contextmanager
     def load(self, segment: int = 0) -> Iterator[None]:
-        """Keep the cores busy with a segment until the block ends."""
+        """Keep the cores busy with a segment until the block ends.
+
+        Raises:
+            WorkerError: the segment failed, or the process ended.
+        """
         self.time([[segment]], 0.0, runs=1)
         self._ask(op="load", model=segment)
         self._child.wait_report()
@@ -161,7 +170,11 @@ class MeasuringProcess:
         return answer
 
     def _ask(self, **command: Any) -> None:
-        os.write(self._commands, json.dumps(command).encode() + b"\n")
+        try:
+            os.write(self._commands, json.dumps(command).encode() + b"\n")
+        except BrokenPipeError:
+            self._child.reports()
+            raise WorkerError(f"worker {self._child.name} {self._child.describe_end()}") from None
 
 
 def time_whole(

@@ -196,5 +196,7 @@ def _run_chain(chain: list[_Model]) -> float:
 
 def _load(model: _Model, commands: int) -> None:
     """Keep the cores busy until the next command arrives."""
-    while not select.select([commands], [], [], 0)[0]:
+    poller = select.poll()
+    poller.register(commands, select.POLLIN)
+    while not poller.poll(0):
         model.run()

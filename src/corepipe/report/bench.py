@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -85,6 +86,11 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
             continue
         if result.restarts:
             sentences.append(f"{result.restarts} workers of {result.name} died and were replaced: not trustworthy.")
+        if result.short_slices:
+            sentences.append(
+                f"{result.name} finished too few frames in {result.short_slices} of {result.slices} slices, so its "
+                f"figures are rough: use longer slices (--seconds)."
+            )
         sentences.extend(_prediction_off(result))
     if any(not result.stable for result in results):
         sentences.append(
@@ -152,7 +158,7 @@ def results_json(results: Sequence[PlanResult]) -> list[dict[str, Any]]:
             "restarts": r.restarts,
             "same_as": r.same_as,
             "outputs_equal": r.outputs_equal,
-            "largest_relative_error": r.largest_error,
+            "largest_relative_error": r.largest_error if math.isfinite(r.largest_error) else None,
             "bottleneck": r.bottleneck,
             "busy": r.busy,
             "hops": [

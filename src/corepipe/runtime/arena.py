@@ -9,12 +9,14 @@ Slot: header (error text, times of each hop) | tensors, each aligned to `ALIGNME
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corepipe.engine.base import DynamicOutput
-from corepipe.errors import CorepipeError, FrameError
+from corepipe.errors import FrameError, WorkerError
 
 if TYPE_CHECKING:
     from corepipe.network.model import TensorInfo
@@ -98,21 +100,34 @@ def anonymous_file(size: int, what: str) -> int:
     """A descriptor of nameless memory of `size` bytes, to be shared with child processes.
 
     Raises:
-        CorepipeError: the system has no room for it.
+        WorkerError: the system has no room for it.
     """
-    try:
+    with or_worker_error(f"cannot get {size >> 20} MiB of shared memory for {what}"), contextlib.ExitStack() as undo:
         if sys.platform == "linux":
             fd = os.memfd_create(f"corepipe-{what}", os.MFD_CLOEXEC)
         else:
             with tempfile.TemporaryFile(prefix="corepipe-") as file:
                 fd = os.dup(file.fileno())
+        undo.callback(os.close, fd)
         os.ftruncate(fd, max(size, 1))
-    except OSError as error:
-        raise CorepipeError(
-            f"cannot get {size >> 20} MiB of shared memory for {what}: {error.strerror}; close other programs or "
-            f"use fewer workers"
-        ) from None
+        undo.pop_all()
     return fd
+
+
+@contextlib.contextmanager
+def or_worker_error(what: str) -> Iterator[None]:
+    """Where the system lacks what is needed, say what failed.
+
+    Raises:
+        WorkerError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = "close other programs or use fewer workers"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            advice = "allow more open files (ulimit -n) or use fewer workers"
+        raise WorkerError(f"{what}: {error.strerror or error}; {advice}") from None
 
 
 class Slot:
@@ -178,10 +193,8 @@ class Arena:
     def __init__(self, layout: Layout, fd: int) -> None:
         self.fd = fd
         self.layout = layout
-        try:
+        with or_worker_error(f"cannot map {layout.nbytes >> 20} MiB of shared memory"):
             memory = mmap.mmap(fd, layout.nbytes)
-        except (OSError, ValueError) as error:
-            raise CorepipeError(f"cannot map {layout.nbytes >> 20} MiB of shared memory: {error}") from None
         self.slots = tuple(Slot(memory, i * layout.slot_bytes, layout) for i in range(layout.slots))
 
     @classmethod
@@ -189,9 +202,14 @@ class Arena:
         """New memory for a layout.
 
         Raises:
-            CorepipeError: there is no room for it.
+            WorkerError: there is no room for it.
         """
-        return cls(layout, anonymous_file(layout.nbytes, "slots"))
+        with contextlib.ExitStack() as undo:
+            fd = anonymous_file(layout.nbytes, "slots")
+            undo.callback(os.close, fd)
+            arena = cls(layout, fd)
+            undo.pop_all()
+        return arena
 
     def close(self) -> None:
         """Give the memory back as soon as nobody holds a view of it."""

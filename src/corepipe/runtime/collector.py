@@ -52,7 +52,7 @@ def collect(reference: weakref.ref[Stream]) -> None:
             stream.give_up(error)
             return
         except BaseException as error:
-            # A future's callback may raise anything; without this thread every frame would wait forever.
+            # Without this thread every frame would wait forever.
             stream.give_up(
                 WorkerError(f"the stream's collector ended: {type(error).__name__}: {error}; open a new one")
             )

@@ -16,18 +16,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from corepipe.errors import WorkerError
-from corepipe.runtime.arena import anonymous_file
+from corepipe.runtime.arena import anonymous_file, or_worker_error
 
 _BOOT = "import sys; sys.path[:] = {path!r}; from corepipe.runtime.child import main; main({fd})"
 
 
 def memory_file(data: bytes, what: str) -> int:
-    """A descriptor of nameless memory that holds `data`, positioned at its start."""
+    """A descriptor of nameless memory that holds `data`, positioned at its start.
+
+    Raises:
+        WorkerError: the system has no room for it.
+    """
     fd = anonymous_file(len(data), what)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
+    with or_worker_error(f"cannot write {len(data) >> 20} MiB for {what}"), contextlib.ExitStack() as undo:
+        undo.callback(os.close, fd)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        undo.pop_all()
     return fd
 
 
@@ -60,40 +67,39 @@ class Child:
         self._queued: list[dict[str, Any]] = []
         self._error = ""
         self.ended = False
-        lifeline_read, self._lifeline = os.pipe()
-        self.status_fd, status_write = os.pipe()
-        os.set_blocking(self.status_fd, False)
-        given = [lifeline_read, status_write]
-        whole = {
-            **config,
-            "module": module,
-            "name": f"corepipe:{name}",
-            "cpus": list(cpus),
-            "lifeline_fd": lifeline_read,
-            "status_fd": status_write,
-        }
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
         path = [p for p in sys.path if isinstance(p, str) and p]
-        try:
-            given.append(memory_file(json.dumps(whole).encode(), "config"))
+        with (
+            or_worker_error(f"worker {name}: cannot start a process"),
+            contextlib.ExitStack() as undo,
+            contextlib.ExitStack() as given,
+        ):
+            lifeline_read, self._lifeline = os.pipe()
+            given.callback(os.close, lifeline_read)
+            undo.callback(os.close, self._lifeline)
+            self.status_fd, status_write = os.pipe()
+            given.callback(os.close, status_write)
+            undo.callback(os.close, self.status_fd)
+            os.set_blocking(self.status_fd, False)
+            whole = {
+                **config,
+                "module": module,
+                "name": f"corepipe:{name}",
+                "cpus": list(cpus),
+                "lifeline_fd": lifeline_read,
+                "status_fd": status_write,
+            }
+            config_fd = memory_file(json.dumps(whole).encode(), "config")
+            given.callback(os.close, config_fd)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT.format(path=path, fd=given[-1])],
-                pass_fds=[*given, *fds],
+                [sys.executable, "-P", "-c", _BOOT.format(path=path, fd=config_fd)],
+                pass_fds=[lifeline_read, status_write, config_fd, *fds],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=environment,
                 process_group=0,
             )
-        except BaseException as error:
-            for fd in (self._lifeline, self.status_fd):
-                os.close(fd)
-            if isinstance(error, OSError):
-                reason = error.strerror or error
-                raise WorkerError(f"worker {name}: cannot start a process: {reason}; close other programs") from None
-            raise
-        finally:
-            for fd in given:
-                os.close(fd)
+            undo.pop_all()
 
     @property
     def pid(self) -> int:

@@ -10,7 +10,7 @@ from corepipe.errors import PlanError, TopologyError, UnknownNameError
 from corepipe.network.model import Network, Segment, TensorInfo
 from corepipe.plan.model import Plan, Worker
 from corepipe.runtime import messages
-from corepipe.runtime.arena import MAX_HOPS, Arena, Layout
+from corepipe.runtime.arena import MAX_HOPS, Arena, Layout, or_worker_error
 from corepipe.runtime.launch import Child, memory_file
 from corepipe.topology.model import ALL_CORES, Topology
 
@@ -49,8 +49,9 @@ class Pool:
         self._fds: list[int] = []
         self.arena = Arena.create(Layout.of(list(tensors.values()), slots))
         try:
-            self.results_fd, self._results_write = self._pipe()
-            self._inboxes = [self._pipe() for _ in plan.workers]
+            with or_worker_error("cannot make the workers' pipes"):
+                self.results_fd, self._results_write = self._pipe()
+                self._inboxes = [self._pipe() for _ in plan.workers]
             for worker in plan.workers:
                 self.children.append(self._start(worker))
             for child in self.children:
@@ -170,7 +171,9 @@ def check_fits(plan: Plan, network: Network) -> None:
 
 
 def _drain(fd: int) -> None:
-    while select.select([fd], [], [], 0)[0]:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    while poller.poll(0):
         if not os.read(fd, 1 << 16):
             return
 

@@ -11,8 +11,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -23,8 +23,9 @@ from corepipe.network.inputs import check_frame
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
 from corepipe.runtime import messages
-from corepipe.runtime.arena import Slot
+from corepipe.runtime.arena import Slot, or_worker_error
 from corepipe.runtime.collector import collect
+from corepipe.runtime.delivery import Deliveries, Ended, deliver
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.pool import Pool
 from corepipe.topology.model import Topology
@@ -81,15 +82,6 @@ class Flight:
     kills: int = 0
 
 
-@dataclass
-class _Ended:
-    """A frame that has its result but waits for its turn."""
-
-    future: Future[Output]
-    output: Output | None
-    error: CorepipeError | None = field(default=None)
-
-
 class Stream:
     """Runs a plan: feed frames, read results in the same order.
 
@@ -128,22 +120,33 @@ class Stream:
         self._state = threading.Condition()
         self._free = list(range(self._dispatcher.slots))
         self._flights: dict[int, Flight] = {}
-        self._ended: dict[int, _Ended] = {}
+        self._ended: dict[int, Ended] = {}
+        self._deliveries: Deliveries = Deliveries()
         self._next_sequence = 0
         self._next_delivery = 0
+        self._delivered = 0
         self._filling = 0
         self._paused = False
         self._generation = 0
         self._broken: CorepipeError | None = None
         self.closed = False
-        try:
+        with or_worker_error("cannot open the stream"), contextlib.ExitStack() as undo:
+            undo.callback(self.pool.close)
+            undo.callback(setattr, self, "closed", True)
             self.wake_fd, self._wake_write = os.pipe()
-            self._collector = threading.Thread(target=collect, args=(weakref.ref(self),), daemon=True)
-            self._collector.name = "corepipe-collector"
+            undo.callback(os.close, self.wake_fd)
+            undo.callback(os.close, self._wake_write)
+            reference = weakref.ref(self)
+            self._deliverer = threading.Thread(
+                target=deliver, args=(reference, self._deliveries), name="corepipe-delivery", daemon=True
+            )
+            undo.callback(self._deliveries.put, None)
+            self._deliverer.start()
+            self._collector = threading.Thread(
+                target=collect, args=(reference,), name="corepipe-collector", daemon=True
+            )
             self._collector.start()
-        except BaseException:
-            self.pool.close()
-            raise
+            undo.pop_all()
 
     def __enter__(self) -> Stream:
         return self
@@ -169,7 +172,8 @@ class Stream:
             timeout: seconds to wait for room; None to wait as long as it takes.
 
         Returns:
-            A future that ends, in the order of submission, with the result or with a `FrameError`.
+            A future that ends, in the order of submission, with the result or with a `FrameError`. Its callbacks run
+            in a thread that ends all futures: they may submit frames, but not wait for results.
 
         Raises:
             FrameError: the frame does not fit the inputs; nothing was submitted.
@@ -309,9 +313,12 @@ class Stream:
         with self._state:
             self._state.wait_for(lambda: self._filling == 0, _FILLING_S)
         self._fail_all(StreamClosedError("the stream was closed before this frame's result was there"))
+        self._deliveries.put(None)
         self.pool.close()
         os.close(self.wake_fd)
         os.close(self._wake_write)
+        if threading.current_thread() is not self._deliverer:
+            self._deliverer.join()
 
     def pause(self) -> None:
         """Hold new frames back (for the collector)."""
@@ -349,13 +356,11 @@ class Stream:
             raise StreamClosedError("the stream is closed; open a new one")
 
     def _has_room(self) -> bool:
-        undelivered = self._next_sequence - self._next_delivery
-        return (
-            not self._paused
-            and undelivered + self._filling < self._dispatcher.window
-            and bool(self._free)
-            and self._dispatcher.has_room()
-        )
+        if self._paused or not self._free or not self._dispatcher.has_room():
+            return False
+        # Deliveries wait for a callback that submits, so that callback must not wait for deliveries.
+        in_callback = threading.current_thread() is self._deliverer
+        return in_callback or self._next_sequence - self._delivered + self._filling < self._dispatcher.window
 
     def _release(self, slot: int, route: int) -> None:
         self._free.append(slot)
@@ -395,19 +400,28 @@ class Stream:
         if failed:
             self.fail(flight, FrameError(f"frame {sequence}: {slot.error}"))
         else:
-            self._end(flight, _Ended(flight.future, self._result(slot)))
+            self._end(flight, Ended(flight.future, self._result(slot)))
 
     def fail(self, flight: Flight, error: CorepipeError) -> None:
         """End a frame with an error (for the collector)."""
-        self._end(flight, _Ended(flight.future, None, error))
+        self._end(flight, Ended(flight.future, error=error))
 
-    def _end(self, flight: Flight, ended: _Ended) -> None:
+    def delivered(self) -> None:
+        """One more future has ended (for the delivering thread)."""
+        with self._state:
+            self._delivered += 1
+            self._state.notify_all()
+
+    def _end(self, flight: Flight, ended: Ended) -> None:
         self._record(flight, self.pool.arena.slots[flight.slot], ended.error is not None)
         with self._state:
-            del self._flights[flight.slot]
+            if self._flights.pop(flight.slot, None) is None:
+                return
             self._ended[flight.sequence] = ended
             self._release(flight.slot, flight.route)
-        self._deliver()
+            while (following := self._ended.pop(self._next_delivery, None)) is not None:
+                self._next_delivery += 1
+                self._deliveries.put(following)
 
     def _record(self, flight: Flight, slot: Slot, failed: bool) -> None:
         if self.on_record is None:
@@ -424,30 +438,15 @@ class Stream:
             _log.exception("on_record failed for frame %d; it is not called any more", flight.sequence)
             self.on_record = None
 
-    def _deliver(self) -> None:
-        while (ended := self._ended.pop(self._next_delivery, None)) is not None:
-            with contextlib.suppress(InvalidStateError):
-                if ended.error is not None:
-                    ended.future.set_exception(ended.error)
-                else:
-                    assert ended.output is not None
-                    ended.future.set_result(ended.output)
-            with self._state:
-                self._next_delivery += 1
-                self._state.notify_all()
-
     def _fail_all(self, error: CorepipeError) -> None:
-        """End everything that has not ended, in order; callbacks run without the lock."""
+        """End everything that has not ended, in order."""
         with self._state:
-            futures = {flight.sequence: flight.future for flight in self._flights.values()}
-            futures |= {sequence: ended.future for sequence, ended in self._ended.items()}
+            failed = {flight.sequence: Ended(flight.future, error=error) for flight in self._flights.values()}
+            failed |= {sequence: Ended(ended.future, error=error) for sequence, ended in self._ended.items()}
             self._flights.clear()
             self._ended.clear()
-            self._state.notify_all()
-        for _, future in sorted(futures.items()):
-            with contextlib.suppress(InvalidStateError):
-                future.set_exception(error)
-        with self._state:
+            for _, ended in sorted(failed.items()):
+                self._deliveries.put(ended)
             self._state.notify_all()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import mmap
 import os
@@ -14,7 +15,7 @@ import numpy as np
 
 from corepipe import engine
 from corepipe.engine.base import Compiled
-from corepipe.errors import CorepipeError
+from corepipe.errors import CorepipeError, EngineError
 from corepipe.runtime import messages
 from corepipe.runtime.arena import Arena, Layout, Slot
 from corepipe.runtime.child import report
@@ -57,11 +58,16 @@ class _Segment:
         )
 
     def _warm_up(self) -> None:
-        """Run once in private memory, so that the first frame does not pay for the engine's first allocations."""
+        """Run once in private memory, so that the first frame does not pay for the engine's first allocations.
+
+        A model may refuse zeros; whether it takes the frames is for the frames to tell.
+        """
         slot = self._arena.slots[0]
         inputs = {name: np.zeros_like(slot.view(name)) for name in self._inputs}
         outputs = {name: _scratch(slot.target(name)) for name in self._outputs}
-        self._compiled.bind(inputs, outputs)()
+        run = self._compiled.bind(inputs, outputs)
+        with contextlib.suppress(EngineError):
+            run()
 
 
 def _scratch(target: Any) -> Any:
