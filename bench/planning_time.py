@@ -4,10 +4,11 @@
     python bench/planning_time.py --json bench/results/planning-time.json --repeat 5
 
 Held against 1 s for 4 + 4 cores and 10 s for 16 + 8 cores, planning and explaining together, with and without a latency
-budget; what takes longer is marked MISSED, and the exit code is 1. Tables are made up, of 60 layers of lognormal cost
-(sigma 1), and irregular: every layer has another efficiency, 0.8 to 1.2, on every core config, which makes the search
-visit many sets of workers. Costs of every number of cores from 1 to the whole cluster are in them. The latency budget
-is 1.5 times the least that works.
+budget; what takes longer is marked MISSED, and the exit code is 1.
+
+Tables are made up, of 60 layers of lognormal cost (sigma 1), and irregular: every layer has another efficiency, 0.8 to
+1.2, on every core config, which makes the search visit many sets of workers. Costs of every number of cores from 1 to
+the whole cluster are in them. The latency budget is 1.5 times the least that works.
 """
 
 from __future__ import annotations
