@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,10 @@ from corepipe.topology import Topology, detect
 
 settings.register_profile("corepipe", derandomize=True, deadline=None)
 settings.load_profile("corepipe")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell's background job: child processes would inherit it and not know of Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
