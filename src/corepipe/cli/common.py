@@ -125,7 +125,7 @@ def machine_at_hand(cores: str | None) -> Any:
     topology = topology_of(cores)
     topology.check_at_hand()
     for warning in topology.warnings:
-        log.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
+        say(log, f"warning: {warning}")
     return topology
 
 

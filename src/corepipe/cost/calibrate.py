@@ -19,6 +19,7 @@ from corepipe.cost.measuring import (
     core_configs,
     cores_of,
     layer_seconds,
+    loaded,
     loads,
     name_by_layer,
     scaled,
@@ -223,9 +224,7 @@ def _measure_network(
     busy: list[float] = []
     busy_layers = None
     if others:
-        with contextlib.ExitStack() as stack:
-            for other in others:
-                stack.enter_context(other.load(number))
+        with loaded(others, number):
             busy = prober.time(chains[:1], _SECONDS, runs=_RUNS, busy=True)[0]
             profiled = prober.profile(whole, typical(busy), _SECONDS, busy=True, limits=_PROFILE_RUNS)
             busy_layers = layer_seconds(network, profiled)

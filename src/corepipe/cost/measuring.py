@@ -193,9 +193,7 @@ def time_whole(
             alone = typical(prober.time([[index]], seconds)[0])
             busy = None
             if others:
-                with contextlib.ExitStack() as loaded:
-                    for other in others:
-                        loaded.enter_context(other.load(index))
+                with loaded(others, index):
                     busy = typical(prober.time([[index]], seconds, busy=True)[0])
             found.append((alone, busy))
         return found
@@ -209,6 +207,15 @@ def loads(
         stack.enter_context(MeasuringProcess(topology, f"load-{number}", group, segments, engine, watch=False))
         for number, group in enumerate(other_cores(topology, cores))
     ]
+
+
+@contextlib.contextmanager
+def loaded(others: Sequence[MeasuringProcess], segment: int = 0) -> Iterator[None]:
+    """All of `loads` keep their cores busy with a segment until the block ends."""
+    with contextlib.ExitStack() as stack:
+        for other in others:
+            stack.enter_context(other.load(segment))
+        yield
 
 
 def core_configs(topology: Topology) -> tuple[CoreConfig, ...]:

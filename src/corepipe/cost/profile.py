@@ -18,6 +18,7 @@ from corepipe.cost.measuring import (
     core_configs,
     cores_of,
     layer_seconds,
+    loaded,
     loads,
     name_by_layer,
     scaled,
@@ -174,10 +175,9 @@ def _measure_config(network: Network, topology: Topology, config: CoreConfig, en
         busy = None
         with contextlib.ExitStack() as stack:
             if others := loads(stack, topology, cores, [whole], engine):
-                for other in others:
-                    stack.enter_context(other.load())
-                busy_s = typical(prober.time([[0]], _SECONDS, busy=True)[0])
-                busy_layers = layer_seconds(network, prober.profile(0, busy_s, _SECONDS, busy=True))
+                with loaded(others):
+                    busy_s = typical(prober.time([[0]], _SECONDS, busy=True)[0])
+                    busy_layers = layer_seconds(network, prober.profile(0, busy_s, _SECONDS, busy=True))
                 busy = scaled(busy_layers, max(busy_s - fixed, 0.5 * busy_s))
         left_out = prober.left_out
     return ConfigCosts(

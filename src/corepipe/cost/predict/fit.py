@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -128,27 +128,31 @@ def solve(rows: Rows) -> dict[str, float]:
     The weights are found in rounds: an error counts relative to the geometric mean of measured and fitted time, which
     favours neither too short nor too long, and large errors count linearly.
     """
+    return _each_term(rows, [name for name in rows.names if name != CROSSING], {})
+
+
+def _each_term(rows: Rows, candidates: Collection[str], usual: Mapping[str, float]) -> dict[str, float]:
+    """Seconds per unit of each of some terms that occur, drawn a little to what is `usual`."""
     scale = rows.amounts.max(axis=0, initial=0.0)
-    used = (scale > 0) & (np.array(rows.names) != CROSSING)
-    matrix = rows.amounts[:, used] / scale[used]
-    found = _weighted(matrix, rows.seconds)
-    return {
-        name: float(value)
-        for name, value in zip(np.array(rows.names)[used], found / scale[used], strict=True)
-        if value > 0
-    }
+    used = [i for i, name in enumerate(rows.names) if scale[i] > 0 and name in candidates]
+    names = [rows.names[i] for i in used]
+    wanted = np.array([usual.get(name, 0.0) for name in names]) * scale[used]
+    known = wanted > 0
+    pull = np.sqrt(_REFINED) * np.eye(len(names))[known] / wanted[known, None]
+    targets = np.full(len(pull), np.sqrt(_REFINED))
+    found = _weighted(rows.amounts[:, used] / scale[used], rows.seconds, (pull, targets)) / scale[used]
+    return {name: float(value) for name, value in zip(names, found, strict=True) if value > 0}
 
 
-def _weighted(matrix: Vector, seconds: Vector, pull: tuple[Vector, Vector] | None = None) -> Vector:
+def _weighted(matrix: Vector, seconds: Vector, pull: tuple[Vector, Vector]) -> Vector:
     fitted = seconds
     found = np.zeros(matrix.shape[1])
     for _ in range(_ROUNDS):
         size = np.sqrt((seconds + _RESOLUTION_S) * (np.maximum(fitted, seconds / 5) + _RESOLUTION_S))
         error = np.abs(fitted - seconds) / size
         weight = 1 / size / np.sqrt(np.maximum(error, _ROBUST) / _ROBUST)
-        left, right = matrix * weight[:, None], seconds * weight
-        if pull is not None:
-            left, right = np.vstack([left, pull[0]]), np.concatenate([right, pull[1]])
+        left = np.vstack([matrix * weight[:, None], pull[0]])
+        right = np.concatenate([seconds * weight, pull[1]])
         found, _ = nnls(left, right, maxiter=50 * matrix.shape[1])
         fitted = matrix @ found
     return np.asarray(found, dtype=np.float64)
@@ -187,20 +191,7 @@ def _scaler(start: Condition, several: bool) -> Callable[[Rows], dict[str, float
 
 def _refiner(start: Callable[[Rows], dict[str, float]]) -> Callable[[Rows], dict[str, float]]:
     """Fits every term by itself, drawn a little to what `start` makes of it."""
-
-    def refine(rows: Rows) -> dict[str, float]:
-        usual = start(rows)
-        scale = rows.amounts.max(axis=0, initial=0.0)
-        used = np.flatnonzero(scale > 0)
-        names = [rows.names[i] for i in used]
-        wanted = np.array([usual.get(name, 0.0) for name in names]) * scale[used]
-        known = wanted > 0
-        pull = np.sqrt(_REFINED) * np.eye(len(names))[known] / wanted[known, None]
-        targets = np.full(len(pull), np.sqrt(_REFINED))
-        found = _weighted(rows.amounts[:, used] / scale[used], rows.seconds, (pull, targets)) / scale[used]
-        return {name: float(value) for name, value in zip(names, found, strict=True) if value > 0}
-
-    return refine
+    return lambda rows: _each_term(rows, rows.names, start(rows))
 
 
 def _group(name: str) -> str:
