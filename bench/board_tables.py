@@ -236,7 +236,7 @@ def _table(
                 for name, (cores, _) in clusters.items()
             ),
         ),
-        engine=EngineName(name="armcl", version=""),
+        engines=(EngineName(name="armcl", version=""),),
         configs=tuple(configs),
         hop=hop,
         provenance=Provenance(source="board", note=f"{source}; the rest filled in, see bench/board_tables.py"),

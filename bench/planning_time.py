@@ -85,7 +85,7 @@ def irregular_table(clusters: Mapping[str, int], layers: int, seed: int) -> Cost
                 for name, cores in clusters.items()
             ),
         ),
-        engine=EngineName(name="none", version=""),
+        engines=(EngineName(name="onnxruntime", version=""),),
         configs=tuple(configs),
         hop=HopCosts(fixed_s=1e-4, edge_s=5e-5),
         provenance=Provenance(source="made-up"),

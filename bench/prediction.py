@@ -158,7 +158,7 @@ def judge(measured: CostTable, predicted: CostTable) -> dict[str, float]:
         took = measured.segment_s(*span, busy=False)
         expected = predicted.segment_s(*span, busy=False)
         seconds = _shares(costs.layer_s) * took
-        guess = _shares(predicted.by_config[costs.core_config].layer_s) * expected
+        guess = _shares(predicted.costs_of(costs.core_config).layer_s) * expected
         off += float(np.abs(guess - seconds).sum())
         total += float(seconds.sum())
         counts = seconds > 0.01 * seconds.sum()
@@ -188,7 +188,7 @@ def by_family(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
         span = (costs.core_config, 0, case.measured.layer_count)
         table = case.predicted["model"]
         ratio = table.segment_s(*span, busy=False) / case.measured.segment_s(*span, busy=False)
-        guess = _shares(table.by_config[costs.core_config].layer_s) * ratio
+        guess = _shares(table.costs_of(costs.core_config).layer_s) * ratio
         for sample, seconds, predicted in zip(samples(case.network), _shares(costs.layer_s), guess, strict=True):
             rows.setdefault(family(sample), []).append((seconds, predicted))
     every = sum(share for values in rows.values() for share, _ in values)
@@ -207,7 +207,7 @@ def by_config(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
     rows: dict[str, list[tuple[float, float]]] = {}
     for case in cases:
         for costs in case.measured.configs:
-            predicted = case.predicted["model"].by_config[costs.core_config]
+            predicted = case.predicted["model"].costs_of(costs.core_config)
             span = (costs.core_config, 0, case.measured.layer_count)
             for busy in (False, True):
                 layers = costs.layer_busy_s if busy else costs.layer_s
@@ -319,7 +319,7 @@ def draw(cases: Sequence[Case], path: Path) -> None:
         for case in cases:
             costs = case.measured.configs[0]
             x = np.array(costs.layer_s) * 1e3
-            y = np.array(case.predicted[name].by_config[costs.core_config].layer_s) * 1e3
+            y = np.array(case.predicted[name].costs_of(costs.core_config).layer_s) * 1e3
             axes.scatter(x, y, s=9, alpha=0.6, linewidths=0, label=case.name)
             spans += [x.max(), y.max()]
         edges = [2e-3, 1.5 * max(spans)]

@@ -104,7 +104,7 @@ def random_table(generator: np.random.Generator) -> CostTable:
                 TableCluster(name=name, cores=tuple(next(numbers) for _ in range(n))) for name, n in clusters.items()
             ),
         ),
-        engine=EngineName(name="none", version=""),
+        engines=(EngineName(name="onnxruntime", version=""),),
         configs=tuple(configs),
         hop=HopCosts(fixed_s=2 * float(generator.uniform(0, 0.01)) * float(layers.sum())),
         provenance=Provenance(source="made-up"),

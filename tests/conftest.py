@@ -26,7 +26,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def _own_environment(tmp_path_factory, monkeypatch):
-    """Nothing of the user's cache or machine file reaches a test."""
+    """Nothing of the user's cache or machine file reaches a test; one engine, but where a test says otherwise."""
+    monkeypatch.setenv("COREPIPE_ENGINES", "onnxruntime")
     monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("COREPIPE_MACHINE", raising=False)
 

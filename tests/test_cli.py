@@ -41,7 +41,7 @@ TABLE = {
         "fingerprint": "",
         "clusters": [{"name": "big", "cores": [0]}, {"name": "little", "cores": [1]}],
     },
-    "engine": {"name": "onnxruntime", "version": "1"},
+    "engines": [{"name": "onnxruntime", "version": "1"}],
     "configs": [
         {"config": "big1", "layer_s": [0.5, 0.5]},
         {"config": "little1", "layer_s": [1.0, 1.0]},
@@ -208,7 +208,7 @@ def board(tmp_path):
             fingerprint="",
             clusters=(TableCluster(name="big", cores=(4, 5)), TableCluster(name="little", cores=(0, 1))),
         ),
-        engine=EngineName(name="onnxruntime", version="1"),
+        engines=(EngineName(name="onnxruntime", version="1"),),
         configs=(
             ConfigCosts(config="big1", layer_s=(1e-3, 2e-3, 3e-3)),
             ConfigCosts(config="big2", layer_s=(7e-4, 1e-3, 2e-3)),

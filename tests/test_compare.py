@@ -23,7 +23,7 @@ def table(chain, two_cores):
     return CostTable(
         network=table_network(chain),
         machine=table_machine(two_cores),
-        engine=EngineName(name="onnxruntime", version="any"),
+        engines=(EngineName(name="onnxruntime", version="any"),),
         configs=tuple(
             ConfigCosts(config=str(config), layer_s=(1e-4 / config.count,) * len(chain.layers))
             for config in core_configs(two_cores)
@@ -156,7 +156,7 @@ def test_the_exact_mix_has_a_row_of_its_own_where_routes_is_simpler():
                 fingerprint="",
                 clusters=(TableCluster(name="big", cores=(0,)), TableCluster(name="little", cores=(1,))),
             ),
-            engine=EngineName(name="onnxruntime", version="any"),
+            engines=(EngineName(name="onnxruntime", version="any"),),
             configs=layers,
             provenance=Provenance(source=source),
         )

@@ -64,7 +64,7 @@ def random_table(seed: int, *, latency_s: float = 0.0) -> CostTable:
                 TableCluster(name=name, cores=tuple(next(numbers) for _ in range(n))) for name, n in clusters.items()
             ),
         ),
-        engine=EngineName(name="onnxruntime", version="1"),
+        engines=(EngineName(name="onnxruntime", version="1"),),
         configs=tuple(configs),
         hop=HopCosts(
             fixed_s=float(generator.choice([0.0, 2e-4, 1e-3])), per_byte_s=1e-9, edge_s=5e-5, latency_s=latency_s
@@ -86,7 +86,7 @@ def alike(cores: int, layer_s: tuple[float, ...] = (1e-3, 1e-3), busy: float = 1
         machine=TableMachine(
             description="", fingerprint="", clusters=(TableCluster(name="cpu", cores=tuple(range(cores))),)
         ),
-        engine=EngineName(name="onnxruntime", version="1"),
+        engines=(EngineName(name="onnxruntime", version="1"),),
         configs=(ConfigCosts(config="cpu1", layer_s=layer_s, layer_busy_s=tuple(busy * s for s in layer_s)),),
         provenance=Provenance(source="made-up"),
     )

@@ -8,14 +8,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from corepipe import engine
 from corepipe import plan as planners
 from corepipe.cache import TableCache
 from corepipe.cost.measuring import Progress
 from corepipe.cost.profile import profile
-from corepipe.cost.source import Costs, read_calibration
+from corepipe.cost.source import Costs, read_calibration, sizes
 from corepipe.cost.source import find_costs as choose_costs
-from corepipe.cost.table import CostTable, EngineName
-from corepipe.errors import EngineError
+from corepipe.cost.table import CostTable, EngineName, merged
+from corepipe.errors import EngineError, UnknownNameError
 from corepipe.network.load import open_network
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
@@ -42,6 +43,8 @@ def open(
     planner: str = BEST_PLANNER,
     shapes: Mapping[str, Sequence[int]] | None = None,
     cores: Iterable[int] | None = None,
+    engines: Sequence[str] | None = None,
+    batch: int = 1,
     use_cache: bool = True,
 ) -> Stream:
     """Open a model as a stream of frames over this machine's cores.
@@ -55,6 +58,8 @@ def open(
         planner: which search finds the plan; see `corepipe plan --help`.
         shapes: fixed shapes for inputs with dynamic dimensions (a dynamic batch becomes 1 by itself).
         cores: the logical CPUs that may be used; by default all that this process may use.
+        engines: the engines that may be used, such as `["onnxruntime"]`; by default all that are installed.
+        batch: how many frames may be run at once, where that pays: more throughput, more latency.
         use_cache: whether measured costs may be read from the cache.
 
     Returns:
@@ -72,7 +77,7 @@ def open(
     topology = detect(restrict_to=cores)
     if plan is None:
         planners.check_planner(planner, (cluster.name for cluster in topology.clusters))
-        table = find_costs(network, topology, use_cache=use_cache).table
+        table = find_costs(network, topology, engines=engines, batch=batch, use_cache=use_cache).table
         plan = planners.plan(table, planner, bound=False)
     elif not isinstance(plan, Plan):
         plan = Plan.read(plan)
@@ -84,34 +89,85 @@ def engine_name(name: str = "onnxruntime") -> EngineName:
 
     Raises:
         EngineError: it is not installed.
+        UnknownNameError: there is no such engine.
     """
+    if name not in engine.names():
+        raise UnknownNameError("engine", name, engine.names())
     for distribution in (name, *_BUILDS.get(name, ())):
         with contextlib.suppress(PackageNotFoundError):
             return EngineName(name=name, version=version(distribution))
     raise EngineError(f"engine {name} is not installed; install it with: pip install {name}")
 
 
+def engine_names(names: Sequence[str] | None = None) -> tuple[EngineName, ...]:
+    """Engines with their installed versions, the default one first.
+
+    Args:
+        names: which; None for those that the environment variable COREPIPE_ENGINES names, else all installed ones.
+
+    Raises:
+        EngineError: one is not installed.
+        UnknownNameError: there is no such engine.
+    """
+    if names is None:
+        names = [name for name in os.environ.get("COREPIPE_ENGINES", "").replace(",", " ").split() if name]
+    if names:
+        return tuple(engine_name(name) for name in dict.fromkeys(names))
+    found = []
+    for name in engine.names():
+        with contextlib.suppress(EngineError):
+            found.append(engine_name(name))
+    return tuple(found) or (engine_name(),)
+
+
 def costs(
     network: Network,
     topology: Topology,
     *,
+    engines: Sequence[str] | None = None,
+    batch: int = 1,
     use_cache: bool = True,
     on_progress: Progress = lambda share, text: None,
 ) -> CostTable:
     """The cost table of a network on this machine: from the cache, else measured now and kept.
 
+    Args:
+        network: what to measure.
+        topology: where.
+        engines: on which engines; None for all, see `engine_names`.
+        batch: run frame by frame, and also so many frames at once.
+        use_cache: whether kept costs may be used.
+        on_progress: told of the progress.
+
     Raises:
         CorepipeError: measuring failed.
     """
-    engine = engine_name()
+    modes = [(name, size) for name in engine_names(engines) for size in sizes(batch)]
+    tables = []
+    for number, (name, size) in enumerate(modes):
+
+        def told(share: float, text: str, number: int = number, name: EngineName = name, size: int = size) -> None:
+            where = f", {name.name}" if len(modes) > 1 else ""
+            together = f", {size} frames at once" if size > 1 else ""
+            on_progress((number + share) / len(modes), text + where + together)
+
+        tables.append(_costs(network, topology, name, size, use_cache, told))
+    return merged(tables)
+
+
+def _costs(
+    network: Network, topology: Topology, name: EngineName, batch: int, use_cache: bool, on_progress: Progress
+) -> CostTable:
+    """The cost table of one engine and batch."""
     cache = TableCache()
-    path, hop_path = cache.path(network, topology, engine), cache.hop_path(topology, engine)
+    path, hop_path = cache.path(network, topology, name, batch), cache.hop_path(topology, name)
     table = cache.load(path) if use_cache else None
     if table is None:
         table = profile(
             network,
             topology,
-            engine,
+            name,
+            batch=batch,
             done=cache.load_partial(path, hop_path) if use_cache else None,
             on_progress=on_progress,
             on_partial=lambda partial: cache.save_partial(path, hop_path, partial),
@@ -133,6 +189,8 @@ def find_costs(
     network: Network,
     topology: Topology,
     *,
+    engines: Sequence[str] | None = None,
+    batch: int = 1,
     use_cache: bool = True,
     predict: bool = False,
     measured: bool = False,
@@ -145,6 +203,8 @@ def find_costs(
     Args:
         network: what is to be planned.
         topology: where.
+        engines: which engines plans may use; None for all, see `engine_names`.
+        batch: how many frames may be run at once.
         use_cache: whether kept costs and the machine's calibration may be used.
         predict: never measure, and pass over kept costs.
         measured: never predict.
@@ -158,10 +218,16 @@ def find_costs(
     """
 
     def measure() -> CostTable:
-        return costs(network, topology, use_cache=use_cache, on_progress=on_progress)
+        return costs(network, topology, engines=engines, batch=batch, use_cache=use_cache, on_progress=on_progress)
 
     if measured:
         return Costs(measure(), "costs: measured")
-    engine = engine_name()
-    chosen = None if calibration is None else read_calibration(calibration, topology, engine, force=force)
-    return choose_costs(network, topology, engine, measure, use_cache=use_cache, predict=predict, calibration=chosen)
+    found = engine_names(engines)
+    chosen = None
+    if calibration is not None:
+        chosen = read_calibration(calibration, None, None)
+        known = next((one for one in found if one.name == chosen.engine.name), found[0])
+        chosen = read_calibration(calibration, topology, known, force=force)
+    return choose_costs(
+        network, topology, found, measure, batch=batch, use_cache=use_cache, predict=predict, calibration=chosen
+    )

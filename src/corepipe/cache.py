@@ -1,4 +1,4 @@
-"""Measured cost tables, kept in the user's cache folder: keyed by network, machine and engine version."""
+"""Measured cost tables, kept in the user's cache folder: keyed by network, machine, engine version and batch."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class TableCache:
         named = os.environ.get("COREPIPE_CACHE")
         self.folder = folder or Path(named or platformdirs.user_cache_dir("corepipe"))
 
-    def path(self, network: Network, topology: Topology, engine: EngineName) -> Path:
-        """Where the table of this network on this machine with this engine lies."""
-        return self._path(".costs.json", network.name, network.sha256[:16], *_machine(topology, engine))
+    def path(self, network: Network, topology: Topology, engine: EngineName, batch: int = 1) -> Path:
+        """Where the table of this network on this machine with this engine, so many frames at once, lies."""
+        size = [] if batch == 1 else [f"b{batch}"]
+        return self._path(".costs.json", network.name, network.sha256[:16], *_machine(topology, engine), *size)
 
     def hop_path(self, topology: Topology, engine: EngineName) -> Path:
         """Where the hop costs of this machine with this engine lie; they are the same for all networks."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from corepipe import engine
 from corepipe.cost.table import CostTable
 from corepipe.network.model import Network
-from corepipe.plan.model import Plan, evaluate
+from corepipe.plan.model import Plan, evaluate, hop_s
 from corepipe.runtime.stream import FrameRecord, Output, Stream
 from corepipe.topology.model import Topology
 
@@ -192,7 +192,7 @@ def _twins(plans: Mapping[str, Plan]) -> dict[str, str]:
     twins = {}
     for name, plan in plans.items():
         workers = tuple(sorted((w.cores, w.engine) for w in plan.workers))
-        first = seen.setdefault((workers, tuple(key for key, _ in _routes(plan))), name)
+        first = seen.setdefault((plan.batch, workers, tuple(key for key, _ in _routes(plan))), name)
         if first != name:
             twins[name] = first
     return twins
@@ -203,7 +203,7 @@ def _routes(plan: Plan) -> list[tuple[Any, int]]:
     cores = {w.name: (w.cores, w.engine) for w in plan.workers}
     total = plan.throughput_fps
     return sorted(
-        ((tuple((cores[h.worker], h.layers) for h in r.hops), round(r.rate_fps / total, 6)), number)
+        ((tuple((cores[h.worker], plan.parts_of(h)) for h in r.hops), round(r.rate_fps / total, 6)), number)
         for number, r in enumerate(plan.routes)
     )
 
@@ -235,7 +235,7 @@ def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> flo
     """Long enough for a dozen frames beside those that fill the stream."""
     plan = contender.plan
     fps = evaluate(plan, table).throughput_fps
-    return max(least, (_FRAMES_PER_SLICE + 2 * sum(len(r.hops) for r in plan.routes)) / fps)
+    return max(least, plan.batch * (_FRAMES_PER_SLICE + 2 * sum(len(r.hops) for r in plan.routes)) / fps)
 
 
 def _run_slice(
@@ -246,14 +246,14 @@ def _run_slice(
     seconds: float,
 ) -> None:
     contender.records.clear()
-    filling = 2 * sum(len(route.hops) for route in stream.plan.routes)
+    filling = 2 * stream.plan.batch * sum(len(route.hops) for route in stream.plan.routes)
     began = ended = time.monotonic_ns()
 
     def feed() -> Iterator[Mapping[str, NDArray[Any]]]:
         nonlocal ended
         for frame in itertools.cycle(frames):
             yield frame
-            enough = len(contender.records) >= filling + _FRAMES_PER_SLICE
+            enough = len(contender.records) >= filling + _FRAMES_PER_SLICE * stream.plan.batch
             ended = time.monotonic_ns()
             if (ended - began) * 1e-9 >= (seconds if enough else _LONGER * seconds):
                 return
@@ -263,8 +263,10 @@ def _run_slice(
         contender.check(output, expected[number % len(frames)])
     done = sorted(contender.records, key=lambda record: record.done_ns)
     steady = [record for record in done[filling:] if record.done_ns <= ended]
-    if len(steady) >= _FRAMES_PER_SLICE:
-        since, counted = steady[0].done_ns, steady[1:]
+    if len(steady) >= _FRAMES_PER_SLICE * stream.plan.batch:
+        # Frames that share a slot are done at one moment.
+        since = steady[0].done_ns
+        counted = [record for record in steady if record.done_ns > since]
     else:
         contender.short_slices += 1
         since, counted = began, done
@@ -283,7 +285,7 @@ def _result(contender: _Contender, table: CostTable) -> PlanResult:
         for index, hop in enumerate(route.hops):
             times = [r.hops[index] for r in contender.kept if r.route == number]
             if times:
-                predicted = table.segment_s(plan.worker(hop.worker).core_config, hop.start, hop.stop, busy=busy_costs)
+                predicted = hop_s(plan, hop, table, busy=busy_costs)
                 measured = statistics.fmean(t.ended_ns - t.started_ns for t in times) * 1e-9
                 hops.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, measured))
     busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
@@ -357,7 +359,7 @@ def _fits_in_memory(network: Network, plans: Any) -> bool:
     """Whether the workers of all plans may be loaded at once (weights twice: as read, and packed by the engine)."""
     weights = [layer.descriptor.bytes_weights for layer in network.layers]
     total = sum(
-        2 * sum(weights[start:stop]) for plan in plans for w in plan.workers for start, stop in plan.segments_of(w.name)
+        2 * sum(weights[s.start : s.stop]) for plan in plans for w in plan.workers for s in plan.segments_of(w.name)
     )
     return total < _MEMORY_SHARE * psutil.virtual_memory().available
 

@@ -63,7 +63,7 @@ def test_filled_in_costs_follow_the_stated_rules(tables, vim3):
     for fill in (tables.Fill.SHARED, tables.Fill.FREE):
         costs = alone[fill].by_config
         whole = costs[CoreConfig("big", 4)]
-        assert whole.layer_s == pytest.approx(alone[tables.Fill.WHOLE].by_config[CoreConfig("big", 4)].layer_s)
+        assert whole.layer_s == pytest.approx(alone[tables.Fill.WHOLE].costs_of(CoreConfig("big", 4)).layer_s)
         for count in (1, 2, 3):
             part = costs[CoreConfig("big", count)]
             assert sum(part.layer_s) == pytest.approx(sum(whole.layer_s) * fps[3] / fps[count - 1])

@@ -47,7 +47,7 @@ def make_table() -> Callable[..., CostTable]:
                     TableCluster(name=name, cores=tuple(next(cores) for _ in range(n))) for name, n in clusters.items()
                 ),
             ),
-            engine=EngineName(name="onnxruntime", version="1"),
+            engines=(EngineName(name="onnxruntime", version="1"),),
             configs=tuple(
                 ConfigCosts(
                     config=name,

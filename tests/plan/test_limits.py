@@ -196,7 +196,7 @@ def test_extreme_costs_give_a_plan_or_one_message(data):
             "fingerprint": "",
             "clusters": [{"name": "big", "cores": [0, 1]}, {"name": "little", "cores": [2]}],
         },
-        "engine": {"name": "e", "version": "1"},
+        "engines": [{"name": "onnxruntime", "version": "1"}],
         "configs": [
             {"config": config, "layer_s": data.draw(layers), "layer_busy_s": data.draw(layers),
              "segment_s": data.draw(extreme), "segment_s_per_byte": data.draw(st.sampled_from([0.0, 1e-310, 1.0]))}

@@ -34,6 +34,7 @@ from corepipe.plan import (
 )
 from corepipe.plan.build import Grid, cluster_sizes
 from corepipe.plan.column_generation import RouteProgram
+from corepipe.plan.division import divided_load_s
 from corepipe.plan.limits import Limits
 from corepipe.plan.routes import least_latency_s
 from corepipe.plan.worker_sets import WorkerSets
@@ -85,7 +86,7 @@ def tables(draw, max_layers=5, busy=(1.0, 1.5), all_cores=True):
                 TableCluster(name=name, cores=tuple(next(cores) for _ in range(n))) for name, n in clusters.items()
             ),
         ),
-        engine=EngineName(name="onnxruntime", version="1"),
+        engines=(EngineName(name="onnxruntime", version="1"),),
         configs=tuple(configs),
         hop=HopCosts(
             fixed_s=draw(st.sampled_from([0.0, 1e-4, 1e-3])),
@@ -127,12 +128,12 @@ def every_route(table, workers):
                 continue
             load = np.zeros(len(workers))
             for worker, (start, stop) in zip(choice, segments, strict=True):
-                load[worker] += table.hop_load_s(workers[worker], start, stop)
+                load[worker] += divided_load_s(table, workers[worker], start, stop)
             yield load, load.sum() + (len(segments) - 1) * table.hop.latency_s
 
 
 def alone_s(table, config):
-    return table.hop_load_s(config, 0, table.layer_count, busy=False)
+    return divided_load_s(table, config, 0, table.layer_count, busy=False)
 
 
 def single_configs(table):
@@ -160,7 +161,7 @@ def brute_force_pipeline(table, *, alone=True):
         for order in set(itertools.permutations(workers)):
             for segments in splits(table):
                 if len(segments) == len(order) and (not alone or len(order) > 1):
-                    slowest = max(table.hop_load_s(c, *s) for c, s in zip(order, segments, strict=True))
+                    slowest = max(divided_load_s(table, c, *s) for c, s in zip(order, segments, strict=True))
                     best = max(best, 1 / slowest)
     return best
 

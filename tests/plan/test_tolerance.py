@@ -26,7 +26,7 @@ def nearly_alike(source):
             fingerprint="",
             clusters=(TableCluster(name="big", cores=(0,)), TableCluster(name="little", cores=(1,))),
         ),
-        engine=EngineName(name="onnxruntime", version="1"),
+        engines=(EngineName(name="onnxruntime", version="1"),),
         configs=(ConfigCosts(config="big1", layer_s=(0.5, 0.5)), ConfigCosts(config="little1", layer_s=(0.49, 0.51))),
         provenance=Provenance(source=source),
     )
@@ -49,7 +49,7 @@ def tables(draw):
             fingerprint="",
             clusters=(TableCluster(name="big", cores=(0,)), TableCluster(name="little", cores=(1,))),
         ),
-        engine=EngineName(name="onnxruntime", version="1"),
+        engines=(EngineName(name="onnxruntime", version="1"),),
         configs=tuple(ConfigCosts(config=name, layer_s=draw(seconds)) for name in ("big1", "little1", "all2")),
         hop=HopCosts(fixed_s=1e-5),
         provenance=Provenance(source="made-up"),

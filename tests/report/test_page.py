@@ -101,7 +101,7 @@ def make_table(names: Sequence[str] = EVIL, source: Any = "measured") -> CostTab
             fingerprint="f",
             clusters=(TableCluster(name="big", cores=(4,)), TableCluster(name="little", cores=(0, 1))),
         ),
-        engine=EngineName(name="onnxruntime", version="1.2"),
+        engines=(EngineName(name="onnxruntime", version="1.2"),),
         configs=tuple(ConfigCosts(config=c, layer_s=(s / count,) * count) for c, s in SEGMENT.items()),
         provenance=Provenance(source=source, created="2026-01-02", note="a <note>"),
     )

@@ -41,7 +41,7 @@ def table_of(name: str) -> CostTable:
     return CostTable(
         network=TableNetwork(name=name, sha256="0", layers=(name, "end"), cut_bytes=(1, 1, 1)),
         machine=TableMachine(description=name, fingerprint="", clusters=(TableCluster(name="cpu", cores=(0, 1)),)),
-        engine=EngineName(name=name, version="1"),
+        engines=(EngineName(name=name, version="1"),),
         configs=(ConfigCosts(config="cpu1", layer_s=(1e-3, 1e-3), layer_busy_s=(1e-3, 1e-3)),),
         provenance=Provenance(source="made-up", note=name, created=name),
     )

@@ -61,6 +61,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+DEFAULT_ENGINE = "onnxruntime"
+
 Model = Annotated[str, typer.Argument(help="An ONNX file, or a network of the zoo: squeezenet, resnet50, ...")]
 Shapes = Annotated[
     list[str] | None, typer.Option("--shape", help="Fix an input's shape: name:1x3x224x224. May be repeated.")
@@ -78,6 +80,16 @@ Calibrated = Annotated[
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Use the calibration even if it is of another machine or engine version.")
+]
+
+Engines = Annotated[
+    list[str] | None,
+    typer.Option("--engine", help="An engine that may be used. May be repeated. By default all installed ones."),
+]
+OneEngine = Annotated[str, typer.Option("--engine", help="The engine: onnxruntime or openvino.")]
+Batch = Annotated[
+    int,
+    typer.Option("--batch", min=1, max=1024, help="How many frames may run at once, where that gives throughput."),
 ]
 
 Trace = Annotated[Path | None, typer.Option("--trace", help="Write a timeline that opens in ui.perfetto.dev.")]
@@ -134,6 +146,8 @@ def costs_of(
     topology: Any,
     no_cache: bool,
     *,
+    engines: list[str] | None = None,
+    batch: int = 1,
     predict: bool = False,
     measured: bool = False,
     calibration: Path | None = None,
@@ -145,6 +159,8 @@ def costs_of(
         network: the network.
         topology: the machine.
         no_cache: measure now.
+        engines: which engines plans may use; None for all.
+        batch: how many frames may be run at once.
         predict: do not measure: predict from this machine's calibration.
         measured: do not predict.
         calibration: predict from this file.
@@ -157,6 +173,8 @@ def costs_of(
         found = api.find_costs(
             network,
             topology,
+            engines=engines,
+            batch=batch,
             use_cache=not no_cache,
             predict=predict,
             measured=measured,

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from corepipe.cli.common import (
+    Batch,
     Calibrated,
     Cores,
+    Engines,
     Force,
     Json,
     Model,
@@ -63,6 +65,8 @@ def bench(
     shape: Shapes = None,
     cores: Cores = None,
     no_cache: NoCache = False,
+    engine: Engines = None,
+    batch: Batch = 1,
     calibration: Calibrated = None,
     force: Force = False,
     json_to: Json = None,
@@ -80,6 +84,7 @@ def bench(
         refuse(
             context, "with --simulate",
             "input_spec", "rounds", "seconds", "shape", "cores", "no_cache", "calibration", "force",
+            "engine", "batch",
         )  # fmt: skip
         options = options_of(frame_count, slots, jitter, contention, seed)
         bench_simulated(simulate_on, plan_file or [], only or [], options, trace, report, json_to)
@@ -92,7 +97,7 @@ def bench(
         check_fits(plan, network)
         check_cores(plan, topology)
     frames, said = bench_frames(network, input_spec, _say_skipped)
-    table = costs_of(network, topology, no_cache, calibration=calibration, force=force)
+    table = costs_of(network, topology, no_cache, engines=engine, batch=batch, calibration=calibration, force=force)
     plans = bench_plans(table, names, own)
     say(log, f"frames: {said}")
     with ProgressBar() as on_progress, _sampler(topology, trace) as sampler:
@@ -148,6 +153,8 @@ def run(
     shape: Shapes = None,
     cores: Cores = None,
     no_cache: NoCache = False,
+    engine: Engines = None,
+    batch: Batch = 1,
     calibration: Calibrated = None,
     force: Force = False,
 ) -> None:
@@ -160,7 +167,7 @@ def run(
     from corepipe.runtime.stream import Stream
 
     if plan_file is not None:
-        refuse(context, "with --plan", "planner", "no_cache", "calibration", "force")
+        refuse(context, "with --plan", "planner", "no_cache", "calibration", "force", "engine", "batch")
     check_writable(output, trace, report)
     network, topology = network_of(model, shape), machine_at_hand(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
@@ -174,7 +181,9 @@ def run(
         if plan_file is not None:
             chosen = read_plan(plan_file)
         else:
-            table = costs_of(network, topology, no_cache, calibration=calibration, force=force)
+            table = costs_of(
+                network, topology, no_cache, engines=engine, batch=batch, calibration=calibration, force=force
+            )
             chosen = planners.plan(table, planner, bound=False)
         for one in prepare.values():
             say(log, f"preprocessing: {one.describe()}")

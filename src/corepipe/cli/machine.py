@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from corepipe.cli.common import (
+    DEFAULT_ENGINE,
     Cores,
     Json,
+    OneEngine,
     ProgressBar,
     app,
     log,
@@ -34,6 +36,7 @@ def doctor(cores: Cores = None, json_to: Json = None) -> None:
 
 @app.command()
 def calibrate(
+    engine: OneEngine = DEFAULT_ENGINE,
     cores: Cores = None,
     json_to: Json = None,
 ) -> None:
@@ -44,16 +47,16 @@ def calibrate(
     from corepipe.report.predict import render_calibration
 
     check_writable(json_to)
-    topology, engine, store = machine_at_hand(cores), engine_name(), CalibrationStore()
+    topology, chosen, store = machine_at_hand(cores), engine_name(engine), CalibrationStore()
     with resumable("start again to go on"), ProgressBar() as on_progress:
         found = calibrating.calibrate(
             topology,
-            engine,
-            done=store.load_partial(topology, engine),
+            chosen,
+            done=store.load_partial(topology, chosen),
             on_progress=on_progress,
-            on_partial=lambda partial: store.save_partial(topology, engine, partial),
+            on_partial=lambda partial: store.save_partial(topology, chosen, partial),
         )
-    path = store.save(topology, engine, found)
+    path = store.save(topology, chosen, found)
     say(log, f"kept in {path}; copy it to plan for this machine elsewhere (predict --machine)")
     if not write_json(json_to, found.to_json):
         render_calibration(found, out())

@@ -8,12 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from corepipe.cli.common import (
+    DEFAULT_ENGINE,
+    Batch,
     Calibrated,
     Cores,
+    Engines,
     Force,
     Json,
     Model,
     NoCache,
+    OneEngine,
     Planner,
     ProgressBar,
     Shapes,
@@ -48,6 +52,8 @@ def profile(
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure each distinct layer once, predict the rest (needs a calibration).")
     ] = False,
+    engine: Engines = None,
+    batch: Batch = 1,
     shape: Shapes = None,
     cores: Cores = None,
     no_cache: NoCache = False,
@@ -58,17 +64,22 @@ def profile(
 
     check_writable(json_to)
     network, topology = network_of(model, shape), machine_at_hand(cores)
-    table = _quick(network, topology) if quick else costs_of(network, topology, no_cache, measured=True)
+    if quick:
+        if batch > 1 or len(engine or ()) > 1:
+            raise UsageError("--quick is for one engine, frame by frame: leave --batch out, name one --engine")
+        table = _quick(network, topology, *(engine or ()))
+    else:
+        table = costs_of(network, topology, no_cache, engines=engine, batch=batch, measured=True)
     if not write_json(json_to, table.to_json):
         render_costs(table, out())
 
 
-def _quick(network: Any, topology: Any) -> Any:
+def _quick(network: Any, topology: Any, name: str = DEFAULT_ENGINE) -> Any:
     from corepipe.api import engine_name
     from corepipe.cost.quick import profile_quick
     from corepipe.cost.source import CalibrationStore
 
-    engine = engine_name()
+    engine = engine_name(name)
     calibration = CalibrationStore().load(topology, engine)
     if calibration is None:
         raise UsageError("--quick predicts what it does not measure: run `corepipe calibrate` once first")
@@ -85,18 +96,20 @@ def predict(
     machine: Annotated[
         Path | None, typer.Option("--machine", help="Predict for the board that this calibration file is of.")
     ] = None,
+    engine: OneEngine = DEFAULT_ENGINE,
     shape: Shapes = None,
     json_to: Json = None,
 ) -> None:
     """Predict every layer's time on every core config from its descriptor alone, with intervals."""
     from corepipe.report.predict import prediction_json, render_prediction
 
-    prediction = _predicted(network_of(model, shape), machine)
+    check_writable(json_to)
+    prediction = _predicted(network_of(model, shape), machine, engine)
     if not write_json(json_to, lambda: prediction_json(prediction)):
         render_prediction(prediction, out())
 
 
-def _predicted(network: Any, machine: Path | None) -> Any:
+def _predicted(network: Any, machine: Path | None, engine: str = DEFAULT_ENGINE) -> Any:
     """The prediction for the board of a calibration file, or for this machine."""
     from corepipe.api import engine_name
     from corepipe.cost.predict.table import predict_table
@@ -104,7 +117,7 @@ def _predicted(network: Any, machine: Path | None) -> Any:
 
     if machine is not None:
         return predict_table(network, read_calibration(machine, None, None))
-    found = CalibrationStore().load(topology_of(None), engine_name())
+    found = CalibrationStore().load(topology_of(None), engine_name(engine))
     if found is None:
         raise UsageError("this machine was not calibrated; run `corepipe calibrate` once (some minutes)")
     return predict_table(network, found)
@@ -138,6 +151,8 @@ def plan(
     ] = None,
     calibration: Calibrated = None,
     force: Force = False,
+    engine: Engines = None,
+    batch: Batch = 1,
     shape: Shapes = None,
     cores: Cores = None,
     no_cache: NoCache = False,
@@ -155,7 +170,9 @@ def plan(
         raise UsageError("give either a model, or --table TABLE.json")
     weights = None
     if table_file is not None:
-        refuse(context, "with --table", "predicted", "machine", "calibration", "force", "shape", "no_cache")
+        refuse(context, "with --table", "predicted", "machine", "calibration", "force", "shape", "no_cache",
+            "engine", "batch",
+        )  # fmt: skip
         if memory_budget_mb is not None:
             raise UsageError("a memory budget needs the model: a cost table does not tell how large its weights are")
         table = CostTable.read(table_file)
@@ -163,12 +180,15 @@ def plan(
         network = network_of(str(model), shape)
         weights = [layer.descriptor.bytes_weights for layer in network.layers]
         if machine is not None:
-            refuse(context, "with --machine", "no_cache", "calibration", "force")
+            refuse(context, "with --machine", "no_cache", "calibration", "force", "engine", "batch")
             table = _predicted(network, machine).table
         else:
             topology = topology_of(cores)
             planners.check_planner(planner, [c.name for c in topology.clusters])
-            table = costs_of(network, topology, no_cache, predict=predicted, calibration=calibration, force=force)
+            table = costs_of(
+                network, topology, no_cache, engines=engine, batch=batch, predict=predicted, calibration=calibration,
+                force=force,
+            )  # fmt: skip
     if cores is not None and (table_file or machine):
         table = restrict(table, parse_cpu_list(cores))
     found = planners.plan(

@@ -39,6 +39,7 @@ from corepipe.cost.table import (
     TableNetwork,
 )
 from corepipe.document import Document
+from corepipe.network.batch import batched
 from corepipe.network.model import Network
 from corepipe.topology.model import CoreConfig, Topology
 
@@ -52,7 +53,12 @@ _SECONDS = 0.8
 
 
 class PartialProfile(Document):
-    """What has been measured so far, so that an interrupted profile goes on where it stopped."""
+    """What has been measured so far, so that an interrupted profile goes on where it stopped.
+
+    Attributes:
+        configs: seconds of a run, of however many frames.
+        hop: where it has been measured.
+    """
 
     KIND: ClassVar[str] = "corepipe-partial-profile"
 
@@ -65,6 +71,7 @@ def profile(
     topology: Topology,
     engine: EngineName,
     *,
+    batch: int = 1,
     done: PartialProfile | None = None,
     on_progress: Progress = lambda share, text: None,
     on_partial: Callable[[PartialProfile], None] = lambda partial: None,
@@ -81,6 +88,7 @@ def profile(
         network: what to measure.
         topology: where.
         engine: which engine, with the version that is recorded.
+        batch: how many frames are run at once.
         done: configs, and hop costs, that need not be measured again.
         on_progress: told of the progress.
         on_partial: given all that is measured, after each config.
@@ -89,7 +97,9 @@ def profile(
         TopologyError: the machine is not at hand.
         WorkerError: a measuring process failed; the message says on which config.
         EngineError: the engine refuses the network.
+        BatchError: the network does not allow batches.
     """
+    whole = network if batch == 1 else batched(network, batch)
     configs = core_configs(topology)
     partial = done or PartialProfile()
     measured = {costs.config: costs for costs in partial.configs}
@@ -104,11 +114,11 @@ def profile(
     for index, config in enumerate(configs):
         if str(config) not in measured:
             on_progress(index / steps, f"layers on {config}")
-            keep(_measure_config(network, topology, config, engine.name))
+            keep(_measure_config(whole, topology, config, engine.name))
     for index, config in enumerate(configs, len(configs)):
         if measured[str(config)].passes == 1:
             on_progress(index / steps, f"once more on {config}")
-            keep(_measure_again(network, topology, measured[str(config)], engine.name))
+            keep(_measure_again(whole, topology, measured[str(config)], engine.name))
     hop = partial.hop
     if hop is None:
         on_progress((steps - 1) / steps, "hops between workers")
@@ -119,8 +129,8 @@ def profile(
     return CostTable(
         network=table_network(network),
         machine=table_machine(topology),
-        engine=engine,
-        configs=tuple(measured[str(config)] for config in configs),
+        engines=(engine,),
+        configs=tuple(_per_frame(measured[str(config)], batch) for config in configs),
         hop=hop,
         provenance=Provenance(
             source="emulated" if topology.emulated else "measured",
@@ -147,6 +157,19 @@ def table_machine(topology: Topology) -> TableMachine:
         description=topology.machine,
         fingerprint=topology.fingerprint(),
         clusters=tuple(TableCluster(name=c.name, cores=tuple(k.id for k in c.cores)) for c in topology.clusters),
+    )
+
+
+def _per_frame(costs: ConfigCosts, batch: int) -> ConfigCosts:
+    """Seconds of one frame, from those of a run of some; what a byte costs is the same."""
+    busy = costs.layer_busy_s
+    return costs.model_copy(
+        update={
+            "batch": batch,
+            "layer_s": tuple(seconds / batch for seconds in costs.layer_s),
+            "layer_busy_s": None if busy is None else tuple(seconds / batch for seconds in busy),
+            "segment_s": costs.segment_s / batch,
+        }
     )
 
 

@@ -71,8 +71,8 @@ def profile_quick(
     for number, cluster in enumerate(topology.clusters):
         config = CoreConfig(cluster.name, 1)
         on_progress(number / len(topology.clusters), f"{len(wanted)} distinct layers on {config}")
-        own = _measure(network, topology, config, engine.name, spans, predicted.by_config[config])
-        guess = np.array(predicted.by_config[config].layer_s)
+        own = _measure(network, topology, config, engine.name, spans, predicted.costs_of(config))
+        guess = np.array(predicted.costs_of(config).layer_s)
         ratios[cluster.name] = np.array([own[i] / guess[i] if i in own else 1.0 for i in first])
     ratios[ALL_CORES] = ratios[topology.clusters[0].name]
     on_progress(1.0, "done")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from corepipe.cache import TableCache
 from corepipe.cost.calibrate import MOST_SPREAD
 from corepipe.cost.calibration import Calibration, PartialCalibration
 from corepipe.cost.predict.table import Prediction, predict_table
-from corepipe.cost.table import CostTable, EngineName
+from corepipe.cost.table import CostTable, EngineName, merged
 from corepipe.errors import DocumentError, NotTrustworthyError, UsageError
 from corepipe.network.model import Network
 from corepipe.topology.model import Topology
@@ -150,9 +150,10 @@ def check_trust(calibration: Calibration) -> None:
 def find_costs(
     network: Network,
     topology: Topology,
-    engine: EngineName,
+    engines: Sequence[EngineName],
     measure: Callable[[], CostTable],
     *,
+    batch: int = 1,
     cache: TableCache | None = None,
     use_cache: bool = True,
     predict: bool = False,
@@ -163,12 +164,13 @@ def find_costs(
     Args:
         network: what is to be planned.
         topology: where.
-        engine: which engine, with its version.
+        engines: which engines, with their versions.
         measure: profiles the network, and keeps the result.
+        batch: how many frames may be run at once; costs of more than one are never predicted.
         cache: where profiles and calibrations are kept.
         use_cache: whether they may be read; without, the network is measured.
         predict: never measure, and pass over a kept profile.
-        calibration: the one to predict with; by default this machine's.
+        calibration: the one to predict with; by default this machine's, one for each engine.
 
     Raises:
         UsageError: a prediction is asked for and the machine was not calibrated.
@@ -176,16 +178,26 @@ def find_costs(
     """
     cache = cache or TableCache()
     if not predict and calibration is None and use_cache:
-        table = cache.load(cache.path(network, topology, engine))
-        if table is not None:
-            return Costs(table, f"costs: kept profile of {table.provenance.created}")
-    chosen = calibration
-    if chosen is None and (predict or use_cache):
-        chosen = CalibrationStore(cache).load(topology, engine)
-    if chosen is not None:
-        prediction = predict_table(network, chosen)
-        doubt = "" if chosen.trustworthy else f", which was noisy (spread {chosen.spread:.1%})"
-        return Costs(prediction.table, f"costs: predicted {prediction.table.provenance.note}{doubt}", prediction)
+        kept = [cache.load(cache.path(network, topology, engine, b)) for engine in engines for b in sizes(batch)]
+        tables = [table for table in kept if table is not None]
+        if len(tables) == len(kept):
+            return Costs(merged(tables), f"costs: kept profile of {max(t.provenance.created for t in tables)}")
+    chosen = [] if calibration is None else [calibration]
+    if not chosen and (predict or use_cache):
+        found = [CalibrationStore(cache).load(topology, engine) for engine in engines]
+        chosen = [one for one in found if one is not None]
+        if not predict and (batch > 1 or len(chosen) < len(engines)):
+            chosen = []
+    if chosen:
+        predictions = [predict_table(network, one) for one in chosen]
+        doubt = "".join(f", which was noisy (spread {c.spread:.1%})" for c in chosen if not c.trustworthy)
+        table = merged([prediction.table for prediction in predictions])
+        return Costs(table, f"costs: predicted {table.provenance.note}{doubt}", predictions[0])
     if predict:
         raise UsageError("this machine was not calibrated; run `corepipe calibrate` once (some minutes)")
     return Costs(measure(), "costs: measured now")
+
+
+def sizes(batch: int) -> tuple[int, ...]:
+    """The numbers of frames at once that costs are measured for, where up to so many may be run at once."""
+    return (1,) if batch == 1 else (1, batch)

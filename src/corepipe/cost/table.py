@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from corepipe.document import Document, Part
-from corepipe.errors import UnknownNameError
+from corepipe.errors import PlanError, UnknownNameError
 from corepipe.topology.model import ALL_CORES, CoreConfig
 
 MAX_COST_S = 1e6
@@ -18,6 +19,8 @@ MAX_COST_S = 1e6
 
 MAX_CUT_BYTES = 2**53 - 1
 """The largest whole number up to which every other one is a float too."""
+
+MAX_BATCH = 1024
 
 _LEAST_S = 1e-12
 _LEAST_S_PER_BYTE = 1e-18
@@ -66,8 +69,15 @@ class EngineName(Part):
     version: str
 
 
+class Mode(NamedTuple):
+    """A way to run a segment: with which engine, on how many frames at once."""
+
+    engine: str
+    batch: int = 1
+
+
 class ConfigCosts(Part):
-    """Seconds on one core config with one engine.
+    """Seconds of one frame on one core config in one mode: one engine, so many frames at once.
 
     Attributes:
         layer_s: each layer with the rest of the machine idle.
@@ -75,6 +85,7 @@ class ConfigCosts(Part):
             no other core exists).
         segment_s: what every segment costs beside its layers: the call, and layouts undone and redone at its ends.
         segment_s_per_byte: the same per byte that its two cuts hold.
+        batch: how many frames are run at once; all seconds are those of one of them.
         config: a core config; `all8` stands for one worker over all 8 cores of a machine with several clusters.
         spread: relative half-width of the middle half of the measured whole-network times.
         left_out: the largest share of a measurement's runs that did not count, because the cores were disturbed.
@@ -83,6 +94,7 @@ class ConfigCosts(Part):
 
     config: str
     engine: str = "onnxruntime"
+    batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
     layer_s: tuple[CostSeconds, ...]
     layer_busy_s: tuple[CostSeconds, ...] | None = None
     segment_s: CostSeconds = 0.0
@@ -96,9 +108,14 @@ class ConfigCosts(Part):
         """The parsed `config`."""
         return CoreConfig.parse(self.config)
 
+    @property
+    def mode(self) -> Mode:
+        """Engine and batch."""
+        return Mode(self.engine, self.batch)
+
 
 class HopCosts(Part):
-    """Seconds for handing a frame over.
+    """Seconds for handing a frame over (or, where a table is `for_frames` that share a slot, its part of them).
 
     Attributes:
         fixed_s, per_byte_s: a hop from worker to worker, in seconds of work, half of it on either side.
@@ -121,7 +138,11 @@ class Provenance(Part):
 
 
 class CostTable(Document):
-    """Seconds of every layer on every core config, and of a hop.
+    """Seconds of every layer on every core config in every mode, and of a hop.
+
+    Attributes:
+        engines: the engines with their versions; the first is the default one.
+        frames: how many frames share a slot, and so the costs of a hop; see `for_frames`.
 
     Example:
         >>> table = CostTable.read("squeezenet.costs.json")                  # doctest: +SKIP
@@ -133,9 +154,10 @@ class CostTable(Document):
 
     network: TableNetwork
     machine: TableMachine
-    engine: EngineName
+    engines: tuple[EngineName, ...] = Field(min_length=1)
     configs: tuple[ConfigCosts, ...] = Field(min_length=1)
     hop: HopCosts = HopCosts()
+    frames: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -149,6 +171,9 @@ class CostTable(Document):
         cores = [core for c in self.machine.clusters for core in c.cores]
         if len(set(cores)) != len(cores):
             raise ValueError("machine.clusters: a core appears twice")
+        engines = [engine.name for engine in self.engines]
+        if len(set(engines)) != len(engines):
+            raise ValueError("engines: one appears twice")
         seen = set()
         for costs in self.configs:
             for name, values in (("layer_s", costs.layer_s), ("layer_busy_s", costs.layer_busy_s)):
@@ -157,9 +182,13 @@ class CostTable(Document):
             config = costs.core_config
             if config.count > clusters.get(config.cluster, len(cores) if config.cluster == ALL_CORES else 0):
                 raise ValueError(f"config {costs.config}: the machine has no such cores")
-            if costs.config in seen:
-                raise ValueError(f"config {costs.config}: appears twice; a table has the costs of one engine for each")
-            seen.add(costs.config)
+            if (costs.config, costs.mode) in seen:
+                raise ValueError(f"config {costs.config}: appears twice with {costs.engine}, batch {costs.batch}")
+            seen.add((costs.config, costs.mode))
+            if costs.engine not in engines:
+                raise ValueError(
+                    f"config {costs.config}: {costs.engine!r} is none of the engines ({', '.join(engines)})"
+                )
         return self
 
     @property
@@ -175,18 +204,69 @@ class CostTable(Document):
         return len(self.network.layers)
 
     @cached_property
-    def by_config(self) -> dict[CoreConfig, ConfigCosts]:
-        """The costs by core config."""
-        return {costs.core_config: costs for costs in self.configs}
+    def by_config(self) -> dict[CoreConfig, tuple[ConfigCosts, ...]]:
+        """The costs by core config; for each its modes, the default engine's first."""
+        order = {engine.name: number for number, engine in enumerate(self.engines)}
+        found: dict[CoreConfig, list[ConfigCosts]] = {}
+        for costs in sorted(self.configs, key=lambda c: (order[c.engine], c.batch)):
+            found.setdefault(costs.core_config, []).append(costs)
+        return {costs.core_config: tuple(found[costs.core_config]) for costs in self.configs}
+
+    def costs_of(self, config: CoreConfig, mode: Mode | None = None) -> ConfigCosts:
+        """The costs on a core config in a mode; None for the first mode.
+
+        Raises:
+            UnknownNameError: the table has no such config, or not in that mode.
+        """
+        if config not in self.by_config:
+            raise UnknownNameError("core config", str(config), map(str, self.by_config))
+        rows = self.by_config[config]
+        for costs in rows:
+            if mode is None or costs.mode == mode:
+                return costs
+        known = (f"{row.engine}, batch {row.batch}" for row in rows)
+        raise UnknownNameError(f"mode on {config}", f"{mode.engine}, batch {mode.batch}" if mode else "", known)
 
     @cached_property
-    def _prefix(self) -> dict[tuple[CoreConfig, bool], NDArray[np.float64]]:
+    def batches(self) -> tuple[int, ...]:
+        """The numbers of frames that are run at once in some mode, ascending."""
+        return tuple(sorted({costs.batch for costs in self.configs}))
+
+    def replaced(self, **changes: Any) -> CostTable:
+        """A copy with other values, which are not checked."""
+        return CostTable.model_construct(**{name: getattr(self, name) for name in CostTable.model_fields} | changes)
+
+    def for_frames(self, frames: int) -> CostTable:
+        """The table for slots that so many frames share, in which a hop is made once for all of them.
+
+        Modes are kept whose batches divide the slot. All seconds stay those of one frame.
+        """
+        if frames == self.frames and all(frames % costs.batch == 0 for costs in self.configs):
+            return self
+        share = self.frames / frames
+        hop = self.hop.model_copy(
+            update={name: getattr(self.hop, name) * share for name in ("fixed_s", "edge_s", "latency_s")}
+        )
+        configs = tuple(costs for costs in self.configs if frames % costs.batch == 0)
+        return self.replaced(configs=configs, hop=hop, frames=frames)
+
+    def only(self, engine: str | None = None, batch: int | None = None) -> CostTable:
+        """The table with the modes of one engine, of one batch, or both."""
+        configs = tuple(
+            costs for costs in self.configs if engine in (None, costs.engine) and batch in (None, costs.batch)
+        )
+        engines = tuple(e for e in self.engines if engine in (None, e.name))
+        return self.replaced(configs=configs, engines=engines)
+
+    @cached_property
+    def _prefix(self) -> dict[tuple[CoreConfig, Mode, bool], NDArray[np.float64]]:
         """Running sums of layer seconds, so that a segment costs two look-ups."""
         sums = {}
-        for config, costs in self.by_config.items():
+        for costs in self.configs:
             alone = np.concatenate([[0.0], np.cumsum(costs.layer_s)])
             busy = alone if costs.layer_busy_s is None else np.concatenate([[0.0], np.cumsum(costs.layer_busy_s)])
-            sums[config, False], sums[config, True] = alone, busy
+            key = costs.core_config, costs.mode
+            sums[*key, False], sums[*key, True] = alone, busy
         return sums
 
     def legal_cuts(self) -> tuple[int, ...]:
@@ -194,21 +274,23 @@ class CostTable(Document):
         illegal = set(self.network.illegal_cuts)
         return tuple(i for i in range(1, self.layer_count) if i not in illegal)
 
-    def segment_s(self, config: CoreConfig, start: int, stop: int, *, busy: bool = True) -> float:
-        """Seconds of layers `start` to `stop - 1` as one segment on `config`, without hops.
+    def segment_s(
+        self, config: CoreConfig, start: int, stop: int, *, busy: bool = True, mode: Mode | None = None
+    ) -> float:
+        """Seconds of one frame for layers `start` to `stop - 1` as one segment on `config`, without hops.
 
         Args:
             config: a core config of this table.
             start: first layer.
             stop: one past the last layer.
             busy: with every other core busy (where that was measured), as in a running plan.
+            mode: engine and batch; None for the first mode of the config.
 
         Raises:
-            UnknownNameError: the table has no such config.
+            UnknownNameError: the table has no such config, or not in that mode.
         """
-        if config not in self.by_config:
-            raise UnknownNameError("core config", str(config), map(str, self.by_config))
-        costs, sums = self.by_config[config], self._prefix[config, busy]
+        costs = self.costs_of(config, mode)
+        sums = self._prefix[config, costs.mode, busy]
         edges = self.network.cut_bytes[start] + self.network.cut_bytes[stop]
         return float(sums[stop] - sums[start]) + costs.segment_s + costs.segment_s_per_byte * edges
 
@@ -221,6 +303,25 @@ class CostTable(Document):
             return self.hop.edge_s
         return (self.hop.fixed_s + self.hop.per_byte_s * self.network.cut_bytes[cut]) / 2
 
-    def hop_load_s(self, config: CoreConfig, start: int, stop: int, *, busy: bool = True) -> float:
-        """Seconds that a worker on `config` spends on one frame for this segment, its half hops included."""
-        return self.segment_s(config, start, stop, busy=busy) + self.half_hop_s(start) + self.half_hop_s(stop)
+
+def merged(tables: Sequence[CostTable]) -> CostTable:
+    """One table of several of the same network and machine, each with engines or batches of its own.
+
+    Hop costs and provenance are those of the first.
+
+    Raises:
+        PlanError: they are of different networks or machines.
+    """
+    first = tables[0]
+    for table in tables[1:]:
+        if table.network != first.network or table.machine != first.machine:
+            raise PlanError(f"the cost tables of {first.network.name} are of different networks or machines")
+    engines = {engine.name: engine for table in reversed(tables) for engine in reversed(table.engines)}
+    return CostTable(
+        network=first.network,
+        machine=first.machine,
+        engines=tuple(reversed(engines.values())),
+        configs=tuple(costs for table in tables for costs in table.configs),
+        hop=first.hop,
+        provenance=first.provenance,
+    )

@@ -8,13 +8,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from corepipe.cost.table import CostTable
 from corepipe.errors import PlanError, UnknownNameError
+from corepipe.plan import routes
+from corepipe.plan.build import best_of
 from corepipe.plan.explain import explain
 from corepipe.plan.limits import Limits, plan_latency_s, weight_bytes
 from corepipe.plan.model import Evaluation, Hop, Plan, Route, Worker, evaluate
 from corepipe.plan.pipeit import pipe_it
 from corepipe.plan.pipeline import best_pipeline
 from corepipe.plan.replicas import best_replicas
-from corepipe.plan.routes import best_routes, proved_bound
+from corepipe.plan.routes import best_routes
 from corepipe.plan.simple import all_cores, one_cluster, replicas, replicas_per_cluster, replicas_per_core
 
 __all__ = [
@@ -52,6 +54,9 @@ MEASURED_TOLERANCE = 0.02
 _NOTHING_GIVEN_UP = 1e-9
 
 _EXACT_SOURCES = ("board", "made-up")
+
+_BASELINES = ("pipe-it", "replicas", "replicas-per-cluster", "replicas-per-core", "all-cores")
+"""What others do, or would: on the default engine alone."""
 
 PLANNERS: dict[str, Callable[[CostTable], Plan]] = {
     "routes": best_routes,
@@ -91,6 +96,7 @@ def plan(
     layer_weight_bytes: Sequence[int] | None = None,
     max_workers: int | None = None,
     cores: Collection[int] | None = None,
+    batch: int | None = None,
     tolerance: float | None = None,
     bound: bool = True,
 ) -> Plan:
@@ -99,11 +105,13 @@ def plan(
     Args:
         table: the costs.
         planner: one of `PLANNERS`, or `cluster:NAME`.
-        latency_budget_s: seconds that any frame may take on its route when it waits for no other frame.
+        latency_budget_s: seconds that any frame may take on its route when it waits for no other frame (but for those
+            of its slot).
         memory_budget_bytes: bytes of weights that all workers together may hold.
         layer_weight_bytes: bytes of weights of each layer; needed with a memory budget.
         max_workers: how many workers there may be.
         cores: ids of the cores that may be used.
+        batch: how many frames share a slot; None for the best of the numbers that the table has costs for.
         tolerance: share of the best mix's throughput that `routes` may give up for a plan with fewer workers, then with
             fewer hops. Measured and predicted costs are no more exact than some percent, and each hop more can go
             wrong: None for `MEASURED_TOLERANCE` with such tables, 0 with those of boards and made-up ones.
@@ -122,21 +130,62 @@ def plan(
     """
     check_planner(planner, (cluster.name for cluster in table.machine.clusters))
     limits = Limits(latency_budget_s, memory_budget_bytes, layer_weight_bytes, max_workers, cores)
+    table = limits.restricted(table)
+    limits = dataclasses.replace(limits, cores=None)
+    sizes = table.batches if batch is None else (batch,)
     if planner == "routes":
         if tolerance is None:
             tolerance = 0.0 if table.provenance.source in _EXACT_SOURCES else MEASURED_TOLERANCE
-        return _simplest(best_routes(table, limits), table, limits, tolerance)
-    table = limits.restricted(table)
-    made = PLANNERS[planner](table) if planner in PLANNERS else one_cluster(table, planner.partition(":")[2])
-    limits = dataclasses.replace(limits, cores=None)
+        mixes = _for_each_size(table, sizes, lambda sized: best_routes(sized, limits))
+        return _simplest(mixes, table, limits, tolerance)
+    plain = table.only(engine=table.engines[0].name) if _is_baseline(planner) else table
+    made = best_of(_for_each_size(plain, sizes, lambda sized: _found_by(planner, sized)))
     excess = limits.excess(made, table)
     if excess is None:
         return made.model_copy(update={"bound_fps": _bound_of(table, limits)}) if bound else made
-    best = best_routes(table, limits)
+    best = best_routes(table.for_frames(1), limits)
     raise PlanError(
         f"the plan of {planner!r} for {table.network.name} has {excess}; this planner does not search within "
         f"limits: use 'routes', which reaches {best.predicted_fps:.1f} frames/s within them"
     )
+
+
+def proved_bound(table: CostTable, limits: Limits | None = None) -> float:
+    """What no plan at all can exceed by the table, in frames/s, whatever its engines and batches.
+
+    Args:
+        table: the costs.
+        limits: what plans may cost; a budget for memory is not made use of.
+
+    Raises:
+        PlanError: the table has too many layers to search, or the limits do not fit it.
+    """
+    return max(routes.proved_bound(table.for_frames(frames), limits) for frames in table.batches)
+
+
+def _is_baseline(planner: str) -> bool:
+    return planner in _BASELINES or planner not in PLANNERS
+
+
+def _found_by(planner: str, table: CostTable) -> Plan:
+    return PLANNERS[planner](table) if planner in PLANNERS else one_cluster(table, planner.partition(":")[2])
+
+
+def _for_each_size(table: CostTable, sizes: Sequence[int], find: Callable[[CostTable], Plan]) -> list[Plan]:
+    """A plan for each number of frames that may share a slot; those for which there is none are left out.
+
+    Raises:
+        PlanError: there is none for any; the message is that of the first.
+    """
+    plans, failure = [], None
+    for frames in sizes:
+        try:
+            plans.append(find(table.for_frames(frames)))
+        except PlanError as error:
+            failure = failure or error
+    if not plans and failure is not None:
+        raise failure
+    return plans
 
 
 def rated(plan: Plan, table: CostTable, bound_fps: float | None = None) -> Plan:
@@ -160,25 +209,37 @@ def _bound_of(table: CostTable, limits: Limits | None = None) -> float | None:
     return None
 
 
-def _simplest(best: Plan, table: CostTable, limits: Limits, tolerance: float) -> Plan:
-    """The plan with the fewest workers, then hops, among the best mix and other planners' that come near enough."""
-    if tolerance <= 0:
-        return best
+def _simplest(mixes: Sequence[Plan], table: CostTable, limits: Limits, tolerance: float) -> Plan:
+    """Of the best mixes, and other planners' plans that come near enough, the one that is simplest.
+
+    That is the one with the fewest frames in a slot, then the fewest workers, then the fewest hops.
+
+    Args:
+        mixes: the best mix of routes for each number of frames that may share a slot.
+        table: the costs.
+        limits: what the plan may cost.
+        tolerance: how much less the simplest may reach than the best.
+    """
+    best = best_of(mixes)
     fps = best.predicted_fps or 0.0
+    bound_fps = max(mix.bound_fps or 0.0 for mix in mixes)
     near = [best]
-    restricted = limits.restricted(table)
-    for name in ("all-cores", "replicas", "pipeline", "pipelines"):
-        with contextlib.suppress(PlanError):
-            made = PLANNERS[name](restricted)
-            fast_enough = (made.predicted_fps or 0.0) >= (1 - tolerance) * fps
-            if fast_enough and limits.excess(made, restricted) is None:
-                near.append(made)
-    simplest = min(near, key=lambda plan: (len(plan.workers), _hops(plan), -(plan.predicted_fps or 0.0)))
+    if tolerance > 0:
+        near += [mix for mix in mixes if (mix.predicted_fps or 0.0) >= (1 - tolerance) * fps]
+        for mix in mixes:
+            sized = table.for_frames(mix.batch)
+            for planner in (all_cores, replicas, best_pipeline, best_replicas):
+                with contextlib.suppress(PlanError):
+                    made = planner(sized)
+                    fast_enough = (made.predicted_fps or 0.0) >= (1 - tolerance) * fps
+                    if fast_enough and limits.excess(made, table) is None:
+                        near.append(made)
+    simplest = min(near, key=lambda plan: (plan.batch, len(plan.workers), _hops(plan), -(plan.predicted_fps or 0.0)))
     given_up = 1 - (simplest.predicted_fps or 0.0) / fps
     return simplest.model_copy(
         update={
             "planner": best.planner,
-            "bound_fps": best.bound_fps,
+            "bound_fps": bound_fps,
             "given_up": given_up if given_up > _NOTHING_GIVEN_UP else None,
         }
     )

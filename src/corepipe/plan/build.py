@@ -10,9 +10,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.cost.table import CostTable, TableCluster, TableMachine
+from corepipe.cost.table import CostTable, Mode, TableCluster, TableMachine
 from corepipe.errors import PlanError
-from corepipe.plan.model import LEAST_SHARE, Hop, Plan, PlanNetwork, Route, Worker, evaluate
+from corepipe.plan.division import Divider, divided_load_s
+from corepipe.plan.model import LEAST_SHARE, Hop, HopPart, Plan, PlanNetwork, Route, Worker, evaluate
 from corepipe.topology.model import ALL_CORES, CoreConfig
 
 Stage = tuple[CoreConfig, int, int]
@@ -51,10 +52,7 @@ def restrict(table: CostTable, cores: Collection[int]) -> CostTable:
             f"cores {_listed(cores) or '(none)'}; allow more cores, or profile smaller configs"
         )
     machine = TableMachine(description=table.machine.description, fingerprint=table.machine.fingerprint, clusters=kept)
-    return CostTable(
-        network=table.network, machine=machine, engine=table.engine, configs=configs, hop=table.hop,
-        provenance=table.provenance,
-    )  # fmt: skip
+    return table.replaced(machine=machine, configs=configs)
 
 
 def cluster_sizes(table: CostTable) -> dict[str, tuple[int, ...]]:
@@ -100,8 +98,8 @@ def make_workers(table: CostTable, configs: Iterable[CoreConfig]) -> tuple[Worke
         if len(cores) < config.count:
             raise PlanError(f"worker {name}: the machine has too few cores in cluster {config.cluster!r}")
         del free[config.cluster][: config.count]
-        costs = table.by_config[config]
-        workers.append(Worker(name=name, config=str(config), cores=tuple(cores), engine=costs.engine))
+        engine = table.costs_of(config).engine
+        workers.append(Worker(name=name, config=str(config), cores=tuple(cores), engine=engine))
     return tuple(workers)
 
 
@@ -131,19 +129,23 @@ def make_plan(
     mix = [(rate, list(hops)) for rate, hops in routes if rate > least]
     used = sorted({worker for _, hops in mix for worker, _, _ in hops})
     workers = dict(zip(used, make_workers(table, [configs[i] for i in used]), strict=True))
+    dividers = {config: Divider(table, config, busy=len(used) > 1) for config in {configs[i] for i in used}}
+
+    def hop_of(worker: int, start: int, stop: int) -> Hop:
+        parts, _ = dividers[configs[worker]].divide(start, stop)
+        plain = len(parts) == 1 and parts[0].mode == Mode(workers[worker].engine)
+        listed = tuple(HopPart(layers=(p.start, p.stop), engine=p.mode.engine, batch=p.mode.batch) for p in parts)
+        return Hop(worker=workers[worker].name, layers=(start, stop), parts=None if plain else listed)
+
+    divided = [(rate, tuple(hop_of(*hop) for hop in hops)) for rate, hops in mix]
 
     def plan_at(scale: float, fps: float | None) -> Plan:
         return Plan(
             planner=planner,
             network=PlanNetwork(name=table.network.name, sha256=table.network.sha256, layers=table.layer_count),
             workers=tuple(workers.values()),
-            routes=tuple(
-                Route(
-                    rate_fps=rate * scale,
-                    hops=tuple(Hop(worker=workers[w].name, layers=(start, stop)) for w, start, stop in hops),
-                )
-                for rate, hops in mix
-            ),
+            routes=tuple(Route(rate_fps=rate * scale, hops=hops) for rate, hops in divided),
+            batch=table.frames,
             predicted_fps=fps,
             bound_fps=bound_fps,
         )
@@ -233,26 +235,16 @@ class Grid:
     def loads(self) -> NDArray[np.float64]:
         """Seconds, shape (T, P, P): [t, j, i] for layers cuts[i] to cuts[j] on config t, its half hops included.
 
-        With the other cores busy; infinite where i >= j. The start runs along the last axis, so that all hops
-        that end at a cut lie side by side.
+        With the other cores busy, the layers divided among the modes as is best; infinite where i >= j. The start runs
+        along the last axis, so that all hops that end at a cut lie side by side.
         """
-        cuts = np.array(self.cuts)
-        cut_bytes = np.array(self.table.network.cut_bytes, float)[cuts]
-        half_hop = np.array([self.table.half_hop_s(int(cut)) for cut in cuts])
-        loads = np.full((len(self.configs), len(cuts), len(cuts)), np.inf)
-        below = np.tril(np.ones((len(cuts), len(cuts)), bool), -1)
-        for t, config in enumerate(self.configs):
-            costs = self.table.by_config[config]
-            layers = costs.layer_s if costs.layer_busy_s is None else costs.layer_busy_s
-            ends = half_hop + costs.segment_s_per_byte * cut_bytes
-            total = np.concatenate([[0.0], np.cumsum(layers)])[cuts]
-            seconds = (total[:, None] - total) + (ends[:, None] + ends) + costs.segment_s
-            loads[t][below] = np.maximum(seconds[below], 0.0)
-        return loads
+        half_hop = np.array([self.table.half_hop_s(cut) for cut in self.cuts])
+        hops = half_hop[:, None] + half_hop
+        return np.array([Divider(self.table, c, busy=True, cuts=self.cuts).seconds() + hops for c in self.configs])
 
     def alone_s(self, config: CoreConfig) -> float:
         """Seconds of the whole network on one worker with the rest of the machine idle, half hops included."""
-        return self.table.hop_load_s(config, 0, self.table.layer_count, busy=False)
+        return divided_load_s(self.table, config, 0, self.table.layer_count, busy=False)
 
     @cached_property
     def cluster_cores(self) -> dict[str, int]:

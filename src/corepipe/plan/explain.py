@@ -73,10 +73,7 @@ def finer(table: CostTable, parts: int) -> CostTable:
         layers=names,
         cut_bytes=tuple(round(size) for size in cut_bytes.tolist()),
     )
-    return CostTable(
-        network=network, machine=table.machine, engine=table.engine, configs=configs, hop=table.hop,
-        provenance=table.provenance,
-    )  # fmt: skip
+    return table.replaced(network=network, configs=configs)
 
 
 def _bottleneck(plan: Plan, found: Evaluation) -> list[str]:

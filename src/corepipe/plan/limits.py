@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from corepipe.cost.table import CostTable
 from corepipe.errors import PlanError, UsageError
 from corepipe.plan.build import restrict
-from corepipe.plan.model import Plan
+from corepipe.plan.model import Plan, hop_load_s
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Limits:
                 raise UsageError(f"{name} must be above zero, not {value}")
         if self.memory_budget_bytes is not None and self.layer_weight_bytes is None:
             raise UsageError("a memory budget needs layer_weight_bytes: the bytes of weights of every layer")
+
+    def latency_per_frame_s(self, table: CostTable) -> float | None:
+        """The latency budget for one of the frames that share a slot, in a table whose seconds are those of one."""
+        return None if self.latency_budget_s is None else self.latency_budget_s / table.frames
 
     def restricted(self, table: CostTable) -> CostTable:
         """The table for the cores that may be used.
@@ -73,13 +77,13 @@ class Limits:
 def plan_latency_s(plan: Plan, table: CostTable) -> float:
     """Seconds that a frame takes on the plan's slowest route when it waits for no other frame.
 
-    Its hops with their half of each hand-over, and between two hops the time until the next worker starts.
+    Its hops with their half of each hand-over, and between two hops the time until the next worker starts. Frames that
+    share a slot are done when all of them are.
     """
+    table = table.for_frames(plan.batch)
     busy = len(plan.workers) > 1
-    configs = {worker.name: worker.core_config for worker in plan.workers}
-    return max(
-        sum(table.hop_load_s(configs[h.worker], h.start, h.stop, busy=busy) for h in route.hops)
-        + (len(route.hops) - 1) * table.hop.latency_s
+    return plan.batch * max(
+        sum(hop_load_s(plan, hop, table, busy=busy) for hop in route.hops) + (len(route.hops) - 1) * table.hop.latency_s
         for route in plan.routes
         if route.rate_fps > 0
     )
@@ -92,7 +96,7 @@ def weight_bytes(plan: Plan, layer_weight_bytes: Sequence[int]) -> dict[str, int
     them are held twice.
     """
     return {
-        worker.name: sum(sum(layer_weight_bytes[start:stop]) for start, stop in plan.segments_of(worker.name))
+        worker.name: sum(sum(layer_weight_bytes[s.start : s.stop]) for s in plan.segments_of(worker.name))
         for worker in plan.workers
     }
 

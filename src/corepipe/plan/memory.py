@@ -11,7 +11,7 @@ from corepipe.cost.table import CostTable
 from corepipe.plan.build import Grid, make_plan
 from corepipe.plan.column_generation import Mix, RouteProgram
 from corepipe.plan.limits import Limits, weight_bytes
-from corepipe.plan.model import Plan
+from corepipe.plan.model import Plan, hop_load_s
 from corepipe.plan.pipeline import best_pipeline
 from corepipe.plan.replicas import best_replicas
 
@@ -88,7 +88,7 @@ def _with_best_rates(plan: Plan, table: CostTable, left_out: int) -> Plan:
     for column, route in enumerate(routes):
         for hop in route.hops:
             row = names.index(hop.worker)
-            loads[row, column] += table.hop_load_s(configs[row], hop.start, hop.stop)
+            loads[row, column] += hop_load_s(plan, hop, table, busy=True)
     scale = loads.max()
     rates = linprog(-np.ones(len(routes)), A_ub=loads / scale, b_ub=np.ones(len(names)), method="highs-ds").x
     mix = [

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from corepipe.cost.table import CostTable
+from corepipe.cost.table import MAX_BATCH, CostTable, Mode
 from corepipe.document import Document, Part
-from corepipe.errors import PlanError
+from corepipe.errors import PlanError, UnknownNameError
 from corepipe.topology.model import CoreConfig
 
 MAX_RATE_FPS = 1e30
@@ -25,7 +25,7 @@ class Worker(Part):
         name: unique in the plan, such as `big4` or `cpu1-b`.
         config: the core config whose costs hold for it.
         cores: the ids of its cores, as many as the config counts.
-        engine: the kernel library it runs.
+        engine: the kernel library it runs, where a hop does not say otherwise.
     """
 
     name: str
@@ -39,11 +39,41 @@ class Worker(Part):
         return CoreConfig.parse(self.config)
 
 
+class HopPart(Part):
+    """Some layers of a hop, [start, stop): a segment of their own, run by one engine on so many frames at once."""
+
+    layers: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
+    engine: str = "onnxruntime"
+    batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
+
+    @property
+    def start(self) -> int:
+        """First layer."""
+        return self.layers[0]
+
+    @property
+    def stop(self) -> int:
+        """One past the last layer."""
+        return self.layers[1]
+
+    @property
+    def mode(self) -> Mode:
+        """Engine and batch."""
+        return Mode(self.engine, self.batch)
+
+
 class Hop(Part):
-    """A worker and the segment that it runs: layers [start, stop)."""
+    """A worker and the layers that it runs: [start, stop).
+
+    Attributes:
+        worker: its name.
+        layers: start and stop.
+        parts: how the layers are divided into segments; None for one segment, on the worker's engine, frame by frame.
+    """
 
     worker: str
     layers: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
+    parts: Annotated[tuple[HopPart, ...], Field(min_length=1)] | None = None
 
     @property
     def start(self) -> int:
@@ -75,6 +105,7 @@ class Plan(Document):
     """Workers, and routes with a rate each; see docs/architecture.md for the words.
 
     Attributes:
+        batch: how many frames share a slot and make their hops together.
         planner: what made it: `routes`, `pipe-it`, `replicas`, `all-cores`, `cluster:big`, or `by hand`.
         predicted_fps: throughput by the cost table; None where no table was at hand.
         bound_fps: the most that any plan can reach by the table; None where that was not asked for.
@@ -87,6 +118,7 @@ class Plan(Document):
     network: PlanNetwork
     workers: tuple[Worker, ...] = Field(min_length=1)
     routes: tuple[Route, ...] = Field(min_length=1)
+    batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
     predicted_fps: Annotated[float, Field(ge=0)] | None = None
     bound_fps: Annotated[float, Field(ge=0)] | None = None
     given_up: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -115,6 +147,7 @@ class Plan(Document):
                 if hop.stop <= hop.start:
                     raise ValueError(f"routes.{number}: layers {list(hop.layers)} hold nothing; write [start, stop)")
                 at = hop.stop
+                self._check_parts(number, hop)
             if at != self.network.layers:
                 raise ValueError(f"routes.{number}: ends at layer {at}, the network has {self.network.layers}")
         total = self.throughput_fps
@@ -128,6 +161,20 @@ class Plan(Document):
                 )
         return self
 
+    def _check_parts(self, route: int, hop: Hop) -> None:
+        at = hop.start
+        for part in hop.parts or ():
+            if part.start != at or part.stop <= part.start:
+                raise ValueError(
+                    f"routes.{route}: a part of hop {list(hop.layers)} has the layers {list(part.layers)}; it must "
+                    f"start at {at} and hold something"
+                )
+            if self.batch % part.batch:
+                raise ValueError(f"routes.{route}: a part runs {part.batch} frames at once, of a plan's {self.batch}")
+            at = part.stop
+        if hop.parts and at != hop.stop:
+            raise ValueError(f"routes.{route}: the parts of hop {list(hop.layers)} end at layer {at}")
+
     def worker(self, name: str) -> Worker:
         """The worker of that name."""
         return next(w for w in self.workers if w.name == name)
@@ -137,9 +184,26 @@ class Plan(Document):
         """The sum of the routes' rates."""
         return sum(route.rate_fps for route in self.routes)
 
-    def segments_of(self, worker: str) -> tuple[tuple[int, int], ...]:
-        """The distinct layer ranges that a worker must hold, in order."""
-        return tuple(sorted({h.layers for r in self.routes if r.rate_fps > 0 for h in r.hops if h.worker == worker}))
+    def parts_of(self, hop: Hop) -> tuple[HopPart, ...]:
+        """The segments that a hop consists of."""
+        return hop.parts or (HopPart(layers=hop.layers, engine=self.worker(hop.worker).engine),)
+
+    def segments_of(self, worker: str) -> tuple[HopPart, ...]:
+        """The distinct segments that a worker must hold, in order."""
+        held = {
+            part
+            for route in self.routes
+            if route.rate_fps > 0
+            for hop in route.hops
+            if hop.worker == worker
+            for part in self.parts_of(hop)
+        }
+        return tuple(sorted(held, key=lambda part: (part.layers, part.mode)))
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that its workers run, by name."""
+        return tuple(sorted({part.engine for worker in self.workers for part in self.segments_of(worker.name)}))
 
 
 @dataclass(frozen=True)
@@ -168,25 +232,57 @@ def evaluate(plan: Plan, table: CostTable, *, busy: bool | None = None) -> Evalu
         busy: whether to use the costs with the other cores busy; by default when the plan has more than one worker.
 
     Raises:
-        PlanError: plan and table are of different networks, or the table lacks a config.
+        PlanError: plan and table are of different networks, or the table lacks a config, engine or batch.
     """
     if plan.network.layers != table.layer_count:
         raise PlanError(
             f"the plan has {plan.network.layers} layers ({plan.network.name}), the cost table has "
             f"{table.layer_count} ({table.network.name}); make the plan anew"
         )
+    table = table.for_frames(plan.batch)
     busy = len(plan.workers) > 1 if busy is None else busy
     total = plan.throughput_fps
     busy_s = dict.fromkeys((w.name for w in plan.workers), 0.0)
     for route in plan.routes:
         for hop in route.hops:
-            config = plan.worker(hop.worker).core_config
-            if config not in table.by_config:
-                raise PlanError(f"worker {hop.worker}: the cost table has no config {config}; profile this machine")
-            seconds = table.hop_load_s(config, hop.start, hop.stop, busy=busy)
-            busy_s[hop.worker] += route.rate_fps / total * seconds
+            busy_s[hop.worker] += route.rate_fps / total * hop_load_s(plan, hop, table, busy=busy)
     bottleneck = max(busy_s, key=lambda name: busy_s[name])
     worst = busy_s[bottleneck]
     if worst <= 0:
         raise PlanError("the cost table gives this plan no cost at all; profile the network again")
     return Evaluation(1 / worst, {n: s / worst for n, s in busy_s.items()}, bottleneck, busy_s)
+
+
+def hop_s(plan: Plan, hop: Hop, table: CostTable, *, busy: bool) -> float:
+    """Seconds of one frame for a hop of a plan, without handing it over.
+
+    Args:
+        plan: the plan.
+        hop: one of its hops.
+        table: the costs.
+        busy: with every other core busy (where that was measured).
+
+    Raises:
+        PlanError: the table has no costs of the hop's core config, or not with its engine and batch.
+    """
+    config = plan.worker(hop.worker).core_config
+    if config not in table.by_config:
+        raise PlanError(f"worker {hop.worker}: the cost table has no config {config}; profile this machine")
+    try:
+        return sum(
+            table.segment_s(config, part.start, part.stop, busy=busy, mode=part.mode) for part in plan.parts_of(hop)
+        )
+    except UnknownNameError as error:
+        raise PlanError(f"worker {hop.worker}: {error}; profile with that engine and batch") from None
+
+
+def hop_load_s(plan: Plan, hop: Hop, table: CostTable, *, busy: bool) -> float:
+    """Seconds that a worker spends on one frame for a hop, its half of each hand-over included.
+
+    Args:
+        plan, hop, table, busy: as for `hop_s`; the table `for_frames` of the plan.
+
+    Raises:
+        PlanError: as for `hop_s`.
+    """
+    return hop_s(plan, hop, table, busy=busy) + table.half_hop_s(hop.start) + table.half_hop_s(hop.stop)

@@ -21,6 +21,7 @@ from corepipe.cost.table import CostTable
 from corepipe.errors import PlanError
 from corepipe.plan.build import Grid, best_of, cluster_sizes, make_plan, single_plan
 from corepipe.plan.column_generation import Mix, RouteProgram
+from corepipe.plan.division import divided_load_s
 from corepipe.plan.limits import Limits, in_mb, in_ms
 from corepipe.plan.memory import fitting_plans
 from corepipe.plan.model import Plan
@@ -65,7 +66,7 @@ def best_routes(table: CostTable, limits: Limits | None = None) -> Plan:
     bound = max((plan.predicted_fps or 0.0 for plan in singles), default=0.0)
     plans = list(singles)
     if limits.max_workers != 1 and any(cluster_sizes(table).values()):
-        program = RouteProgram(Grid.of(table), limits.latency_budget_s)
+        program = RouteProgram(Grid.of(table), limits.latency_per_frame_s(table))
         mix, mix_bound = best_mix(program, limits.max_workers)
         bound = max(bound, mix_bound)
         if mix is not None:
@@ -99,7 +100,7 @@ def proved_bound(table: CostTable, limits: Limits | None = None) -> float:
     table = limits.restricted(table)
     bound = max((plan.predicted_fps or 0.0 for plan in _single_plans(table, limits)), default=0.0)
     if limits.max_workers != 1 and any(cluster_sizes(table).values()):
-        search = _Search(RouteProgram(Grid.of(table), limits.latency_budget_s), limits.max_workers)
+        search = _Search(RouteProgram(Grid.of(table), limits.latency_per_frame_s(table)), limits.max_workers)
         bound = max(bound, search.bound_fps)
     return bound
 
@@ -198,10 +199,10 @@ def plan_of_mix(grid: Grid, mix: Mix) -> Plan:
 
 def least_latency_s(table: CostTable, max_workers: int | None = None) -> float:
     """Seconds of the route with the lowest latency that any plan on this machine can have."""
-    seconds = [table.hop_load_s(config, 0, table.layer_count, busy=False) for config in _single_configs(table)]
+    seconds = [divided_load_s(table, config, 0, table.layer_count, busy=False) for config in _single_configs(table)]
     if max_workers != 1 and any(cluster_sizes(table).values()):
         seconds.append(_least_beside_others_s(Paths(Grid.of(table)), max_workers))
-    return min(seconds)
+    return table.frames * min(seconds)
 
 
 def _least_beside_others_s(paths: Paths, max_workers: int | None) -> float:

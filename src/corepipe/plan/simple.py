@@ -5,6 +5,7 @@ from __future__ import annotations
 from corepipe.cost.table import CostTable
 from corepipe.errors import PlanError, UnknownNameError
 from corepipe.plan.build import best_of, cluster_configs, cluster_sizes, make_plan, single_plan
+from corepipe.plan.division import divided_load_s
 from corepipe.plan.model import Plan
 from corepipe.topology.model import CoreConfig
 
@@ -81,7 +82,7 @@ def _replicas(table: CostTable, planner: str, *, smallest: bool) -> Plan:
             count = len(cluster.cores) // size if smallest else 1
             configs += [CoreConfig(cluster.name, size)] * count
     whole = table.layer_count
-    seconds = [table.hop_load_s(config, 0, whole, busy=len(configs) > 1) for config in configs]
+    seconds = [divided_load_s(table, config, 0, whole, busy=len(configs) > 1) for config in configs]
     if min(seconds) <= 0:
         raise PlanError("the cost table gives the network no cost at all; profile it again")
     return make_plan(table, planner, configs, [(1 / s, [(i, 0, whole)]) for i, s in enumerate(seconds)])

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from corepipe.cost.table import CostTable
+from corepipe.cost.table import ConfigCosts, CostTable
 from corepipe.report.terminal import plain, say, titled
+
+
+def costs_name(costs: ConfigCosts, table: CostTable) -> str:
+    """The core config, with the engine where there are several, and the batch where it is not 1."""
+    name = costs.config if len(table.engines) == 1 else f"{costs.config} {costs.engine}"
+    return name if costs.batch == 1 else f"{name} x{costs.batch}"
+
+
+def engines_text(table: CostTable) -> str:
+    """The engines with their versions."""
+    return " and ".join(f"{engine.name} {engine.version}".rstrip() for engine in table.engines)
 
 
 def render_costs(table: CostTable, console: Console) -> None:
@@ -14,7 +25,7 @@ def render_costs(table: CostTable, console: Console) -> None:
     view.add_column("#", justify="right")
     view.add_column("layer", overflow="ellipsis", max_width=40)
     for costs in table.configs:
-        view.add_column(plain(costs.config), justify="right")
+        view.add_column(plain(costs_name(costs, table)), justify="right")
     for index, name in enumerate(table.network.layers):
         cells = []
         for costs in table.configs:
@@ -24,8 +35,12 @@ def render_costs(table: CostTable, console: Console) -> None:
         view.add_row(str(index), plain(name), *cells)
     view.add_section()
     whole = [
-        f"{table.segment_s(c.core_config, 0, table.layer_count, busy=False) * 1e3:.2f}"
-        + (f" / {table.segment_s(c.core_config, 0, table.layer_count) * 1e3:.2f}" if c.layer_busy_s else "")
+        f"{table.segment_s(c.core_config, 0, table.layer_count, busy=False, mode=c.mode) * 1e3:.2f}"
+        + (
+            f" / {table.segment_s(c.core_config, 0, table.layer_count, mode=c.mode) * 1e3:.2f}"
+            if c.layer_busy_s
+            else ""
+        )
         for c in table.configs
     ]
     view.add_row("", "whole network", *whole, style="bold")
@@ -33,8 +48,9 @@ def render_costs(table: CostTable, console: Console) -> None:
     for costs in table.configs:
         say(
             console,
-            f"{costs.config}: a segment costs {costs.segment_s * 1e6:.0f} us and {costs.segment_s_per_byte * 1e12:.0f} "
-            f"us per MB at its cuts beside its layers; spread {costs.spread:.1%}",
+            f"{costs_name(costs, table)}: a segment costs {costs.segment_s * 1e6:.0f} us and "
+            f"{costs.segment_s_per_byte * 1e12:.0f} us per MB at its cuts beside its layers; "
+            f"spread {costs.spread:.1%}",
         )
     hop = table.hop
     say(
@@ -44,6 +60,6 @@ def render_costs(table: CostTable, console: Console) -> None:
     )
     say(
         console,
-        f"costs {table.provenance.source} with {table.engine.name} {table.engine.version} on "
+        f"costs {table.provenance.source} with {engines_text(table)} on "
         f"{table.machine.description or 'this machine'}, {table.provenance.created}",
     )

@@ -158,7 +158,7 @@ def _workers(sheet: Sheet, result: PlanResult) -> Html:
     rows = []
     for worker in result.plan.workers:
         color = sheet.colors[worker.name]
-        held = "; ".join(layers_text(*segment) for segment in result.plan.segments_of(worker.name))
+        held = "; ".join(layers_text(*segment.layers) for segment in result.plan.segments_of(worker.name))
         rows.append(
             tag(
                 "tr",

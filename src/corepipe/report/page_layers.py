@@ -117,7 +117,7 @@ def _cache(cache: Cache) -> str:
 def _chosen(sheet: Sheet) -> list[ConfigCosts]:
     """The configs that the plans use, the best plan's first, then others as far as there is room."""
     assert sheet.table is not None
-    known = {costs.config: costs for costs in sheet.table.configs}
+    known = {str(config): rows[0] for config, rows in sheet.table.by_config.items()}
     used = [w.config for r in sorted(sheet.results, key=lambda r: r is not sheet.best) for w in r.plan.workers]
     order = dict.fromkeys(name for name in [*used, *known] if name in known)
     return [known[name] for name in order][:_MAX_CONFIGS]

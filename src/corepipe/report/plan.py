@@ -6,8 +6,19 @@ from rich.console import Console
 
 from corepipe.cost.table import CostTable
 from corepipe.plan.explain import explain
-from corepipe.plan.model import Plan, evaluate
+from corepipe.plan.model import Hop, Plan, evaluate
 from corepipe.report.terminal import plain, say, titled
+
+
+def hop_text(hop: Hop) -> str:
+    """The worker and its layers, with engines and batches where the plan names them."""
+    if hop.parts is None:
+        return f"{hop.worker} [{hop.start}-{hop.stop - 1}]"
+    parts = (
+        f"{part.start}-{part.stop - 1} {part.engine}" + (f" x{part.batch}" if part.batch > 1 else "")
+        for part in hop.parts
+    )
+    return f"{hop.worker} [{', '.join(parts)}]"
 
 
 def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
@@ -18,7 +29,7 @@ def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
     routes.add_column("frames/s", justify="right")
     routes.add_column(plain("hops: worker [layers]"))
     for number, route in enumerate(plan.routes):
-        hops = "  ->  ".join(f"{h.worker} [{h.start}-{h.stop - 1}]" for h in route.hops)
+        hops = "  ->  ".join(hop_text(h) for h in route.hops)
         routes.add_row(str(number), f"{route.rate_fps:.4g}", plain(hops))
     console.print(routes)
     width = 30

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from corepipe.cost.calibration import Calibration
 from corepipe.cost.predict.table import Prediction
+from corepipe.report.costs import engines_text
 from corepipe.report.terminal import plain, say, titled
 from corepipe.topology.model import CoreConfig
 
@@ -43,7 +44,7 @@ def render_prediction(prediction: Prediction, console: Console) -> None:
         say(console, f"outside what was calibrated: {warning}")
     say(
         console,
-        f"predicted {table.provenance.note} with {table.engine.name} {table.engine.version} on "
+        f"predicted {table.provenance.note} with {engines_text(table)} on "
         f"{table.machine.description or 'an unnamed machine'}; nothing was run",
     )
 

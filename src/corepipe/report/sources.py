@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from corepipe.compare import PlanResult
 from corepipe.cost.table import CostTable
 from corepipe.network.model import Network
+from corepipe.report.costs import engines_text
 from corepipe.report.html import Html, tag
 from corepipe.topology.model import Topology
 
@@ -101,7 +102,7 @@ def _table_source(table: CostTable | None) -> Source:
     about = table.provenance
     kind = _TABLES[about.source]
     sentence = f"by the cost table of {table.machine.description or 'an unnamed machine'}, {kind}"
-    sentence += f" ({table.engine.name} {table.engine.version})" if table.engine.version else f" ({table.engine.name})"
+    sentence += f" ({engines_text(table)})"
     sentence += f", {about.created}" if about.created else ""
     sentence += f"; {about.note}" if about.note else ""
     return Source("table", f"cost table ({about.source})", sentence)

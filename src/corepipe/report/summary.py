@@ -13,7 +13,7 @@ import numpy as np
 from corepipe.compare import HopCheck, PlanResult
 from corepipe.cost.table import CostTable
 from corepipe.errors import FrameError
-from corepipe.plan.model import Plan, evaluate
+from corepipe.plan.model import Plan, evaluate, hop_s
 from corepipe.report.life import hops_done
 from corepipe.runtime.stream import FrameRecord
 
@@ -77,6 +77,6 @@ def _check(plan: Plan, key: tuple[str, int, int], seconds: Sequence[float], tabl
     worker, start, stop = key
     predicted = math.nan
     if table is not None:
-        config = plan.worker(worker).core_config
-        predicted = table.segment_s(config, start, stop, busy=len(plan.workers) > 1)
+        hop = next(h for r in plan.routes for h in r.hops if (h.worker, h.start, h.stop) == key)
+        predicted = hop_s(plan, hop, table, busy=len(plan.workers) > 1)
     return HopCheck(worker, start, stop, predicted, statistics.median(seconds))

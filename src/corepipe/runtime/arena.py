@@ -1,10 +1,11 @@
-"""Anonymous shared memory, divided into one slot per frame under way.
+"""Anonymous shared memory, divided into slots for the frames under way: one in each, or as many as a plan's batch.
 
-A slot holds every tensor that enters, crosses or leaves on any route, at fixed places; a frame keeps its slot from the
-moment it is fed until its result is copied out. So a hop moves no tensor: the next worker reads where the last one
-wrote. The memory has no name in the file system: when the last process that holds it ends, it is gone.
+A slot holds every tensor that enters, crosses or leaves on any route, at fixed places, those of its frames side by
+side; a frame keeps its slot from the moment it is fed until its result is copied out. So a hop moves no tensor: the
+next worker reads where the last one wrote. The memory has no name in the file system: when the last process that holds
+it ends, it is gone.
 
-Slot: header (error text, times of each hop) | tensors, each aligned to `ALIGNMENT`.
+Slot: header (error text, times of each hop, number of frames) | tensors, each aligned to `ALIGNMENT`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ DYNAMIC_CAPACITY = 16 * 2**20
 _PAGE = 4096
 _ERROR_BYTES = 1024
 _TIMES_OFFSET = _ERROR_BYTES
-_HEADER = _TIMES_OFFSET + MAX_HOPS * 2 * 8
+_COUNT_OFFSET = _TIMES_OFFSET + MAX_HOPS * 2 * 8
+_HEADER = _COUNT_OFFSET + 8
 _SHAPE_BYTES = (MAX_RANK + 1) * 8
 
 
@@ -48,7 +50,12 @@ def _align(offset: int, to: int = ALIGNMENT) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one tensor lies in a slot; `shape` None means that its shape is stored in front of it."""
+    """Where one tensor lies in a slot.
+
+    Attributes:
+        shape: of one frame; None means that it is stored in front of the tensor.
+        capacity: bytes of one frame.
+    """
 
     name: str
     dtype: str
@@ -64,17 +71,19 @@ class Layout:
     slots: int
     slot_bytes: int
     places: tuple[Place, ...]
+    frames: int = 1
+    """Frames in a slot."""
 
     @classmethod
-    def of(cls, tensors: Sequence[TensorInfo], slots: int) -> Layout:
-        """A layout for these tensors (names unique), `slots` times."""
+    def of(cls, tensors: Sequence[TensorInfo], slots: int, frames: int = 1) -> Layout:
+        """A layout for these tensors (names unique), `slots` times; all shapes are known where `frames` is above 1."""
         places = []
         offset = _align(_HEADER)
         for tensor in tensors:
             capacity = DYNAMIC_CAPACITY if tensor.nbytes is None else tensor.nbytes
             places.append(Place(tensor.name, str(tensor.dtype), tensor.shape, offset, capacity))
-            offset = _align(offset + capacity + (_SHAPE_BYTES if tensor.shape is None else 0))
-        return cls(slots, _align(offset, _PAGE), tuple(places))
+            offset = _align(offset + frames * capacity + (_SHAPE_BYTES if tensor.shape is None else 0))
+        return cls(slots, _align(offset, _PAGE), tuple(places), frames)
 
     @property
     def nbytes(self) -> int:
@@ -86,6 +95,7 @@ class Layout:
         return {
             "slots": self.slots,
             "slot_bytes": self.slot_bytes,
+            "frames": self.frames,
             "places": [[p.name, p.dtype, p.shape, p.offset, p.capacity] for p in self.places],
         }
 
@@ -93,7 +103,7 @@ class Layout:
     def from_dict(cls, data: dict[str, Any]) -> Layout:
         """The inverse of `to_dict`."""
         places = tuple(Place(n, d, None if s is None else tuple(s), o, c) for n, d, s, o, c in data["places"])
-        return cls(data["slots"], data["slot_bytes"], places)
+        return cls(data["slots"], data["slot_bytes"], places, data["frames"])
 
 
 def anonymous_file(size: int, what: str) -> int:
@@ -131,7 +141,7 @@ def or_worker_error(what: str) -> Iterator[None]:
 
 
 class Slot:
-    """One frame's memory, as numpy views."""
+    """The memory of a frame, or of some that share a slot, as numpy views."""
 
     def __init__(self, memory: mmap.mmap, base: int, layout: Layout) -> None:
         self._memory = memory
@@ -141,11 +151,29 @@ class Slot:
             MAX_HOPS, 2
         )
         """Start and end of each hop in nanoseconds of CLOCK_MONOTONIC; 0 where it has not happened."""
+        self._count: NDArray[np.int64] = np.frombuffer(memory, np.int64, 1, base + _COUNT_OFFSET)
 
-    def view(self, name: str) -> NDArray[Any]:
-        """The tensor's memory as an array; of a dynamic tensor, what was last stored."""
+    @property
+    def count(self) -> int:
+        """How many frames it holds; those after them are to be ignored."""
+        return int(self._count[0])
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._count[0] = count
+
+    def view(self, name: str, first: int = 0, frames: int = 1) -> NDArray[Any]:
+        """The tensor's memory as an array; of a dynamic tensor, what was last stored.
+
+        Args:
+            name: the tensor.
+            first: the frame in the slot.
+            frames: how many from there on, side by side along the first axis.
+        """
         place = self._places[name]
-        start, shape = self._base + place.offset, place.shape
+        start, shape = self._base + place.offset + first * place.capacity, place.shape
+        if shape is not None and frames > 1:
+            shape = (frames * shape[0], *shape[1:])
         if shape is None:
             header = np.frombuffer(self._memory, np.int64, MAX_RANK + 1, start)
             shape = tuple(int(d) for d in header[1 : 1 + int(header[0])])
@@ -153,10 +181,10 @@ class Slot:
         count = math.prod(shape)
         return np.frombuffer(self._memory, np.dtype(place.dtype), count, start).reshape(shape)
 
-    def target(self, name: str) -> NDArray[Any] | DynamicOutput:
-        """Where an engine is to write the tensor: memory, or a function that stores it."""
+    def target(self, name: str, first: int = 0, frames: int = 1) -> NDArray[Any] | DynamicOutput:
+        """Where an engine is to write the tensor: memory, or a function that stores it; arguments as for `view`."""
         if self._places[name].shape is not None:
-            return self.view(name)
+            return self.view(name, first, frames)
         return lambda array: self._store(name, array)
 
     def _store(self, name: str, array: NDArray[Any]) -> None:

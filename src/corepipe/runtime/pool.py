@@ -7,8 +7,9 @@ import os
 import select
 
 from corepipe.errors import PlanError, TopologyError, UnknownNameError
+from corepipe.network.batch import batched
 from corepipe.network.model import Network, Segment, TensorInfo
-from corepipe.plan.model import Plan, Worker
+from corepipe.plan.model import HopPart, Plan, Worker
 from corepipe.runtime import messages
 from corepipe.runtime.arena import MAX_HOPS, Arena, Layout, or_worker_error
 from corepipe.runtime.launch import Child, memory_file
@@ -36,18 +37,20 @@ class Pool:
         self._network = network
         self._topology = topology
         self._numbers = {worker.name: number for number, worker in enumerate(plan.workers)}
-        self._segments: dict[tuple[int, int], Segment] = {}
-        used = {layers for worker in plan.workers for layers in plan.segments_of(worker.name)}
+        self._segments: dict[HopPart, Segment] = {}
+        used = {part for worker in plan.workers for part in plan.segments_of(worker.name)}
+        networks = {
+            batch: network if batch == 1 else batched(network, batch) for batch in sorted({part.batch for part in used})
+        }
         tensors: dict[str, TensorInfo] = {t.name: t for t in (*network.inputs, *network.outputs)}
-        for start, stop in sorted(used):
-            segment = network.segment(start, stop)
+        for part in used:
+            segment = self._segments[part] = networks[part.batch].segment(part.start, part.stop)
             for tensor in (*segment.inputs, *segment.outputs):
-                tensors.setdefault(tensor.name, tensor)
-            self._segments[start, stop] = segment
+                tensors.setdefault(tensor.name, network.tensors.get(tensor.name, tensor))
         check_cores(plan, topology)
         self.children: list[Child] = []
         self._fds: list[int] = []
-        self.arena = Arena.create(Layout.of(list(tensors.values()), slots))
+        self.arena = Arena.create(Layout.of(list(tensors.values()), slots, plan.batch))
         try:
             with or_worker_error("cannot make the workers' pipes"):
                 self.results_fd, self._results_write = self._pipe()
@@ -113,21 +116,23 @@ class Pool:
                 specs.append(
                     {
                         "model_fd": model_fds[-1],
+                        "engine": key.engine,
+                        "batch": key.batch,
                         "inputs": [t.name for t in segment.inputs],
                         "outputs": [t.name for t in segment.outputs],
                     }
                 )
-            hops = []
+            hops, destinations = [], []
             for route_number, route in enumerate(self.plan.routes):
                 for index, hop in enumerate(route.hops):
                     if hop.worker != worker.name or route.rate_fps <= 0:
                         continue
                     last = index + 1 == len(route.hops)
                     to = self._results_write if last else self._inboxes[self._numbers[route.hops[index + 1].worker]][1]
-                    hops.append([route_number, index, mine.index(hop.layers), to])
+                    destinations.append(to)
+                    hops.append([route_number, index, [mine.index(part) for part in self.plan.parts_of(hop)], to])
             config = {
                 "number": number,
-                "engine": worker.engine,
                 "threads": len(worker.cores),
                 "layout": self.arena.layout.to_dict(),
                 "arena_fd": self.arena.fd,
@@ -137,7 +142,7 @@ class Pool:
                 "hops": hops,
             }
             hand_down = [self.arena.fd, self._inboxes[number][0], self._results_write, *model_fds]
-            hand_down += [hop[3] for hop in hops]
+            hand_down += destinations
             cpus = self._topology.cpus_of(worker.cores) if self._topology.pinnable else ()
             return Child(
                 "corepipe.runtime.worker", worker.name, cpus, config, sorted(set(hand_down)), len(worker.cores)
@@ -158,14 +163,17 @@ def check_fits(plan: Plan, network: Network) -> None:
             f"the plan is for {plan.network.name} ({plan.network.layers} layers, {plan.network.sha256[:12]}), not for "
             f"{network.name} ({len(network.layers)} layers, {network.sha256[:12]}); make it anew with `corepipe plan`"
         )
+    dynamic = [tensor.name for tensor in (*network.inputs, *network.outputs) if tensor.shape is None]
+    if plan.batch > 1 and dynamic:
+        raise PlanError(f"{plan.batch} frames cannot share a slot: the shape of {dynamic[0]!r} is not known beforehand")
     legal = set(network.legal_cuts()) | {0, len(network.layers)}
     for number, route in enumerate(plan.routes):
         if len(route.hops) > MAX_HOPS:
             raise PlanError(f"route {number} has {len(route.hops)} hops, at most {MAX_HOPS} are possible")
-        for hop in route.hops:
-            if hop.start not in legal:
+        for part in (part for hop in route.hops for part in plan.parts_of(hop)):
+            if part.start not in legal:
                 raise PlanError(
-                    f"route {number} cuts before layer {hop.start}, where a tensor of unknown shape would cross; "
+                    f"route {number} cuts before layer {part.start}, where a tensor of unknown shape would cross; "
                     f"`corepipe inspect` shows the cuts"
                 )
 

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -70,16 +70,39 @@ class FrameRecord:
         return (self.done_ns - self.submitted_ns) * 1e-9
 
 
-@dataclass
-class Flight:
-    """A frame under way; `kills` counts the workers that died on it."""
+@dataclass(frozen=True)
+class Submitted:
+    """A frame that was submitted."""
 
     sequence: int
-    route: int
-    slot: int
     future: Future[Output]
     submitted_ns: int
+
+
+@dataclass
+class Flight:
+    """A slot under way.
+
+    Attributes:
+        route, slot: its route, and the number of the slot.
+        frames: the frames in the slot, in order.
+        kills: how many workers died on it.
+        waiting: frames that came to grief together and now run one by one, each with its inputs; after those in the
+            slot.
+        started: whether it is on its way (or else still takes frames).
+    """
+
+    route: int
+    slot: int
+    frames: list[Submitted] = field(default_factory=list)
     kills: int = 0
+    waiting: list[tuple[Submitted, dict[str, Array]]] = field(default_factory=list)
+    started: bool = False
+
+    @property
+    def sequence(self) -> int:
+        """The number of its first frame."""
+        return self.frames[0].sequence
 
 
 class Stream:
@@ -115,11 +138,14 @@ class Stream:
         self.plan = plan
         self.on_record = on_record
         self.restarts = 0
-        self._dispatcher = Dispatcher(plan, sum(t.nbytes or 0 for t in network.outputs))
+        self._dispatcher = Dispatcher(plan, plan.batch * sum(t.nbytes or 0 for t in network.outputs))
+        self._window = self._dispatcher.window * plan.batch
         self.pool = Pool(network, plan, topology, self._dispatcher.slots)
+        self._workers_of = [{hop.worker for hop in route.hops} for route in plan.routes]
         self._state = threading.Condition()
         self._free = list(range(self._dispatcher.slots))
         self._flights: dict[int, Flight] = {}
+        self._open: Flight | None = None
         self._ended: dict[int, Ended] = {}
         self._deliveries: Deliveries = Deliveries()
         self._next_sequence = 0
@@ -188,29 +214,50 @@ class Stream:
             if not self._state.wait_for(lambda: self._broken or self.closed or self._has_room(), timeout):
                 raise TimeoutError(f"the stream had no room within {timeout} s")
             self._check_open()
-            route = self._dispatcher.choose()
-            slot_number = self._free.pop()
+            flight = self._open or Flight(self._dispatcher.choose(), self._free.pop())
+            self._open = None
             self._filling += 1
-        slot = self.pool.arena.slots[slot_number]
+        slot = self.pool.arena.slots[flight.slot]
         try:
-            self._fill(slot, frame)
+            self._fill(slot, frame, len(flight.frames))
         except BaseException:
             with self._state:
                 self._filling -= 1
-                self._release(slot_number, route)
+                self._put_back(flight)
             raise
         with self._state:
             self._filling -= 1
             if self.closed or self._broken:
-                self._release(slot_number, route)
+                self._put_back(flight)
                 self._check_open()
             future: Future[Output] = Future()
-            flight = Flight(self._next_sequence, route, slot_number, future, time.monotonic_ns())
+            flight.frames.append(Submitted(self._next_sequence, future, time.monotonic_ns()))
             self._next_sequence += 1
-            self._flights[slot_number] = flight
-            if not self._paused:
+            self._flights[flight.slot] = flight
+            self._state.notify_all()
+            if len(flight.frames) == self.plan.batch:
                 self._start(flight)
+            else:
+                self._open = flight
+                self._start_if_idle()
         return future
+
+    def _put_back(self, flight: Flight) -> None:
+        """What a frame that was not fed leaves: a flight that still takes frames, or nothing."""
+        if not flight.frames:
+            self._release(flight.slot, flight.route)
+        elif self._flights.get(flight.slot) is flight:
+            self._open = flight
+            self._start_if_idle()
+            self._state.notify_all()
+
+    def _start_if_idle(self) -> None:
+        """Let a slot that is not full go if its workers have nothing else to do: more frames may never come."""
+        if self._open is None:
+            return
+        mine = self._workers_of[self._open.route]
+        if not any(f.started and mine & self._workers_of[f.route] for f in self._flights.values()):
+            self._start(self._open)
 
     def __call__(
         self, frames: Iterable[Frame | Writer], on_error: Literal["raise", "return"] = "raise"
@@ -234,7 +281,7 @@ class Stream:
         failure: Exception | None = None
         while more or waiting:
             if waiting:
-                self._wait_for_room_or(waiting[0], more and len(waiting) < self._dispatcher.window)
+                self._wait_for_room_or(waiting[0], more and len(waiting) < self._window)
                 if waiting[0].done():
                     yield _outcome(waiting.popleft(), on_error)
                     continue
@@ -272,7 +319,7 @@ class Stream:
             FrameError: one frame failed, at its turn.
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
-        room = asyncio.Semaphore(self._dispatcher.window)
+        room = asyncio.Semaphore(self._window)
         fed: asyncio.Queue[Future[Output] | None] = asyncio.Queue()
 
         async def feed() -> None:
@@ -331,11 +378,13 @@ class Stream:
             self.restarts += restarted
             self._paused = False
             for flight in self.flights_under_way():
-                self._start(flight)
+                if flight.started:
+                    self._start(flight)
+            self._start_if_idle()
             self._state.notify_all()
 
     def flights_under_way(self) -> list[Flight]:
-        """The frames that have no result yet, oldest first (for the collector)."""
+        """The slots with frames that have no result yet, oldest first (for the collector)."""
         return sorted(self._flights.values(), key=lambda flight: flight.sequence)
 
     def next_generation(self) -> int:
@@ -356,11 +405,13 @@ class Stream:
             raise StreamClosedError("the stream is closed; open a new one")
 
     def _has_room(self) -> bool:
-        if self._paused or not self._free or not self._dispatcher.has_room():
+        if self.plan.batch > 1 and self._filling:
+            return False
+        if self._open is None and (self._paused or not self._free or not self._dispatcher.has_room()):
             return False
         # Deliveries wait for a callback that submits, so that callback must not wait for deliveries.
         in_callback = threading.current_thread() is self._deliverer
-        return in_callback or self._next_sequence - self._delivered + self._filling < self._dispatcher.window
+        return in_callback or self._next_sequence - self._delivered + self._filling < self._window
 
     def _release(self, slot: int, route: int) -> None:
         self._free.append(slot)
@@ -368,14 +419,21 @@ class Stream:
         self._state.notify_all()
 
     def _start(self, flight: Flight) -> None:
-        hops = self.plan.routes[flight.route].hops
-        self.pool.arena.slots[flight.slot].times[: len(hops)] = 0
+        """Send a slot on its way; while workers are being replaced, `resume` does so."""
+        flight.started = True
+        if flight is self._open:
+            self._open = None
+        if self._paused:
+            return
+        hops, slot = self.plan.routes[flight.route].hops, self.pool.arena.slots[flight.slot]
+        slot.times[: len(hops)] = 0
+        slot.count = len(flight.frames)
         first = self.pool.number(hops[0].worker)
         self.pool.send(first, messages.RUN, flight.route, flight.slot, flight.sequence)
 
-    def _fill(self, slot: Slot, frame: Frame | Writer) -> None:
+    def _fill(self, slot: Slot, frame: Frame | Writer, position: int) -> None:
         inputs = self.network.inputs
-        views = {t.name: slot.view(t.name) for t in inputs}
+        views = {t.name: slot.view(t.name, position) for t in inputs}
         if callable(frame):
             frame(views)
             return
@@ -387,24 +445,44 @@ class Stream:
         for name, view in views.items():
             np.copyto(view, arrays[name])
 
-    def _result(self, slot: Slot) -> Output:
-        outputs = {t.name: slot.view(t.name).copy() for t in self.network.outputs}
+    def _result(self, slot: Slot, position: int) -> Output:
+        outputs = {t.name: slot.view(t.name, position).copy() for t in self.network.outputs}
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     def finish(self, slot_number: int, sequence: int, failed: bool) -> None:
-        """Take a frame's result or error out of its slot, and deliver what is next in order (for the collector)."""
+        """Take results or errors out of a slot, and deliver what is next in order (for the collector)."""
         flight = self._flights.get(slot_number)
         if flight is None or flight.sequence != sequence:
             return
         slot = self.pool.arena.slots[slot_number]
-        if failed:
-            self.fail(flight, FrameError(f"frame {sequence}: {slot.error}"))
+        if not failed:
+            self._end(flight, [Ended(f.future, self._result(slot, i)) for i, f in enumerate(flight.frames)])
+        elif len(flight.frames) > 1:
+            self.run_apart(flight)
         else:
-            self._end(flight, Ended(flight.future, self._result(slot)))
+            self.fail(flight, FrameError(f"frame {sequence}: {slot.error}"))
+
+    def run_apart(self, flight: Flight) -> None:
+        """Run the frames of a slot again one by one, so that the one at fault fails alone (for the collector)."""
+        slot = self.pool.arena.slots[flight.slot]
+        inputs = [{t.name: slot.view(t.name, i).copy() for t in self.network.inputs} for i in range(len(flight.frames))]
+        with self._state:
+            flight.waiting = list(zip(flight.frames, inputs, strict=True))
+            self._run_next_apart(flight)
+
+    def _run_next_apart(self, flight: Flight) -> None:
+        """The next of the frames that run one by one; it fills the slot, since what runs beside it may be at fault."""
+        frame, inputs = flight.waiting.pop(0)
+        flight.frames, flight.kills = [frame], 0
+        slot = self.pool.arena.slots[flight.slot]
+        for name, array in inputs.items():
+            for position in range(self.plan.batch):
+                np.copyto(slot.view(name, position), array)
+        self._start(flight)
 
     def fail(self, flight: Flight, error: CorepipeError) -> None:
-        """End a frame with an error (for the collector)."""
-        self._end(flight, Ended(flight.future, error=error))
+        """End the frames of a slot with an error (for the collector)."""
+        self._end(flight, [Ended(frame.future, error=error) for frame in flight.frames])
 
     def delivered(self) -> None:
         """One more future has ended (for the delivering thread)."""
@@ -412,42 +490,62 @@ class Stream:
             self._delivered += 1
             self._state.notify_all()
 
-    def _end(self, flight: Flight, ended: Ended) -> None:
-        self._record(flight, self.pool.arena.slots[flight.slot], ended.error is not None)
+    def _end(self, flight: Flight, ended: Sequence[Ended]) -> None:
+        self._record(flight, self.pool.arena.slots[flight.slot], ended[0].error is not None)
         with self._state:
-            if self._flights.pop(flight.slot, None) is None:
+            if self._flights.get(flight.slot) is not flight:
                 return
-            self._ended[flight.sequence] = ended
-            self._release(flight.slot, flight.route)
+            self._ended |= {frame.sequence: end for frame, end in zip(flight.frames, ended, strict=True)}
+            if flight.waiting:
+                self._run_next_apart(flight)
+            else:
+                del self._flights[flight.slot]
+                self._release(flight.slot, flight.route)
+                self._start_if_idle()
             while (following := self._ended.pop(self._next_delivery, None)) is not None:
                 self._next_delivery += 1
                 self._deliveries.put(following)
 
     def _record(self, flight: Flight, slot: Slot, failed: bool) -> None:
+        """Tell `on_record` of each frame; of the time that a worker spent on a slot, each has an equal part."""
         if self.on_record is None:
             return
+        count, now = len(flight.frames), time.monotonic_ns()
         times = slot.times.tolist()
-        hops = tuple(
-            HopTime(h.worker, h.start, h.stop, times[i][0], times[i][1])
-            for i, h in enumerate(self.plan.routes[flight.route].hops)
-        )
-        now = time.monotonic_ns()
-        try:
-            self.on_record(FrameRecord(flight.sequence, flight.route, flight.submitted_ns, now, hops, failed))
-        except Exception:
-            _log.exception("on_record failed for frame %d; it is not called any more", flight.sequence)
-            self.on_record = None
+        hops = self.plan.routes[flight.route].hops
+        for position, frame in enumerate(flight.frames):
+            parts = tuple(
+                HopTime(hop.worker, hop.start, hop.stop, *_share(began, ended, position, count))
+                for hop, (began, ended) in zip(hops, times, strict=False)
+            )
+            record = FrameRecord(frame.sequence, flight.route, frame.submitted_ns, now, parts, failed)
+            try:
+                self.on_record(record)
+            except Exception:
+                _log.exception("on_record failed for frame %d; it is not called any more", frame.sequence)
+                self.on_record = None
+                return
 
     def _fail_all(self, error: CorepipeError) -> None:
         """End everything that has not ended, in order."""
         with self._state:
-            failed = {flight.sequence: Ended(flight.future, error=error) for flight in self._flights.values()}
+            flights = self._flights.values()
+            frames = [frame for f in flights for frame in (*f.frames, *(frame for frame, _ in f.waiting))]
+            failed = {frame.sequence: Ended(frame.future, error=error) for frame in frames}
             failed |= {sequence: Ended(ended.future, error=error) for sequence, ended in self._ended.items()}
             self._flights.clear()
+            self._open = None
             self._ended.clear()
             for _, ended in sorted(failed.items()):
                 self._deliveries.put(ended)
             self._state.notify_all()
+
+
+def _share(began: int, ended: int, position: int, count: int) -> tuple[int, int]:
+    """Start and end of one of `count` equal parts of a time; the time itself where it has not ended."""
+    if not ended:
+        return began, ended
+    return began + (ended - began) * position // count, began + (ended - began) * (position + 1) // count
 
 
 def _failed(error: CorepipeError) -> Future[Output]:

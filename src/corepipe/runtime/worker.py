@@ -23,38 +23,43 @@ from corepipe.runtime.child import report
 
 def serve(config: dict[str, Any]) -> None:
     """Compile, report ready, and serve; see `corepipe.runtime.pool` for the configuration."""
-    engine.get(config["engine"]).dedicate(config["threads"])
+    for name in {spec["engine"] for spec in config["segments"]}:
+        engine.get(name).dedicate(config["threads"])
     arena = Arena(Layout.from_dict(config["layout"]), config["arena_fd"])
-    segments = [_Segment(spec, config["engine"], config["threads"], arena) for spec in config["segments"]]
-    hops = {(route, hop): (segments[index], to) for route, hop, index, to in config["hops"]}
+    segments = [_Segment(spec, config["threads"], arena) for spec in config["segments"]]
+    hops = {(route, hop): ([segments[i] for i in indices], to) for route, hop, indices, to in config["hops"]}
     report(config["status_fd"], ready=True)
     _loop(config["number"], config["inbox_fd"], config["results_fd"], hops, arena)
 
 
 class _Segment:
-    """One compiled segment and its bindings, a binding for each slot."""
+    """One compiled segment and its bindings, one for each slot and batch of frames in it."""
 
-    def __init__(self, spec: dict[str, Any], engine_name: str, threads: int, arena: Arena) -> None:
+    def __init__(self, spec: dict[str, Any], threads: int, arena: Arena) -> None:
+        self._batch: int = spec["batch"]
         self._inputs: list[str] = spec["inputs"]
         self._outputs: list[str] = spec["outputs"]
         self._arena = arena
         with mmap.mmap(spec["model_fd"], 0, prot=mmap.PROT_READ) as data:
             model = bytes(data)
         os.close(spec["model_fd"])
-        self._compiled: Compiled = engine.get(engine_name).compile(model, threads)
-        self._bound: list[Callable[[], None] | None] = [None] * arena.layout.slots
+        self._compiled: Compiled = engine.get(spec["engine"]).compile(model, threads)
+        self._bound: list[list[Callable[[], None]]] = [[] for _ in range(arena.layout.slots)]
         self._warm_up()
 
-    def bound(self, number: int) -> Callable[[], None]:
-        """The call that runs this segment in a slot."""
-        call = self._bound[number]
-        if call is None:
-            call = self._bound[number] = self._bind(self._arena.slots[number])
-        return call
+    def run(self, number: int) -> None:
+        """Run this segment on all frames of a slot, a batch at a time."""
+        calls, slot = self._bound[number], self._arena.slots[number]
+        needed = -(-slot.count // self._batch)
+        while len(calls) < needed:
+            calls.append(self._bind(slot, len(calls) * self._batch))
+        for call in calls[:needed]:
+            call()
 
-    def _bind(self, slot: Slot) -> Callable[[], None]:
+    def _bind(self, slot: Slot, first: int) -> Callable[[], None]:
         return self._compiled.bind(
-            {name: slot.view(name) for name in self._inputs}, {name: slot.target(name) for name in self._outputs}
+            {name: slot.view(name, first, self._batch) for name in self._inputs},
+            {name: slot.target(name, first, self._batch) for name in self._outputs},
         )
 
     def _warm_up(self) -> None:
@@ -63,8 +68,8 @@ class _Segment:
         A model may refuse zeros; whether it takes the frames is for the frames to tell.
         """
         slot = self._arena.slots[0]
-        inputs = {name: np.zeros_like(slot.view(name)) for name in self._inputs}
-        outputs = {name: _scratch(slot.target(name)) for name in self._outputs}
+        inputs = {name: np.zeros_like(slot.view(name, 0, self._batch)) for name in self._inputs}
+        outputs = {name: _scratch(slot.target(name, 0, self._batch)) for name in self._outputs}
         run = self._compiled.bind(inputs, outputs)
         with contextlib.suppress(EngineError):
             run()
@@ -105,7 +110,7 @@ _LAST = 2**64
 
 
 def _loop(
-    number: int, inbox_fd: int, results: int, hops: dict[tuple[int, int], tuple[_Segment, int]], arena: Arena
+    number: int, inbox_fd: int, results: int, hops: dict[tuple[int, int], tuple[list[_Segment], int]], arena: Arena
 ) -> None:
     send, clock, inbox = messages.send, time.monotonic_ns, _Inbox(inbox_fd)
     while True:
@@ -116,12 +121,13 @@ def _loop(
         if frame == _LAST:
             send(results, messages.FENCED, 0, 0, number, hop)
             continue
-        segment, to = hops[route, hop]
+        segments, to = hops[route, hop]
         slot = arena.slots[slot_number]
         slot.times[hop, 1] = 0
         slot.times[hop, 0] = clock()
         try:
-            segment.bound(slot_number)()
+            for segment in segments:
+                segment.run(slot_number)
         except Exception as error:
             slot.error = str(error) if isinstance(error, CorepipeError) else f"{type(error).__name__}: {error}"
             send(results, messages.FAILED, hop, route, slot_number, frame)

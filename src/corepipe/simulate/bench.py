@@ -9,7 +9,7 @@ import numpy as np
 
 from corepipe.compare import HopCheck, PlanResult
 from corepipe.cost.table import CostTable
-from corepipe.plan.model import Plan, evaluate
+from corepipe.plan.model import Plan, evaluate, hop_s
 from corepipe.simulate.events import Contention, simulate
 from corepipe.simulate.result import Simulation
 
@@ -52,8 +52,7 @@ def _result(name: str, run: Simulation, table: CostTable) -> PlanResult:
         for index, hop in enumerate(route.hops):
             times = [record.hops[index] for record in run.steady if record.route == number]
             if times:
-                config = plan.worker(hop.worker).core_config
-                predicted = table.segment_s(config, hop.start, hop.stop, busy=len(plan.workers) > 1)
+                predicted = hop_s(plan, hop, table, busy=len(plan.workers) > 1)
                 took = statistics.fmean(time.ended_ns - time.started_ns for time in times) * 1e-9
                 hops.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, took))
     slices = run.slices(_SLICES)

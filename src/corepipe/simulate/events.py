@@ -20,7 +20,7 @@ import numpy as np
 
 from corepipe.cost.table import CostTable
 from corepipe.errors import UnknownNameError, UsageError
-from corepipe.plan.model import Plan
+from corepipe.plan.model import Plan, hop_s
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.stream import FrameRecord, HopTime
 from corepipe.simulate.fits import check_fits
@@ -74,6 +74,7 @@ def simulate(
     """
     _check_options(frames, slots, jitter, contention, seed)
     check_fits(plan, table)
+    table = table.for_frames(plan.batch)
     run = _Run(plan, table, frames, slots, jitter, contention, seed)
     run.to_the_end()
     records = tuple(sorted(run.records, key=lambda record: record.frame))
@@ -230,7 +231,7 @@ def _steps(plan: Plan, table: CostTable, *, busy: bool) -> list[list[_Step]]:
                 start=hop.start,
                 stop=hop.stop,
                 before_s=table.half_hop_s(hop.start),
-                segment_s=table.segment_s(plan.worker(hop.worker).core_config, hop.start, hop.stop, busy=busy),
+                segment_s=hop_s(plan, hop, table, busy=busy),
                 after_s=table.half_hop_s(hop.stop),
             )
             for hop in route.hops

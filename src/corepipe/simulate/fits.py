@@ -32,9 +32,9 @@ def check_fits(plan: Plan, table: CostTable) -> None:
             )
     legal = {0, *table.legal_cuts(), table.layer_count}
     for number, route in enumerate(plan.routes):
-        for hop in route.hops:
-            if hop.start not in legal:
+        for part in (part for hop in route.hops for part in plan.parts_of(hop)):
+            if part.start not in legal:
                 raise PlanError(
-                    f"route {number} cuts before layer {hop.start}, where the cost table of {table.network.name} "
+                    f"route {number} cuts before layer {part.start}, where the cost table of {table.network.name} "
                     f"allows no cut; choose another cut, or make the plan from this table"
                 )

@@ -124,7 +124,7 @@ def _table(network: Network, calibration: Calibration, configs: list[ConfigCosts
     return CostTable(
         network=table_network(network),
         machine=calibration.machine,
-        engine=calibration.engine,
+        engines=(calibration.engine,),
         configs=tuple(configs),
         hop=calibration.hop,
         provenance=Provenance(
