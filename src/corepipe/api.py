@@ -134,16 +134,19 @@ def costs(
     Args:
         network: what to measure.
         topology: where.
-        engines: on which engines; None for all, see `engine_names`.
-        batch: run frame by frame, and also so many frames at once.
+        engines: on which engines; None for all, see `engine_names`, of which those are left out that refuse it.
+        batch: run frame by frame, and also so many frames at once, where an engine can.
         use_cache: whether kept costs may be used.
         on_progress: told of the progress.
 
     Raises:
+        EngineError: an engine that was named refuses the network, or all do.
+        BatchError: the network does not allow batches.
         CorepipeError: measuring failed.
     """
     modes = [(name, size) for name in engine_names(engines) for size in sizes(batch)]
-    tables = []
+    tables: list[CostTable] = []
+    refusals: list[EngineError] = []
     for number, (name, size) in enumerate(modes):
 
         def told(share: float, text: str, number: int = number, name: EngineName = name, size: int = size) -> None:
@@ -151,7 +154,16 @@ def costs(
             together = f", {size} frames at once" if size > 1 else ""
             on_progress((number + share) / len(modes), text + where + together)
 
-        tables.append(_costs(network, topology, name, size, use_cache, told))
+        try:
+            tables.append(_costs(network, topology, name, size, use_cache, told))
+        except EngineError as error:
+            if size > 1 and tables:
+                continue
+            refusals.append(error)
+            if engines is None:
+                _log.warning("plans do without %s: %s", name.name, error)
+    if refusals and (engines or not tables):
+        raise refusals[0]
     return merged(tables)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from corepipe.errors import WorkerError
+from corepipe.errors import EngineError, WorkerError
 from corepipe.network.model import Network, Segment, TensorInfo
 from corepipe.runtime.arena import or_worker_error
 from corepipe.runtime.launch import Child, memory_file
@@ -123,7 +123,8 @@ class MeasuringProcess:
             busy: whether the other cores are being kept busy.
 
         Raises:
-            WorkerError: a segment failed, or the process ended.
+            EngineError: the engine refuses a segment, or fails on it.
+            WorkerError: the process ended.
         """
         self._ask(op="time", chains=chains, runs=runs, seconds=seconds, busy=busy)
         found: list[list[float]] = self._answer()["seconds"]
@@ -142,7 +143,8 @@ class MeasuringProcess:
             limits: within this least and most.
 
         Raises:
-            WorkerError: the segment failed, or the process ended.
+            EngineError: the engine refuses the segment, or fails on it.
+            WorkerError: the process ended.
         """
         least, most = limits or _PROFILE_RUNS
         self._ask(op="profile", model=segment, runs=min(max(int(seconds / run_s), least), most), busy=busy)
@@ -166,6 +168,8 @@ class MeasuringProcess:
 
     def _answer(self) -> dict[str, Any]:
         answer = self._child.wait_report()
+        if "refused" in answer:
+            raise EngineError(f"worker {self._child.name}: {answer['refused']}")
         self.left_out = max(self.left_out, answer["left_out"])
         return answer
 

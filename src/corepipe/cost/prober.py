@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from corepipe import engine
 from corepipe.cost.watch import Watch
+from corepipe.errors import EngineError
 from corepipe.runtime.child import report
 
 _T = TypeVar("_T")
@@ -39,18 +40,25 @@ def serve(config: dict[str, Any]) -> None:
     with os.fdopen(commands, "rb", buffering=0) as pipe:
         while line := pipe.readline():
             command = json.loads(line)
-            if command["op"] == "time":
-                chains = [[models[index] for index in chain] for chain in command["chains"]]
-                seconds, left_out = _time(chains, command["runs"], command["seconds"], watch, command["busy"])
-                report(status, seconds=seconds, left_out=left_out)
-            elif command["op"] == "profile":
-                runs, left_out = _profile(models[command["model"]], command["runs"], watch, command["busy"])
-                report(status, runs=runs, left_out=left_out)
-            elif command["op"] == "load":
+            if command["op"] == "load":
                 report(status, loading=True)
                 _load(models[command["model"]], commands)
-            else:
+            elif command["op"] == "stop":
                 return
+            else:
+                try:
+                    report(status, **_answer(command, models, watch))
+                except EngineError as error:
+                    report(status, refused=str(error))
+
+
+def _answer(command: dict[str, Any], models: Sequence[_Model], watch: Watch | None) -> dict[str, Any]:
+    if command["op"] == "time":
+        chains = [[models[index] for index in chain] for chain in command["chains"]]
+        seconds, left_out = _time(chains, command["runs"], command["seconds"], watch, command["busy"])
+        return {"seconds": seconds, "left_out": left_out}
+    runs, left_out = _profile(models[command["model"]], command["runs"], watch, command["busy"])
+    return {"runs": runs, "left_out": left_out}
 
 
 class _Model:

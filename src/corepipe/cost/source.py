@@ -195,7 +195,8 @@ def find_costs(
         return Costs(table, f"costs: predicted {table.provenance.note}{doubt}", predictions[0])
     if predict:
         raise UsageError("this machine was not calibrated; run `corepipe calibrate` once (some minutes)")
-    return Costs(measure(), "costs: measured now")
+    table = measure()
+    return Costs(table, f"costs: measured {table.provenance.created}")
 
 
 def sizes(batch: int) -> tuple[int, ...]:
