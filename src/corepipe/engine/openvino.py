@@ -6,7 +6,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino as ov
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from corepipe.engine.base import DynamicOutput, KernelTime, brief, check_memory
 from corepipe.errors import CorepipeError, EngineError
+
+_T = TypeVar("_T")
 
 _CONFIG = {
     # Without these two it computes in bfloat16 or float16 where the CPU can, and quantises activations by itself.
@@ -34,6 +36,8 @@ _NARROWED = frozenset({"int64", "uint32", "uint64"})
 _INT32 = np.iinfo(np.int32)
 _MICROSECOND = timedelta(microseconds=1)
 _GIVEN = frozenset({"Constant", "Parameter", "Result"})
+_PART = "/WithoutBiases"
+"""A convolution with a bias becomes two nodes, of which this one takes the time."""
 
 
 class OpenVinoEngine:
@@ -63,18 +67,15 @@ class OpenVinoEngine:
         """See `Engine.profile`; a kernel is named after the node of the model that it computes or serves."""
         compiled, given = _compile(model, threads, PERF_COUNT="YES")
         call = _Call(compiled, inputs, {})
-        means = []
+        means, kernels = [], []
         for _ in range(runs):
             call()
-            try:
-                kernels = call.request.get_profiling_info()
-            except Exception as error:
-                raise EngineError(f"openvino: profiling failed: {_brief(error)}") from None
+            kernels = _profiled(call.request.get_profiling_info)
             means.append([kernel.real_time // _MICROSECOND for kernel in kernels])
             between()
         if not means:
             return []
-        nodes = served(compiled.get_runtime_model(), given)
+        nodes = _profiled(lambda: served(compiled.get_runtime_model(), given))
         names = [nodes.get(kernel.node_name, kernel.node_name) for kernel in kernels]
         counted = np.asarray(means, np.int64)
         ran = np.flatnonzero(counted.any(axis=0))
@@ -92,7 +93,8 @@ class _Model:
         """See `Compiled.bind`. An input that nothing in the model reads is unknown to the library: it may be anything.
 
         The library computes 64-bit integers in 32 bits, and many operators on integers in float32 (24 bits): a call
-        with inputs beyond 32 bits raises `EngineError`.
+        with inputs beyond 32 bits raises `EngineError`. It trusts the shapes that a model computes from its data: where
+        they do not fit each other, the result is anything, or the process ends.
         """
         return _Call(self.compiled, inputs, outputs)
 
@@ -168,6 +170,13 @@ class _Call:
             target[...] = value
 
 
+def _profiled(ask: Callable[[], _T]) -> _T:
+    try:
+        return ask()
+    except Exception as error:
+        raise EngineError(f"openvino: profiling failed: {_brief(error)}") from None
+
+
 @functools.cache
 def _core() -> Any:
     return ov.Core()
@@ -178,24 +187,28 @@ def _compile(model: bytes, threads: int, **config: str) -> tuple[Any, frozenset[
     try:
         read = _core().read_model(model)
         operators = [node for node in read.get_ordered_ops() if node.get_type_name() not in _GIVEN]
+        named = frozenset(n.get_friendly_name() for n in operators if n.get_friendly_name() != n.get_name())
+        _check_model([value for node in operators for value in node.outputs()], read.inputs, read.outputs)
         config |= _CONFIG | {"INFERENCE_NUM_THREADS": str(max(1, threads))}
-        compiled = _core().compile_model(read, "CPU", config)
+        return _core().compile_model(read, "CPU", config), named
+    except EngineError:
+        raise
     except Exception as error:
         raise EngineError(f"openvino refuses the model: {_brief(error)}") from None
-    values = [value for node in operators for value in node.outputs()]
-    _check_types(values, [*compiled.inputs, *compiled.outputs])
-    named = (n for n in operators if n.get_friendly_name() != n.get_name())
-    return compiled, frozenset(node.get_friendly_name() for node in named)
 
 
-def _check_types(values: Iterable[Any], ports: Iterable[Any]) -> None:
-    """Refuse what it would compute with fewer digits than the model asks for, and what no numpy array can carry."""
-    if any(value.get_element_type().get_type_name() == "f64" for value in (*values, *ports)):
+def _check_model(values: Iterable[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """Refuse what it would compute with fewer digits than the model asks for, and inputs and outputs of other kinds."""
+    if any(value.get_element_type().get_type_name() == "f64" for value in (*values, *inputs, *outputs)):
         raise EngineError("openvino refuses the model: it computes float64 in float32 only; use onnxruntime")
-    for port in ports:
+    for port in (*inputs, *outputs):
         kind = port.get_element_type().get_type_name()
         if kind not in _TYPES:
             raise EngineError(f"openvino refuses the model: it cannot take or give {port.get_any_name()!r}, a {kind}")
+    for port in inputs:
+        if port.get_partial_shape().is_dynamic:
+            # In runs it checks no shape: those that do not fit give nonsense, or end the process.
+            raise EngineError(f"openvino refuses the model: the shape of {port.get_any_name()!r} is not fixed")
 
 
 def _by_name(ports: Iterable[Any]) -> dict[str, Any]:
@@ -246,9 +259,7 @@ def served(runtime: Any, given: frozenset[str]) -> dict[str, str]:
         fused = _text(node.get_rt_info(), "originalLayersNames").split(",")
         computed = next((n for n in (name, *fused) if n in given), None)
         if computed is not None:
-            # An operator that became several: `conv1`, and before it `conv1/WithoutBiases`.
-            whole = computed.rpartition("/")[0]
-            own[name] = whole if whole in given else computed
+            own[name] = computed.removesuffix(_PART)
     found = dict(own)
     for name in readers.keys() - own.keys():
         near = [*_nearest(name, readers, own), *_nearest(name, sources, own)]
