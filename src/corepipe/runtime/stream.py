@@ -77,6 +77,8 @@ class Submitted:
     sequence: int
     future: Future[Output]
     submitted_ns: int
+    own: bool = False
+    """Whether only the stream itself knows the future."""
 
 
 @dataclass
@@ -208,6 +210,9 @@ class Stream:
             TimeoutError: no room within `timeout`.
             UsageError: the stream was opened in another process, before a fork.
         """
+        return self._submit(frame, timeout)
+
+    def _submit(self, frame: Frame | Writer, timeout: float | None = None, own: bool = False) -> Future[Output]:
         if os.getpid() != self._owner:
             raise UsageError("a stream belongs to the process that opened it; open one in the forked process")
         with self._state:
@@ -231,7 +236,7 @@ class Stream:
                 self._put_back(flight)
                 self._check_open()
             future: Future[Output] = Future()
-            flight.frames.append(Submitted(self._next_sequence, future, time.monotonic_ns()))
+            flight.frames.append(Submitted(self._next_sequence, future, time.monotonic_ns(), own))
             self._next_sequence += 1
             self._flights[flight.slot] = flight
             self._state.notify_all()
@@ -295,7 +300,7 @@ class Stream:
                     more, failure = False, error
                     continue
                 try:
-                    waiting.append(self.submit(frame))
+                    waiting.append(self._submit(frame, own=True))
                 except FrameError as error:
                     waiting.append(_failed(error))
                 except Exception as error:
@@ -456,7 +461,8 @@ class Stream:
             return
         slot = self.pool.arena.slots[slot_number]
         if not failed:
-            self._end(flight, [Ended(f.future, self._result(slot, i)) for i, f in enumerate(flight.frames)])
+            results = [self._result(slot, position) for position in range(len(flight.frames))]
+            self._end(flight, [Ended(f.future, r, own=f.own) for f, r in zip(flight.frames, results, strict=True)])
         elif len(flight.frames) > 1:
             self.run_apart(flight)
         else:
@@ -482,7 +488,7 @@ class Stream:
 
     def fail(self, flight: Flight, error: CorepipeError) -> None:
         """End the frames of a slot with an error (for the collector)."""
-        self._end(flight, [Ended(frame.future, error=error) for frame in flight.frames])
+        self._end(flight, [Ended(frame.future, error=error, own=frame.own) for frame in flight.frames])
 
     def delivered(self) -> None:
         """One more future has ended (for the delivering thread)."""
@@ -503,8 +509,13 @@ class Stream:
                 self._release(flight.slot, flight.route)
                 self._start_if_idle()
             while (following := self._ended.pop(self._next_delivery, None)) is not None:
+                if following.own and self._delivered == self._next_delivery:
+                    following.end()
+                    self._delivered += 1
+                else:
+                    self._deliveries.put(following)
                 self._next_delivery += 1
-                self._deliveries.put(following)
+            self._state.notify_all()
 
     def _record(self, flight: Flight, slot: Slot, failed: bool) -> None:
         """Tell `on_record` of each frame; of the time that a worker spent on a slot, each has an equal part."""
