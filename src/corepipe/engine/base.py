@@ -50,10 +50,14 @@ class Engine(Protocol):
         """The version of the library."""
         ...
 
-    def dedicate(self, threads: int) -> None:
+    def dedicate(self, threads: int, alone: bool = True) -> None:
         """Let all models of this process share `threads` threads, where the library can.
 
         For a process that compiles nothing with another number of threads; before it compiles anything.
+
+        Args:
+            threads: how many.
+            alone: whether no other engine runs in the process; else none may keep threads spinning after a run.
         """
         ...
 

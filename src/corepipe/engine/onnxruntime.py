@@ -25,12 +25,16 @@ class OnnxRuntimeEngine:
     name = "onnxruntime"
     shared_threads = 0
     """How many threads all sessions of this process share; 0 where each has its own."""
+    alone = True
+    """Whether no other engine runs in this process."""
 
-    def dedicate(self, threads: int) -> None:
+    def dedicate(self, threads: int, alone: bool = True) -> None:
         """See `Engine.dedicate`.
 
-        A session's own threads spin for tens of milliseconds after each run, in the way of the next session's.
+        A session's own threads spin for tens of milliseconds after each run, in the way of the next session's, and even
+        shared ones in the way of another engine's.
         """
+        self.alone = alone
         if threads > 1 and not self.shared_threads and hasattr(ort, "set_global_thread_pool_sizes"):
             # It warns at every session that the session's own number of threads does not count.
             ort.set_default_logger_severity(_FATAL)
@@ -120,6 +124,8 @@ def _options(threads: int) -> Any:
     # With 0 the threads would leave the mask of the creating thread; see docs/architecture.md.
     options.intra_op_num_threads = max(1, threads)
     options.inter_op_num_threads = 1
+    if not ENGINE.alone:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     if ENGINE.shared_threads:
         options.use_per_session_threads = False
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

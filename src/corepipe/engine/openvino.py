@@ -49,7 +49,7 @@ class OpenVinoEngine:
         """The version of OpenVINO, without the build."""
         return str(ov.__version__).partition("-")[0]
 
-    def dedicate(self, threads: int) -> None:
+    def dedicate(self, threads: int, alone: bool = True) -> None:
         """See `Engine.dedicate`: all models of a process share one pool of workers as it is."""
 
     def compile(self, model: bytes, threads: int) -> _Model:

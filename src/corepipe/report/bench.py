@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from corepipe import __version__
-from corepipe.api import engine_name
+from corepipe.api import engine_names
 from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult
 from corepipe.cost.table import CostTable
 from corepipe.network.model import Network
@@ -192,10 +192,9 @@ def simulated_json(results: Sequence[PlanResult], table: CostTable, command: Seq
 
 def environment(topology: Topology) -> dict[str, Any]:
     """What a reader needs to judge a measurement."""
-    engine = engine_name()
     return {
         "corepipe": __version__,
-        "engine": f"{engine.name} {engine.version}",
+        "engine": ", ".join(f"{engine.name} {engine.version}" for engine in engine_names()),
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": topology.machine,

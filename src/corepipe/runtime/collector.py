@@ -32,13 +32,16 @@ def collect(reference: weakref.ref[Stream]) -> None:
 
     It holds the stream only while there is something to do, so that a stream nobody refers to can be closed.
     """
+    watched: list[int] = []
+    poller = select.poll()
     while True:
         stream = reference()
         if stream is None or stream.closed:
             return
-        watched = _watched(stream)
+        if watched != (fds := _watched(stream)):
+            watched, poller = fds, _poller(fds)
         del stream
-        ready = _wait(watched)
+        ready = {fd for fd, _ in poller.poll()}
         stream = reference()
         if stream is None or stream.closed:
             return
@@ -74,11 +77,15 @@ def _watched(stream: Stream) -> list[int]:
     return [stream.wake_fd, stream.pool.results_fd, *(child.status_fd for child in stream.pool.children)]
 
 
-def _wait(fds: list[int], timeout_ms: int | None = None) -> set[int]:
+def _poller(fds: list[int]) -> select.poll:
     poller = select.poll()
     for fd in fds:
         poller.register(fd, select.POLLIN)
-    return {fd for fd, _ in poller.poll(timeout_ms)}
+    return poller
+
+
+def _wait(fds: list[int], timeout_ms: int | None = None) -> set[int]:
+    return {fd for fd, _ in _poller(fds).poll(timeout_ms)}
 
 
 def _dead(stream: Stream, ready: set[int]) -> set[int]:

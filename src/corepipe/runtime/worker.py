@@ -23,8 +23,9 @@ from corepipe.runtime.child import report
 
 def serve(config: dict[str, Any]) -> None:
     """Compile, report ready, and serve; see `corepipe.runtime.pool` for the configuration."""
-    for name in {spec["engine"] for spec in config["segments"]}:
-        engine.get(name).dedicate(config["threads"])
+    engines = {spec["engine"] for spec in config["segments"]}
+    for name in engines:
+        engine.get(name).dedicate(config["threads"], alone=len(engines) == 1)
     arena = Arena(Layout.from_dict(config["layout"]), config["arena_fd"])
     segments = [_Segment(spec, config["threads"], arena) for spec in config["segments"]]
     hops = {(route, hop): ([segments[i] for i in indices], to) for route, hop, indices, to in config["hops"]}
