@@ -4,6 +4,7 @@
     ├── UsageError            the caller asked for something that cannot be (exit code 2)
     │   └── UnknownNameError  an unknown network, cluster, plan or option name, with a suggestion
     ├── ModelError            the ONNX model: unreadable, refused, unsupported
+    │   └── BatchError        the network cannot take several frames at once
     ├── DocumentError         a plan, cost table or machine file: unreadable or inconsistent
     ├── TopologyError         the machine cannot be described or cannot be used as asked
     ├── PlanError             no plan meets the request, or a plan does not fit network or machine
@@ -53,6 +54,10 @@ class UnknownNameError(UsageError):
 
 class ModelError(CorepipeError):
     """The ONNX model is unreadable, refused for safety, or uses something unsupported."""
+
+
+class BatchError(ModelError):
+    """The network mixes frames, or does not keep them along the first dim, so that it cannot take several at once."""
 
 
 class DocumentError(CorepipeError):

@@ -33,7 +33,7 @@ def extract_segment(network: Network, start: int, stop: int) -> Segment:
                 f"{network.name} cannot be divided before layer {index}: the shape of {', '.join(unknown)} depends "
                 f"on the data; choose one of `Network.legal_cuts()`"
             )
-    source = network.model
+    source = network.body
     model = ModelProto(ir_version=source.ir_version, producer_name="corepipe")
     model.opset_import.extend(source.opset_import)
     model.functions.extend(source.functions)
@@ -48,7 +48,7 @@ def extract_segment(network: Network, start: int, stop: int) -> Segment:
     leaving = {t.name: t for t in (*network.cuts[stop].tensors, *network.outputs)}
     outputs = tuple(t for t in leaving.values() if t.name in made)
 
-    graph.initializer.extend(t for t in source.graph.initializer if t.name in read)
+    graph.initializer.extend(t for t in network.constants if t.name in read)
     held = sum(storage_bytes(t.data_type, t.dims) or 0 for t in graph.initializer)
     if held > _MAX_MODEL_BYTES:
         raise ModelError(
@@ -68,7 +68,7 @@ def extract_segment(network: Network, start: int, stop: int) -> Segment:
 
 
 def _types(network: Network) -> dict[str, TensorType]:
-    graph = network.model.graph
+    graph = network.body.graph
     return {v.name: type_of(v.type) for v in (*graph.input, *graph.value_info, *graph.output)}
 
 

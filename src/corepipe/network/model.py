@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -71,7 +71,7 @@ class Layer:
 
     Attributes:
         name: unique within the network, taken from its dominant node.
-        nodes: indices into `Network.model.graph.node`, ascending.
+        nodes: indices into `Network.body.graph.node`, ascending.
         outputs: names of all tensors that its nodes produce.
     """
 
@@ -125,18 +125,37 @@ class Network:
     Attributes:
         name: file stem or zoo name.
         sha256: hex digest of the loaded (folded, shape-fixed) model with its weights; keys every cache.
-        model: the graph in topological order; its node order is the order of the layers.
+        body: the graph in topological order; its node order is the order of the layers. It lacks the constants that are
+            in `shared`.
         inputs, outputs: what a frame holds and what a result holds, in the model's order.
         layers: L layers; cuts: L + 1 cuts.
+        shared: constants by name that another network holds too, so that there is one copy of them in memory.
     """
 
     name: str
     sha256: str
-    model: onnx.ModelProto = field(repr=False)
+    body: onnx.ModelProto = field(repr=False)
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     layers: tuple[Layer, ...] = field(repr=False)
     cuts: tuple[Cut, ...] = field(repr=False)
+    shared: Mapping[str, onnx.TensorProto] = field(default_factory=dict, repr=False)
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The complete model: `body` itself, or, where constants are shared, a new copy of all of it at each call."""
+        if not self.shared:
+            return self.body
+        whole = onnx.ModelProto()
+        whole.CopyFrom(self.body)
+        whole.graph.initializer.extend(self.shared.values())
+        return whole
+
+    @property
+    def constants(self) -> Iterator[onnx.TensorProto]:
+        """All constants of the graph, without a copy."""
+        yield from self.body.graph.initializer
+        yield from self.shared.values()
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
