@@ -17,6 +17,8 @@ from corepipe.cost.source import Costs, read_calibration, sizes
 from corepipe.cost.source import find_costs as choose_costs
 from corepipe.cost.table import CostTable, EngineName, merged
 from corepipe.errors import EngineError, UnknownNameError
+from corepipe.network.batch import batched
+from corepipe.network.batch_check import check_batch, runs_on
 from corepipe.network.load import open_network
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
@@ -175,6 +177,8 @@ def _costs(
     path, hop_path = cache.path(network, topology, name, batch), cache.hop_path(topology, name)
     table = cache.load(path) if use_cache else None
     if table is None:
+        if batch > 1:
+            check_batch(network, batched(network, batch), runs_on(engine.get(engine.names()[0])))
         table = profile(
             network,
             topology,

@@ -23,7 +23,7 @@ from corepipe.cost.table import (
     merged,
 )
 from corepipe.errors import DocumentError, PlanError
-from corepipe.plan import evaluate, plan, plan_latency_s, proved_bound, weight_bytes
+from corepipe.plan import best_pipeline, evaluate, explain, plan, plan_latency_s, proved_bound, weight_bytes
 from corepipe.plan.build import Grid, single_plan
 from corepipe.plan.division import Divider, divided_load_s
 from corepipe.plan.model import Hop, HopPart, Plan, PlanNetwork, Route, Worker
@@ -96,6 +96,7 @@ def every_division(table, start, stop, busy):
 
 @given(tables(), st.booleans())
 def test_no_division_is_better(table, busy):
+    table = table.for_frames(2)
     divider = Divider(table, ONE, busy=busy)
     seconds = divider.seconds()
     for i, j in itertools.combinations(range(len(divider.cuts)), 2):
@@ -121,7 +122,8 @@ def test_a_plan_reaches_what_the_division_promises(table):
 
 @given(tables())
 def test_the_grid_takes_the_best_of_each_segment(table):
-    grid = Grid.of(table.for_frames(2))
+    table = table.for_frames(2)
+    grid = Grid.of(table)
     last = len(grid.cuts) - 1
     best = min(every_division(table, 0, table.layer_count, True))
     assert grid.loads[0, last, 0] == pytest.approx(best)
@@ -242,3 +244,17 @@ def test_tables_of_several_engines_are_merged():
     other = table_of([("cpu1", "c", 1, [1.0], {})])
     with pytest.raises(PlanError, match="different networks"):
         merged([first, other])
+
+
+def test_a_plan_with_batches_is_explained():
+    rows = [("cpu1", "a", 1, [1.0, 1.0], {}), ("cpu1", "a", 4, [1.5, 0.25], {})]
+    table = table_of(rows, hop=HopCosts(edge_s=0.1))
+    for batch in (1, 4):
+        found = plan(table, "routes", batch=batch, tolerance=0)
+        assert any("can exceed" in sentence for sentence in explain(found, table))
+
+
+def test_modes_that_do_not_fit_into_a_slot_are_not_used():
+    table = table_of([("cpu1", "a", 1, [1.0], {}), ("cpu1", "a", 4, [0.5], {})])
+    assert best_pipeline(table).predicted_fps == pytest.approx(1.0)
+    assert best_pipeline(table.for_frames(4)).predicted_fps == pytest.approx(2.0)

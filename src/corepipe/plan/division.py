@@ -38,7 +38,7 @@ class Divider:
     """
 
     def __init__(self, table: CostTable, config: CoreConfig, *, busy: bool, cuts: Sequence[int] | None = None) -> None:
-        rows = table.by_config[config]
+        rows = [row for row in table.by_config[config] if table.frames % row.batch == 0]
         self.cuts = tuple(cuts) if cuts is not None else (0, *table.legal_cuts(), table.layer_count)
         self._modes = [row.mode for row in rows]
         at = np.array(self.cuts)

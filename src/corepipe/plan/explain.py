@@ -32,6 +32,7 @@ def explain(plan: Plan, table: CostTable) -> list[str]:
     Raises:
         PlanError: plan and table are of different networks, or the table lacks a config.
     """
+    table = table.for_frames(plan.batch)
     found = evaluate(plan, table)
     sentences = [*_bottleneck(plan, found), *_bound(plan, found), *_given_up(plan)]
     fine = finer(table, max(2, _FINE_LAYERS // table.layer_count))
