@@ -14,6 +14,7 @@ others; see docs/bench.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -99,16 +100,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         name = Path(model).stem
         with tempfile.TemporaryDirectory(prefix="corepipe-rivals-") as folder:
             prepare.write_network(model, Path(folder), batches)
-            measured[name] = measure(
-                settings, own, Path(folder), batches, times, lambda text, name=name: _log.print(f"{name}: {text}", markup=False, soft_wrap=True),
-                options.no_cache,
-            )  # fmt: skip
+            say = functools.partial(_say, name)
+            measured[name] = measure(settings, own, Path(folder), batches, times, say, options.no_cache)
         data = result.document(measured, topology.emulated, largest) | {"environment": about, "slow": options.slowed}
         if options.json:
             options.json.write_text(json.dumps(data, indent=1) + "\n")
             if not plot(data, options.json.with_suffix(".png")):
                 _log.print("no plot: matplotlib is not installed (pip install 'corepipe[plots]')", markup=False)
     return data
+
+
+def _say(network: str, text: str) -> None:
+    _log.print(f"{network}: {text}", markup=False, soft_wrap=True)
 
 
 def _command(options: argparse.Namespace) -> str:
