@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,33 @@ class ChildError(Exception):
     """A system cannot be measured; the message is the reason."""
 
 
+@contextlib.contextmanager
+def _on(cpus: Sequence[int] | None) -> Iterator[None]:
+    """Let what is started inside be on these CPUs from its first thread on."""
+    before = os.sched_getaffinity(0)
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Child:
     """One process of `rival_systems.child`."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "rival_systems.child", json.dumps(spec)],
-            cwd=BENCH,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,
-        )
+        # A compiler confined to a slow core would take minutes: such a process pins itself once it is loaded.
+        with _on(None if spec.get("compiled") else spec["cpus"]):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "rival_systems.child", json.dumps(spec)],
+                cwd=BENCH,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+            )
         self._buffer = b""
 
     def ask(self, message: dict[str, Any]) -> None:
