@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slow", help="CPUs and speeds as for `corepipe emulate`, such as 1:0.4")
     parser.add_argument("--slowed", help=argparse.SUPPRESS)
     parser.add_argument("--cores", help="the CPUs to use, such as 0-7 (default: all)")
-    parser.add_argument("--batch", default="1", help="sizes that every system may choose beside 1, such as 4,8,16")
+    parser.add_argument(
+        "--batch", type=_sizes, default=(), help="sizes that every system may choose beside 1, such as 4,8,16"
+    )
     parser.add_argument("--only", action="append", default=[], help="rivals whose name begins so (default: all)")
     parser.add_argument("--rounds", type=int, default=Times.rounds)
     parser.add_argument("--seconds", type=float, default=Times.slice_s, help="length of a slice")
@@ -69,6 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="write the results to this file and a plot beside it (.png)")
     parser.add_argument("--no-cache", action="store_true", help="measure corepipe's costs anew")
     return parser
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Batch sizes as in `4,8,16`, ascending and without 1, which is always tried."""
+    sizes = {int(size) for size in text.split(",")}
+    if min(sizes) < 1:
+        raise ValueError
+    return tuple(sorted(sizes - {1}))
 
 
 def _without_slow(arguments: Sequence[str]) -> list[str]:
@@ -86,7 +96,7 @@ def _without_slow(arguments: Sequence[str]) -> list[str]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every network, and write the file anew after each, so that nothing is lost if a later one fails."""
     topology = detect()
-    batches = tuple(sorted({int(size) for size in options.batch.split(",")} - {1}))
+    batches = options.batch
     largest = max((1, *batches))
     settings = catalogue.settings(topology)
     if options.only:
@@ -98,10 +108,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for model in options.models:
         name = Path(model).stem
-        with tempfile.TemporaryDirectory(prefix="corepipe-rivals-") as folder:
-            prepare.write_network(model, Path(folder), batches)
+        with tempfile.TemporaryDirectory(prefix="corepipe-rivals-") as temporary:
+            folder = Path(temporary) / name
+            folder.mkdir()
+            prepare.write_network(model, folder, batches)
             say = functools.partial(_say, name)
-            measured[name] = measure(settings, own, Path(folder), batches, times, say, options.no_cache)
+            measured[name] = measure(settings, own, folder, batches, times, say, options.no_cache)
         data = result.document(measured, topology.emulated, largest) | {"environment": about, "slow": options.slowed}
         if options.json:
             options.json.write_text(json.dumps(data, indent=1) + "\n")
@@ -116,8 +128,9 @@ def _say(network: str, text: str) -> None:
 
 def _command(options: argparse.Namespace) -> str:
     words = ["bench/rivals.py", *(Path(model).name for model in options.models if options.models != list(NAMES))]
-    for name, value in (("cores", options.cores), ("slow", options.slowed), ("batch", options.batch)):
-        if value and value != "1":
+    batch = ",".join(map(str, options.batch))
+    for name, value in (("cores", options.cores), ("slow", options.slowed), ("batch", batch)):
+        if value:
             words += [f"--{name}", value]
     return " ".join(words)
 

@@ -10,11 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rival_systems.catalogue import COREPIPE, Setting, missing
 from rival_systems.host import ChildError, Contender, convert
 
 NEAR = 0.05
 """Settings this near to their system's best by the screening are measured in the interleaved run too."""
+
+HOPEFUL = 0.8
+"""But not those of systems whose best is below this share of the best rival's."""
+
+_SPARE_BYTES = 3 * 2**30
+"""Memory that must be free for another setting of a system that is loaded already."""
 
 _SETTLE_S = 0.3
 """Seconds before a slice, in which threads that spin after a run go to sleep."""
@@ -35,7 +43,6 @@ class Times:
     screen_s: float = 1.0
     load_s: float = 300.0
     costs_s: float = 1800.0
-    finalists: int = 3
 
 
 @dataclass
@@ -83,7 +90,7 @@ def measure(
     _screen(usable, folder, times, result, say)
     if batches:
         _screen(list(_batched(usable, batches, folder, times, result)), folder, times, result, say)
-    _compete([own, *_finalists(result, usable, batches, times.finalists)], folder, times, result, say)
+    _compete([own, *_finalists(result, usable, batches)], folder, times, result, say)
     _note_absent(settings, own, result)
     return result
 
@@ -152,26 +159,33 @@ def _seconds(contender: Contender, least_s: float, calls: int) -> float:
     return max(least_s, contender.call_s * calls)
 
 
-def _finalists(result: Measured, usable: Sequence[Setting], batches: Sequence[int], most: int) -> Iterator[Setting]:
-    """Each system's best setting by the screening, and those near to it."""
+def _finalists(result: Measured, usable: Sequence[Setting], batches: Sequence[int]) -> list[Setting]:
+    """Each system's best setting by the screening, then those near to it."""
     known = {str(s): s for one in usable for s in (one, *(one.with_batch(batch) for batch in batches))}
-    by_system: dict[str, list[dict[str, Any]]] = {}
+    by_system: dict[str, list[tuple[float, Setting]]] = {}
     for one in result.screening:
         if one.get("throughput_fps"):
-            by_system.setdefault(one["system"], []).append(one)
-    for ones in by_system.values():
-        ones.sort(key=lambda one: -one["throughput_fps"])
-        least = (1 - NEAR) * ones[0]["throughput_fps"]
-        for one in ones[:most]:
-            if one["throughput_fps"] >= least:
-                yield known[f"{one['system']} ({one['settings']})"]
+            setting = known[f"{one['system']} ({one['settings']})"]
+            by_system.setdefault(setting.system, []).append((one["throughput_fps"], setting))
+    winners, near = [], []
+    best = max((fps for tried in by_system.values() for fps, _ in tried), default=0.0)
+    for tried in by_system.values():
+        tried.sort(key=lambda pair: -pair[0])
+        winners.append(tried[0][1])
+        if tried[0][0] >= HOPEFUL * best:
+            near += [setting for fps, setting in tried[1:] if fps >= (1 - NEAR) * tried[0][0]]
+    return [*winners, *near]
 
 
 def _compete(settings: Iterable[Setting], folder: Path, times: Times, result: Measured, say: Say) -> None:
     """Rounds of slices, the order rotating, all processes loaded at once."""
     with contextlib.ExitStack() as opened:
-        contenders = []
+        contenders: list[Contender] = []
         for setting in settings:
+            again = any(setting.system == one.setting.system for one in contenders)
+            if again and psutil.virtual_memory().available < _SPARE_BYTES:
+                say(f"no memory left for {setting}")
+                continue
             say(f"loading {setting}")
             try:
                 contender = Contender(setting, folder, times.costs_s if setting.system == COREPIPE else times.load_s)

@@ -52,8 +52,8 @@ def write_network(name: str, folder: Path, batches: tuple[int, ...]) -> None:
 
 
 def model_path(folder: Path, batch: int) -> Path:
-    """Where the network for a batch lies."""
-    return folder / f"network-b{batch}.onnx"
+    """Where the network for a batch lies; it has the folder's name."""
+    return folder / f"{folder.name}{'' if batch == 1 else f'-b{batch}'}.onnx"
 
 
 def batches_of(frames: Array, batch: int) -> list[Array]:
