@@ -45,6 +45,8 @@ def fill(text: str) -> str:
 def render(path: Path) -> str:
     """A result file as a Markdown table with its environment."""
     data = json.loads(path.read_text())
+    if "geomean" in data:
+        return rivals(data)
     if "mean" in data:
         return prediction(data)
     return networks(data) if "networks" in data else boards(data)
@@ -70,6 +72,55 @@ def networks(data: dict[str, Any]) -> str:
         f"{env['cpu']}, {env['cpus']} CPUs, {env['engine']}, fp32, batch 1, {env['date'][:10]}."
     )
     return "\n".join(lines)
+
+
+def rivals(data: dict[str, Any]) -> str:
+    """The results of `bench/rivals.py`: a line for each system, the geometric means, what is absent."""
+    networks = list(data["bound_fps"])
+    rows = {(row["system"], row["network"]): row for row in data["rows"]}
+    systems = list(dict.fromkeys(system for system, _ in rows))
+    fps = {key: row["throughput_fps"] for key, row in rows.items()}
+    lines = [f"| system | {' | '.join(networks)} |", "|---|" + "---|" * len(networks)]
+    best = {network: max(f for (_, on), f in fps.items() if on == network) for network in networks}
+    for system in systems:
+        cells = []
+        for network in networks:
+            row = rows.get((system, network))
+            low, high = row["spread_fps"] if row else (0, 0)
+            value = f"{fps[system, network]:.3g}" if row else ""
+            value = f"**{value}**" if row and fps[system, network] == best[network] else value
+            cells.append(f"{value} ({low:.3g}-{high:.3g})" if row else "-")
+        lines.append(f"| {system} | {' | '.join(cells)} |")
+    shares: dict[str, list[str]] = {"corepipe / best rival": [], "corepipe / bound": []}
+    for network in networks:
+        own = fps.get(("corepipe", network))
+        rival = max((f for (name, on), f in fps.items() if on == network and name != "corepipe"), default=None)
+        for title, other in zip(shares, (rival, data["bound_fps"][network]), strict=True):
+            shares[title].append(f"{own / other:.2f}" if own and other else "-")
+    lines += [f"| {title} | {' | '.join(cells)} |" for title, cells in shares.items()]
+    env = data["environment"]
+    how = f"cores slowed by emulation (`--slow {data['slow']}`)" if data["emulated"] else "nothing emulated"
+    batch = "batch 1" if data["batch"] == 1 else f"every system at its best batch up to {data['batch']}"
+    names = {"routes/best_ort_session": "the best single ONNX Runtime session", "routes/best_rival": "the best rival"}
+    means = [f"{data['geomean'][key]:.2f}x {name}" for key, name in names.items() if data["geomean"].get(key)]
+    if data["geomean"].get("routes/bound"):
+        means.append(f"{data['geomean']['routes/bound']:.2f} of the bound")
+    missed = [goal["goal"] for goal in data.get("goals", ()) if not goal["met"]]
+    engines = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if name != "corepipe")
+    lines.append("")
+    lines.append(
+        f"Frames/s, median of interleaved slices (lowest to highest slice), every system with the best of its settings "
+        f"(in the file). By geometric mean corepipe reaches {', '.join(means) or 'no comparable figure'}. "
+        + (f"Goals missed: {'; '.join(missed)}. " if missed else "")
+        + "".join(f"Absent: {_absent(one)}. " for one in data["absent"])
+        + f"{how.capitalize()}; {env['cpu']}, {env['cpus']} CPUs, fp32, {batch}, {engines}, {env['date'][:10]}."
+    )
+    return "\n".join(lines)
+
+
+def _absent(one: dict[str, Any]) -> str:
+    where = f" on {', '.join(one['networks'])}" if "networks" in one else ""
+    return f"{one['system']}{where} ({one['reason']})"
 
 
 def prediction(data: dict[str, Any]) -> str:

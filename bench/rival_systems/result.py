@@ -1,0 +1,164 @@
+"""The result file of `bench/rivals.py`, and what it says: figures, geometric means, goals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rival_systems.catalogue import COREPIPE, ORT_SESSIONS
+from rival_systems.measure import Measured
+
+GOALS = {
+    "emulated": {"routes/best_ort_session": 1.30, "routes/best_rival": 1.05, "routes/bound": 0.95},
+    "as it is": {"routes/best_rival": 1.05, "routes/bound": 0.95},
+    "batched": {"routes/best_rival": 1.10},
+}
+"""The least geometric means over the networks, by kind of measurement."""
+
+
+BUSY = 0.02
+"""A system that uses more of a core than this while others run is named."""
+
+
+def document(measured: Mapping[str, Measured], emulated: bool, batch: int) -> dict[str, Any]:
+    """The result file, without its environment.
+
+    Args:
+        measured: by network.
+        emulated: whether cores were slowed.
+        batch: the largest that was allowed.
+    """
+    rows, others, screening, absent = [], [], [], []
+    for network, one in measured.items():
+        for row in one.rows:
+            listed = {"network": network, **{k: v for k, v in row.items() if k != "best"}}
+            (rows if row["best"] else others).append(listed)
+        screening += [{"network": network, **tried} for tried in one.screening]
+        absent += [{"system": gone["system"], "network": network, "reason": gone["reason"]} for gone in one.absent]
+    made = {
+        "schema_version": 1,
+        "emulated": emulated,
+        "batch": batch,
+        "rows": rows,
+        "geomean": {},
+        "bound_fps": {network: one.bound_fps for network, one in measured.items()},
+        "absent": _merged(absent, list(measured)),
+        "runners_up": others,
+        "screening": screening,
+        "spread": "lowest and highest slice; throughput is the median over the slices",
+    }
+    made["geomean"] = geomeans(made)
+    made["goals"] = [{"goal": text, "met": met} for text, met in goals(made)]
+    return made
+
+
+def _merged(absent: list[dict[str, Any]], networks: Sequence[str]) -> list[dict[str, Any]]:
+    """Systems that are absent everywhere for the same reason once, without a network."""
+    merged: dict[tuple[str, str], list[str]] = {}
+    for one in absent:
+        merged.setdefault((one["system"], one["reason"]), []).append(one["network"])
+    listed = []
+    for (system, reason), missing in merged.items():
+        where = {} if len(missing) == len(networks) else {"networks": missing}
+        listed.append({"system": system, **where, "reason": reason})
+    return listed
+
+
+def networks_of(data: Mapping[str, Any]) -> list[str]:
+    """The networks in their order."""
+    return list(data["bound_fps"])
+
+
+def systems_of(data: Mapping[str, Any]) -> list[str]:
+    """corepipe first, then the rivals in their order."""
+    names = dict.fromkeys(row["system"] for row in data["rows"])
+    return sorted(names, key=lambda name: name != COREPIPE)
+
+
+def rows_of(data: Mapping[str, Any], network: str) -> dict[str, dict[str, Any]]:
+    """A network's rows by system."""
+    return {row["system"]: row for row in data["rows"] if row["network"] == network}
+
+
+def best_rival(rows: Mapping[str, dict[str, Any]], among: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """The fastest row that is not corepipe's."""
+    rivals = [row for name, row in rows.items() if name != COREPIPE and (among is None or name in among)]
+    return max(rivals, key=lambda row: row["throughput_fps"], default=None)
+
+
+def geomeans(data: Mapping[str, Any]) -> dict[str, float | None]:
+    """Geometric means over the networks of corepipe against the best of others; None where a network has no figure."""
+    ratios: dict[str, list[float]] = {"routes/best_ort_session": [], "routes/best_rival": [], "routes/bound": []}
+    networks = networks_of(data)
+    for network in networks:
+        rows = rows_of(data, network)
+        if COREPIPE not in rows:
+            continue
+        fps = rows[COREPIPE]["throughput_fps"]
+        if session := best_rival(rows, ORT_SESSIONS):
+            ratios["routes/best_ort_session"].append(fps / session["throughput_fps"])
+        if rival := best_rival(rows):
+            ratios["routes/best_rival"].append(fps / rival["throughput_fps"])
+        if bound := data["bound_fps"][network]:
+            ratios["routes/bound"].append(fps / bound)
+    return {
+        name: round(math.exp(sum(map(math.log, of)) / len(of)), 4) if of and len(of) == len(networks) else None
+        for name, of in ratios.items()
+    }
+
+
+def goals(data: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Each goal of this kind of measurement in words, and whether it is met."""
+    kind = "batched" if data["batch"] > 1 else "emulated" if data["emulated"] else "as it is"
+    for name, least in GOALS[kind].items():
+        value = data["geomean"][name]
+        yield f"{name} {'not measured' if value is None else f'{value:.3f}'}, goal {least:.2f}", (value or 0) >= least
+    for network in networks_of(data):
+        rows = rows_of(data, network)
+        rival = best_rival(rows)
+        if COREPIPE not in rows or rival is None:
+            yield f"{network}: not measured", False
+            continue
+        own = rows[COREPIPE]
+        behind = own["spread_fps"][1] < rival["spread_fps"][0]
+        ratio = own["throughput_fps"] / rival["throughput_fps"]
+        yield f"{network}: {ratio:.3f} of {rival['system']}, not behind by more than the spread", not behind
+
+
+def show(data: Mapping[str, Any], console: Console) -> None:
+    """The table, what is absent, and the goals, met or not."""
+    networks = networks_of(data)
+    how = "cores slowed by emulation" if data["emulated"] else "this machine as it is"
+    table = Table(title=f"frames/s, batch up to {data['batch']}, {how}: median (lowest-highest slice)")
+    table.add_column("system")
+    for network in networks:
+        table.add_column(network, justify="right")
+    by_network = {network: rows_of(data, network) for network in networks}
+    for system in systems_of(data):
+        cells = []
+        for network in networks:
+            row = by_network[network].get(system)
+            if row is None:
+                cells.append("-")
+                continue
+            low, high = row["spread_fps"]
+            cells.append(f"{row['throughput_fps']:.4g} ({low:.4g}-{high:.4g})\n{row['settings']}")
+        table.add_row(system, *cells)
+    table.add_section()
+    table.add_row("bound", *(f"{data['bound_fps'][network] or math.nan:.4g}" for network in networks))
+    console.print(table)
+    for one in data["absent"]:
+        where = f" on {', '.join(one['networks'])}" if "networks" in one else ""
+        console.print(f"absent: {one['system']}{where}: {one['reason']}", markup=False)
+    for row in data["rows"]:
+        if row["idle_cpu_share"] > BUSY:
+            share = f"{row['idle_cpu_share']:.0%} of a core"
+            console.print(f"{row['system']} on {row['network']} used {share} while others ran", markup=False)
+    for name, value in data["geomean"].items():
+        console.print(f"geometric mean {name}: {'-' if value is None else f'{value:.3f}'}", markup=False)
+    for goal in data["goals"]:
+        console.print(f"{'met   ' if goal['met'] else 'MISSED'} {goal['goal']}", markup=False)

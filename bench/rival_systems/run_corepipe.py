@@ -1,0 +1,66 @@
+"""corepipe by its public interface: costs measured and kept, the plan, frames through a stream."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from corepipe import Plan, Stream
+from corepipe import plan as planners
+from corepipe.api import find_costs
+from corepipe.network.load import open_network
+from corepipe.topology import detect
+from rival_systems.child import Array, Runner
+from rival_systems.prepare import model_path
+from rival_systems.rate import Slice
+
+
+def load(spec: dict[str, Any], folder: Path) -> Runner:
+    """See `Runner`; `engines` and `largest_batch` of the spec say what corepipe may choose from."""
+    network = open_network(model_path(folder, 1))
+    topology = detect(restrict_to=spec["cpus"])
+    table = find_costs(network, topology, measured=True, use_cache=not spec.get("anew")).table
+    plan = planners.plan(table, "routes")
+    done: list[int] = []
+    stream = Stream(network, plan, topology, on_record=lambda record: done.append(record.done_ns))
+    return _Stream(stream, plan, done)
+
+
+class _Stream:
+    def __init__(self, stream: Stream, plan: Plan, done: list[int]) -> None:
+        self._stream, self._done = stream, done
+        self.filling = 2 * sum(len(route.hops) for route in plan.routes)
+        self.about = {"settings": _words(plan), "bound_fps": plan.bound_fps, "predicted_fps": plan.predicted_fps}
+
+    def infer(self, batch: Array) -> Array:
+        (output,) = self._stream([batch])
+        return output
+
+    def run(self, batches: list[Array], seconds: float) -> Slice:
+        self._done.clear()
+        began = ended = time.monotonic_ns()
+
+        def feed() -> Iterator[Array]:
+            nonlocal ended
+            for batch in itertools.cycle(batches):
+                yield batch
+                ended = time.monotonic_ns()
+                if ended - began >= seconds * 1e9:
+                    return
+
+        deque(self._stream(feed()), maxlen=1)
+        return Slice(began, ended, list(self._done))
+
+
+def _words(plan: Plan) -> str:
+    """The plan in a line: each route with its share of the frames."""
+    total = plan.throughput_fps
+    routes = [
+        " > ".join(f"{hop.worker}[{hop.start}:{hop.stop}]" for hop in route.hops) + f" {route.rate_fps / total:.0%}"
+        for route in plan.routes
+    ]
+    return f"{plan.planner}: {'; '.join(routes)}"
