@@ -181,5 +181,5 @@ def _others(layouts: dict[str, _Layout]) -> Iterator[Setting]:
 
 def corepipe(topology: Topology, batch: int) -> Setting:
     """corepipe itself, whose plan shares out the cores."""
-    options = {"engines": ["onnxruntime", "openvino"], "largest_batch": batch, "threads": (0,)}
+    options = {"largest_batch": batch, "threads": (0,)}
     return Setting(COREPIPE, "routes", COREPIPE, "all", (topology.cpus,), options)

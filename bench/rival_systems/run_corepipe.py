@@ -13,6 +13,7 @@ from corepipe import Plan, Stream
 from corepipe import plan as planners
 from corepipe.api import find_costs
 from corepipe.network.load import open_network
+from corepipe.report.plan import hop_text
 from corepipe.topology import detect
 from rival_systems.child import Array, Runner
 from rival_systems.prepare import model_path
@@ -20,10 +21,11 @@ from rival_systems.rate import Slice
 
 
 def load(spec: dict[str, Any], folder: Path) -> Runner:
-    """See `Runner`; `engines` and `largest_batch` of the spec say what corepipe may choose from."""
+    """See `Runner`; corepipe may choose from all engines that are installed, and up to `largest_batch` frames at once."""
     network = open_network(model_path(folder, 1))
     topology = detect(restrict_to=spec["cpus"])
-    table = find_costs(network, topology, measured=True, use_cache=not spec.get("anew")).table
+    batch = spec["largest_batch"]
+    table = find_costs(network, topology, batch=batch, measured=True, use_cache=not spec.get("anew")).table
     plan = planners.plan(table, "routes")
     done: list[int] = []
     stream = Stream(network, plan, topology, on_record=lambda record: done.append(record.done_ns))
@@ -33,7 +35,7 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
 class _Stream:
     def __init__(self, stream: Stream, plan: Plan, done: list[int]) -> None:
         self._stream, self._done = stream, done
-        self.filling = 2 * sum(len(route.hops) for route in plan.routes)
+        self.filling = 2 * plan.batch * sum(len(route.hops) for route in plan.routes)
         self.about = {"settings": _words(plan), "bound_fps": plan.bound_fps, "predicted_fps": plan.predicted_fps}
 
     def infer(self, batch: Array) -> Array:
@@ -60,7 +62,8 @@ def _words(plan: Plan) -> str:
     """The plan in a line: each route with its share of the frames."""
     total = plan.throughput_fps
     routes = [
-        " > ".join(f"{hop.worker}[{hop.start}:{hop.stop}]" for hop in route.hops) + f" {route.rate_fps / total:.0%}"
+        " > ".join(map(hop_text, route.hops)) + f" {route.rate_fps / total:.0%}"
         for route in plan.routes
     ]
-    return f"{plan.planner}: {'; '.join(routes)}"
+    together = f", {plan.batch} frames a slot" if plan.batch > 1 else ""
+    return f"{plan.planner}{together}: {'; '.join(routes)}"
