@@ -8,7 +8,11 @@ from typing import cast
 from corepipe.engine.base import Compiled, DynamicOutput, Engine
 from corepipe.errors import EngineError, UnknownNameError
 
-_ENGINES = {"onnxruntime": "corepipe.engine.onnxruntime"}
+_ENGINES = {
+    "onnxruntime": ("corepipe.engine.onnxruntime", "install it anew: pip install --force-reinstall onnxruntime"),
+    "openvino": ("corepipe.engine.openvino", "install it: pip install 'corepipe[openvino]'"),
+}
+"""Module, and what to do where its library does not load."""
 
 __all__ = ["Compiled", "DynamicOutput", "Engine", "get", "names"]
 
@@ -27,7 +31,8 @@ def get(name: str) -> Engine:
     """
     if name not in _ENGINES:
         raise UnknownNameError("engine", name, _ENGINES)
+    module, advice = _ENGINES[name]
     try:
-        return cast(Engine, import_module(_ENGINES[name]).ENGINE)
+        return cast(Engine, import_module(module).ENGINE)
     except ImportError as error:
-        raise EngineError(f"engine {name}: its library does not load ({error}); install it anew") from None
+        raise EngineError(f"engine {name}: its library does not load ({error}); {advice}") from None

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
+from corepipe.errors import EngineError
+
 DynamicOutput = Callable[[NDArray[Any]], None]
-"""Takes an output whose shape is known only after the run."""
+"""Takes an output whose shape is known only after the run; the array is the engine's own, good until the next run."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Compiled(Protocol):
         """A call that runs the segment from and into this very memory, without copies where the engine can.
 
         Args:
-            inputs: C-contiguous arrays of the input shapes, read at each call.
+            inputs: C-contiguous arrays of the input shapes, read at each call and never written.
             outputs: C-contiguous arrays of the output shapes, written at each call, or a `DynamicOutput`.
 
         Raises:
@@ -78,3 +81,32 @@ class Engine(Protocol):
             EngineError: the library refuses the model or has no profile to give.
         """
         ...
+
+
+def check_memory(
+    engine: str, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any] | DynamicOutput]
+) -> None:
+    """Hold arrays against what every library takes on trust: it is given addresses.
+
+    Raises:
+        EngineError: an array is not contiguous or not in the machine's byte order, or an output is read-only.
+    """
+    for arrays, written in ((inputs, False), (outputs, True)):
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                continue
+            fault = ""
+            if not array.flags.c_contiguous:
+                fault = "is not contiguous"
+            elif not array.dtype.isnative:
+                fault = "is not in this machine's byte order"
+            elif written and not array.flags.writeable:
+                fault = "is read-only"
+            if fault:
+                raise EngineError(f"{engine}: cannot bind {name!r}: its memory {fault}")
+
+
+def brief(text: str, otherwise: str) -> str:
+    """The first line of a library's message, or `otherwise` where it is empty."""
+    lines = text.strip().splitlines()
+    return (lines[0].strip() if lines else otherwise)[:300]

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from corepipe.engine.base import DynamicOutput, KernelTime
+from corepipe.engine.base import DynamicOutput, KernelTime, brief, check_memory
 from corepipe.errors import CorepipeError, EngineError
 
 _KERNEL_SUFFIX = "_kernel_time"
@@ -77,9 +77,7 @@ class _Session:
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any] | DynamicOutput]
     ) -> Callable[[], None]:
         """See `Compiled.bind`."""
-        for name, array in [*inputs.items(), *outputs.items()]:
-            if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
-                raise EngineError(f"onnxruntime: cannot bind {name!r}: its memory is not contiguous")
+        check_memory("onnxruntime", inputs, outputs)
         session, binding = self._session, self._session.io_binding()
         dynamic = {index: t for index, t in enumerate(outputs.values()) if not isinstance(t, np.ndarray)}
 
@@ -153,9 +151,7 @@ def _split_runs(events: list[dict[str, Any]], runs: int) -> list[list[KernelTime
 
 
 def _brief(error: Exception) -> str:
-    """The first line of a library's message, without its source positions."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:300]
+    return brief(str(error), type(error).__name__)
 
 
 ENGINE = OnnxRuntimeEngine()
