@@ -11,6 +11,7 @@ from corepipe.errors import EngineError, UnknownNameError
 _ENGINES = {
     "onnxruntime": ("corepipe.engine.onnxruntime", "install it anew: pip install --force-reinstall onnxruntime"),
     "openvino": ("corepipe.engine.openvino", "install it: pip install 'corepipe[openvino]'"),
+    "ncnn": ("corepipe.engine.ncnn", "install it: pip install 'corepipe[ncnn]'"),
 }
 """Module, and what to do where its library does not load."""
 
