@@ -41,7 +41,7 @@ class NcnnEngine:
         """The version of ncnn."""
         return str(ncnn.__version__)
 
-    def dedicate(self, threads: int) -> None:
+    def dedicate(self, threads: int, alone: bool = True) -> None:
         """See `Engine.dedicate`: OpenMP's threads are shared by all models of the thread that runs them."""
 
     def compile(self, model: bytes, threads: int) -> _Model:
