@@ -21,7 +21,7 @@ from rival_systems.rate import Slice
 
 
 def load(spec: dict[str, Any], folder: Path) -> Runner:
-    """See `Runner`; corepipe may choose from all engines that are installed, and up to `largest_batch` frames at once."""
+    """See `Runner`; corepipe may choose from all installed engines, and up to `largest_batch` frames at once."""
     network = open_network(model_path(folder, 1))
     topology = detect(restrict_to=spec["cpus"])
     batch = spec["largest_batch"]
