@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.engine._ncnn import Program, translate
+from corepipe.engine._ncnn import Output, Program, translate
 from corepipe.engine.base import DynamicOutput, KernelTime, brief, check_memory
 from corepipe.errors import CorepipeError, EngineError
 
@@ -28,6 +28,12 @@ _OFF = (
     "use_vulkan_compute", "use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed",
     "use_bf16_storage", "use_int8_inference", "use_int8_packed", "use_int8_storage", "use_int8_arithmetic",
 )  # fmt: skip
+_POOL = ncnn.PoolAllocator()
+"""For the blobs of all networks. Blobs from a network's own pool are copied when they are asked for."""
+
+# Blobs may live as long as anything, and crash the process if they outlive their pool.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_POOL))
+
 _AS_IT_IS = 1
 """A blob is handed over in the layout that it has."""
 
@@ -89,6 +95,9 @@ class _Model:
         options.num_threads = max(1, threads)
         options.lightmode = True
         options.openmp_blocktime = 0
+        options.blob_allocator = _POOL
+        if not program.layers:
+            return
         try:
             parameters = np.frombuffer(program.parameters(_type), np.uint8)
             failed = self._net.load_param_bin(_Reader([parameters])) or self._net.load_model(_Reader(program.weights()))
@@ -117,10 +126,7 @@ class _Model:
                 place = target.reshape(output.blob_shape) if isinstance(target, np.ndarray) else target
                 extracted.append((output.blob, name, output.blob_shape, output.shape, place))
             else:
-                value = output.constant
-                if value is None:
-                    value = _given(inputs, output.source, output.shape)
-                copied.append((value, target))
+                copied.append((self._unchanged(inputs, output), target))
         create, extract = self.extractor, self.extract
 
         def run() -> None:
@@ -157,6 +163,11 @@ class _Model:
             array = _given(inputs, name, given.shape).reshape(given.blob_shape)
             found.append((given.blob, ncnn.Mat(array), given.in_place))
         return found
+
+    def _unchanged(self, inputs: Mapping[str, NDArray[Any]], output: Output) -> NDArray[Any]:
+        if output.constant is not None:
+            return output.constant
+        return _given(inputs, output.source, output.source_shape).reshape(output.shape)
 
     def extractor(self, feeds: Iterable[tuple[int, Any, bool]]) -> Any:
         """An extractor, fed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corepipe.engine._ncnn.graph import Program
+from corepipe.engine._ncnn.graph import Output, Program
 from corepipe.engine._ncnn.translate import translate
 
-__all__ = ["Program", "translate"]
+__all__ = ["Output", "Program", "translate"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,6 +181,7 @@ class Output:
     blob: int = -1
     blob_shape: Shape = ()
     source: str = ""
+    source_shape: Shape = ()
     constant: NDArray[np.float32] | None = None
 
 
@@ -252,8 +253,8 @@ def finish(builder: Builder, inputs: Mapping[str, Tensor], outputs: Mapping[str,
                 copies[blob] = [builder.blob() for _ in range(readers[blob])]
                 layers.append(Layer("Split", [blob], list(copies[blob]), node=layer.node))
     given = {
-        name: Output(o.shape, copies[o.blob].pop() if o.blob in copies else o.blob, o.blob_shape, o.source, o.constant)
-        for name, o in outputs.items()
+        name: replace(output, blob=copies[output.blob].pop()) if output.blob in copies else output
+        for name, output in outputs.items()
     }
     read = {
         name: Input(tensor.blob, tensor.shape, tensor.blob_shape, _only_reads(layers, tensor.blob))

@@ -167,5 +167,5 @@ def _output(value: onnx.ValueInfoProto, scope: Scope) -> Output:
     ):
         raise Refused(f"{name!r} is said to be {list(known)} and turns out to be {list(tensor.shape)}")
     if tensor.source:
-        return Output(tensor.shape, source=tensor.source)
+        return Output(tensor.shape, source=tensor.source, source_shape=scope.tensors[tensor.source].shape)
     return Output(tensor.shape, tensor.blob, tensor.blob_shape)
