@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from corepipe import engine
 from corepipe import plan as planners
 from corepipe.cache import TableCache
+from corepipe.cost.align import align
 from corepipe.cost.measuring import Progress
 from corepipe.cost.profile import profile
 from corepipe.cost.source import Costs, read_calibration, sizes
@@ -166,7 +167,27 @@ def costs(
                 _log.warning("plans do without %s: %s", name.name, error)
     if refusals and (engines or not tables):
         raise refusals[0]
-    return merged(tables)
+    return _aligned(network, topology, tables, use_cache, lambda share, text: on_progress(1.0, text))
+
+
+def _aligned(
+    network: Network, topology: Topology, tables: Sequence[CostTable], use_cache: bool, on_progress: Progress
+) -> CostTable:
+    """One table of several engines or batches, held against each other by measuring."""
+    table = merged(tables)
+    if len(tables) == 1:
+        return table
+    cache = TableCache()
+    together = EngineName(
+        name="+".join(engine.name for engine in table.engines),
+        version="+".join(sorted(one.provenance.created for one in tables))[-60:],
+    )
+    path = cache.path(network, topology, together, table.batches[-1])
+    kept = cache.load(path) if use_cache else None
+    if kept is None:
+        kept = align(network, topology, table, on_progress=on_progress)
+        cache.save(path, kept)
+    return kept
 
 
 def _costs(

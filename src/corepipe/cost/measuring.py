@@ -57,6 +57,7 @@ class MeasuringProcess:
         segments: Sequence[Segment],
         engine: str,
         *,
+        engines: Sequence[str] | None = None,
         watch: bool = True,
     ) -> None:
         topology.check_at_hand()
@@ -72,12 +73,13 @@ class MeasuringProcess:
             contextlib.ExitStack() as given,
         ):
             models: list[dict[str, Any]] = []
-            for segment in segments:
+            for segment, own in zip(segments, engines or [engine] * len(segments), strict=True):
                 model_fd = memory_file(segment.model.SerializeToString(), "model")
                 given.callback(os.close, model_fd)
                 models.append(
                     {
                         "model_fd": model_fd,
+                        "engine": own,
                         "inputs": [[t.name, str(t.dtype), t.shape] for t in segment.inputs],
                         "outputs": [[t.name, str(t.dtype), t.shape] for t in segment.outputs],
                     }

@@ -32,8 +32,10 @@ _LEAST_PROFILED = 3
 
 def serve(config: dict[str, Any]) -> None:
     """Answer commands (one JSON object a line) until the command pipe closes or says stop."""
-    engine.get(config["engine"]).dedicate(config["threads"])
-    models = [_Model(spec, config["engine"], config["threads"]) for spec in config["models"]]
+    engines = {config["engine"], *(spec["engine"] for spec in config["models"])}
+    for name in engines:
+        engine.get(name).dedicate(config["threads"], alone=len(engines) == 1)
+    models = [_Model(spec, config["threads"]) for spec in config["models"]]
     status, commands = config["status_fd"], config["command_fd"]
     watch = Watch(config["threads"], config["expected_s"]) if config["watch"] else None
     report(status, ready=True, reference_s=watch.expected_s if watch else None)
@@ -64,9 +66,9 @@ def _answer(command: dict[str, Any], models: Sequence[_Model], watch: Watch | No
 class _Model:
     """A segment on random inputs in private memory; compiled when it is first run."""
 
-    def __init__(self, spec: dict[str, Any], engine_name: str, threads: int) -> None:
+    def __init__(self, spec: dict[str, Any], threads: int) -> None:
         self._spec = spec
-        self._engine = engine.get(engine_name)
+        self._engine = engine.get(spec["engine"])
         self._threads = threads
         self._run: Callable[[], None] | None = None
         generator = np.random.default_rng(0)
