@@ -110,7 +110,7 @@ def _recover(stream: Stream, dead: set[int]) -> None:
         for index, hop in enumerate(stream.plan.routes[flight.route].hops):
             began, ended = times[index]
             if began and not ended and stream.pool.number(hop.worker) in dead:
-                if len(flight.frames) > 1:
+                if stream.plan.batch > 1 and not flight.apart:
                     stream.run_apart(flight)
                     break
                 flight.kills += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from collections.abc import Sequence
 
 from corepipe.errors import PlanError, TopologyError, UnknownNameError
 from corepipe.network.batch import batched
@@ -44,9 +45,11 @@ class Pool:
         }
         tensors: dict[str, TensorInfo] = {t.name: t for t in (*network.inputs, *network.outputs)}
         for part in used:
-            segment = self._segments[part] = networks[part.batch].segment(part.start, part.stop)
-            for tensor in (*segment.inputs, *segment.outputs):
-                tensors.setdefault(tensor.name, network.tensors.get(tensor.name, tensor))
+            self._segments[part] = networks[part.batch].segment(part.start, part.stop)
+        for route in plan.routes:
+            for hop in route.hops if route.rate_fps > 0 else ():
+                for tensor in crossing([self._segments[part] for part in plan.parts_of(hop)], network):
+                    tensors.setdefault(tensor.name, tensor)
         check_cores(plan, topology)
         self.children: list[Child] = []
         self._fds: list[int] = []
@@ -99,6 +102,11 @@ class Pool:
             os.close(fd)
         self._fds.clear()
 
+    def _about(self, tensor: TensorInfo) -> tuple[str, str, tuple[int, ...] | None]:
+        """A tensor of one frame, as a worker is told of it."""
+        tensor = self._network.tensors.get(tensor.name, tensor)
+        return tensor.name, str(tensor.dtype), tensor.shape
+
     def _pipe(self) -> tuple[int, int]:
         ends = os.pipe()
         self._fds.extend(ends)
@@ -118,8 +126,8 @@ class Pool:
                         "model_fd": model_fds[-1],
                         "engine": key.engine,
                         "batch": key.batch,
-                        "inputs": [t.name for t in segment.inputs],
-                        "outputs": [t.name for t in segment.outputs],
+                        "inputs": [self._about(t) for t in segment.inputs],
+                        "outputs": [self._about(t) for t in segment.outputs],
                     }
                 )
             hops, destinations = [], []
@@ -150,6 +158,20 @@ class Pool:
         finally:
             for fd in model_fds:
                 os.close(fd)
+
+
+def crossing(parts: Sequence[Segment], network: Network) -> list[TensorInfo]:
+    """The tensors of a hop that others see: all but those that one of its parts hands to another.
+
+    Args:
+        parts: the segments of the hop.
+        network: the network, for the tensors of one frame.
+    """
+    made = {tensor.name for part in parts for tensor in part.outputs}
+    read = [tensor for part in parts for tensor in part.inputs if tensor.name not in made]
+    left = {tensor.name for tensor in (*network.cuts[parts[-1].stop].tensors, *network.outputs)}
+    written = [tensor for part in parts for tensor in part.outputs if tensor.name in left]
+    return [network.tensors.get(tensor.name, tensor) for tensor in (*read, *written)]
 
 
 def check_fits(plan: Plan, network: Network) -> None:

@@ -92,6 +92,8 @@ class Flight:
         waiting: frames that came to grief together and now run one by one, each with its inputs; after those in the
             slot.
         started: whether it is on its way (or else still takes frames).
+        apart: whether its frame has the slot to itself: where frames share slots, what an earlier frame left beside it
+            may be at fault.
     """
 
     route: int
@@ -100,6 +102,7 @@ class Flight:
     kills: int = 0
     waiting: list[tuple[Submitted, dict[str, Array]]] = field(default_factory=list)
     started: bool = False
+    apart: bool = False
 
     @property
     def sequence(self) -> int:
@@ -463,7 +466,7 @@ class Stream:
         if not failed:
             results = [self._result(slot, position) for position in range(len(flight.frames))]
             self._end(flight, [Ended(f.future, r, own=f.own) for f, r in zip(flight.frames, results, strict=True)])
-        elif len(flight.frames) > 1:
+        elif self.plan.batch > 1 and not flight.apart:
             self.run_apart(flight)
         else:
             self.fail(flight, FrameError(f"frame {sequence}: {slot.error}"))
@@ -477,9 +480,9 @@ class Stream:
             self._run_next_apart(flight)
 
     def _run_next_apart(self, flight: Flight) -> None:
-        """The next of the frames that run one by one; it fills the slot, since what runs beside it may be at fault."""
+        """The next of the frames that run one by one; copies of it fill the slot."""
         frame, inputs = flight.waiting.pop(0)
-        flight.frames, flight.kills = [frame], 0
+        flight.frames, flight.kills, flight.apart = [frame], 0, True
         slot = self.pool.arena.slots[flight.slot]
         for name, array in inputs.items():
             for position in range(self.plan.batch):

@@ -27,7 +27,8 @@ def serve(config: dict[str, Any]) -> None:
     for name in engines:
         engine.get(name).dedicate(config["threads"], alone=len(engines) == 1)
     arena = Arena(Layout.from_dict(config["layout"]), config["arena_fd"])
-    segments = [_Segment(spec, config["threads"], arena) for spec in config["segments"]]
+    scratch = _Scratch(arena)
+    segments = [_Segment(spec, config["threads"], scratch) for spec in config["segments"]]
     hops = {(route, hop): ([segments[i] for i in indices], to) for route, hop, indices, to in config["hops"]}
     report(config["status_fd"], ready=True)
     _loop(config["number"], config["inbox_fd"], config["results_fd"], hops, arena)
@@ -36,21 +37,21 @@ def serve(config: dict[str, Any]) -> None:
 class _Segment:
     """One compiled segment and its bindings, one for each slot and batch of frames in it."""
 
-    def __init__(self, spec: dict[str, Any], threads: int, arena: Arena) -> None:
+    def __init__(self, spec: dict[str, Any], threads: int, memory: _Scratch) -> None:
         self._batch: int = spec["batch"]
-        self._inputs: list[str] = spec["inputs"]
-        self._outputs: list[str] = spec["outputs"]
-        self._arena = arena
+        self._inputs: list[_Tensor] = spec["inputs"]
+        self._outputs: list[_Tensor] = spec["outputs"]
+        self._memory = memory
         with mmap.mmap(spec["model_fd"], 0, prot=mmap.PROT_READ) as data:
             model = bytes(data)
         os.close(spec["model_fd"])
         self._compiled: Compiled = engine.get(spec["engine"]).compile(model, threads)
-        self._bound: list[list[Callable[[], None]]] = [[] for _ in range(arena.layout.slots)]
+        self._bound: list[list[Callable[[], None]]] = [[] for _ in memory.arena.slots]
         self._warm_up()
 
     def run(self, number: int) -> None:
         """Run this segment on all frames of a slot, a batch at a time."""
-        calls, slot = self._bound[number], self._arena.slots[number]
+        calls, slot = self._bound[number], self._memory.arena.slots[number]
         needed = -(-slot.count // self._batch)
         while len(calls) < needed:
             calls.append(self._bind(slot, len(calls) * self._batch))
@@ -59,8 +60,8 @@ class _Segment:
 
     def _bind(self, slot: Slot, first: int) -> Callable[[], None]:
         return self._compiled.bind(
-            {name: slot.view(name, first, self._batch) for name in self._inputs},
-            {name: slot.target(name, first, self._batch) for name in self._outputs},
+            {tensor[0]: self._memory.view(slot, tensor, first, self._batch) for tensor in self._inputs},
+            {tensor[0]: self._memory.target(slot, tensor, first, self._batch) for tensor in self._outputs},
         )
 
     def _warm_up(self) -> None:
@@ -68,15 +69,47 @@ class _Segment:
 
         A model may refuse zeros; whether it takes the frames is for the frames to tell.
         """
-        slot = self._arena.slots[0]
-        inputs = {name: np.zeros_like(slot.view(name, 0, self._batch)) for name in self._inputs}
-        outputs = {name: _scratch(slot.target(name, 0, self._batch)) for name in self._outputs}
+        memory, slot, size = self._memory, self._memory.arena.slots[0], self._batch
+        inputs = {tensor[0]: np.zeros_like(memory.view(slot, tensor, 0, size)) for tensor in self._inputs}
+        outputs = {tensor[0]: _like(memory.target(slot, tensor, 0, size)) for tensor in self._outputs}
         run = self._compiled.bind(inputs, outputs)
         with contextlib.suppress(EngineError):
             run()
 
 
-def _scratch(target: Any) -> Any:
+_Tensor = tuple[str, str, list[int] | None]
+"""Name, type and shape of one frame."""
+
+
+class _Scratch:
+    """The slots, and the worker's own memory for what one part of a hop hands to another.
+
+    That is the same for all slots, so that it stays in the caches of the worker's cores.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self._shared = {place.name for place in arena.layout.places}
+        self._own: dict[str, np.ndarray[Any, Any]] = {}
+
+    def view(self, slot: Slot, tensor: _Tensor, first: int, frames: int) -> Any:
+        """Memory of `frames` frames from the frame `first` on, as one array."""
+        name, dtype, shape = tensor
+        if name in self._shared or shape is None:
+            return slot.view(name, first, frames)
+        if name not in self._own:
+            self._own[name] = np.empty((self.arena.layout.frames, *shape), dtype)
+        part = self._own[name][first : first + frames]
+        return part[0] if frames == 1 else part.reshape(frames * shape[0], *shape[1:])
+
+    def target(self, slot: Slot, tensor: _Tensor, first: int, frames: int) -> Any:
+        """Where an engine is to write: the same memory, or a function that stores an output of unknown shape."""
+        if tensor[0] in self._shared:
+            return slot.target(tensor[0], first, frames)
+        return self.view(slot, tensor, first, frames)
+
+
+def _like(target: Any) -> Any:
     return np.empty_like(target) if isinstance(target, np.ndarray) else lambda array: None
 
 
