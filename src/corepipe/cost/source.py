@@ -181,7 +181,9 @@ def find_costs(
         kept = [cache.load(cache.path(network, topology, engine, b)) for engine in engines for b in sizes(batch)]
         tables = [table for table in kept if table is not None]
         if len(tables) == len(kept):
-            return Costs(merged(tables), f"costs: kept profile of {max(t.provenance.created for t in tables)}")
+            # Tables of several modes were held against each other, which is kept beside them.
+            table = tables[0] if len(tables) == 1 else measure()
+            return Costs(table, f"costs: kept profile of {max(t.provenance.created for t in tables)}")
     chosen = [] if calibration is None else [calibration]
     if not chosen and (predict or use_cache):
         found = [CalibrationStore(cache).load(topology, engine) for engine in engines]

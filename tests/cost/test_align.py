@@ -1,0 +1,120 @@
+"""Modes held against each other: by a made-up machine whose true times are known, and once for real."""
+
+from __future__ import annotations
+
+import pytest
+
+from corepipe import api
+from corepipe.cost import align as aligning
+from corepipe.cost.profile import table_machine, table_network
+from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Mode, Provenance
+from corepipe.plan.division import Divider
+from corepipe.topology.model import CoreConfig
+
+
+@pytest.fixture
+def table(chain, here):
+    """Engine `a` is better in front, `b` at the end, by so little that a change of engine hardly pays."""
+    cluster = here.clusters[0].name
+    layers = len(chain.layers)
+    front = [1e-3] * (layers // 2) + [2e-3] * (layers - layers // 2)
+    return CostTable(
+        network=table_network(chain),
+        machine=table_machine(here),
+        engines=(EngineName(name="a", version="1"), EngineName(name="b", version="1")),
+        configs=tuple(
+            ConfigCosts(config=f"{cluster}1", engine=name, layer_s=tuple(seconds), segment_s=1e-5)
+            for name, seconds in (("a", front), ("b", front[::-1]))
+        ),
+        provenance=Provenance(source="measured"),
+    )
+
+
+def truth(table, change_s, factor):
+    """A machine on which a change of engine costs `change_s`, and engine `b` takes `factor` times the table's."""
+
+    def time(network, topology, guessed, config, divisions):
+        def seconds(division):
+            parts = sum(
+                (factor if part.mode.engine == "b" else 1.0)
+                * table.segment_s(config, part.start, part.stop, mode=part.mode)
+                for part in division
+            )
+            return parts + change_s * (len(division) - 1)
+
+        return [seconds(division) for division in divisions], False
+
+    return time
+
+
+def whole(table, mode):
+    config = next(iter(table.by_config))
+    return table.segment_s(config, 0, table.layer_count, mode=mode, busy=False)
+
+
+def best(table):
+    config = next(iter(table.by_config))
+    return Divider(table, config, busy=False).divide(0, table.layer_count)
+
+
+def test_a_division_that_holds_what_it_promises_stays_the_best(chain, here, table, monkeypatch):
+    monkeypatch.setattr(aligning, "_time", truth(table, 0.0, 1.0))
+    aligned = aligning.align(chain, here, table)
+    parts, seconds = best(aligned)
+    assert [part.mode.engine for part in parts] == ["a", "b"]
+    assert seconds == pytest.approx(best(table)[1])
+
+
+def test_a_division_that_takes_longer_is_given_up_where_one_engine_is_quicker(chain, here, table, monkeypatch):
+    monkeypatch.setattr(aligning, "_time", truth(table, 1.0, 1.0))
+    aligned = aligning.align(chain, here, table)
+    parts, seconds = best(aligned)
+    assert len(parts) == 1
+    for name in "ab":
+        assert whole(aligned, Mode(name)) == pytest.approx(whole(table, Mode(name)))
+    assert seconds == pytest.approx(whole(table, Mode("a")))
+
+
+def test_every_mode_is_scaled_to_what_it_took_in_turns(chain, here, table, monkeypatch):
+    monkeypatch.setattr(aligning, "_time", truth(table, 0.0, 0.5))
+    aligned = aligning.align(chain, here, table)
+    assert whole(aligned, Mode("a")) == pytest.approx(whole(table, Mode("a")))
+    assert whole(aligned, Mode("b")) == pytest.approx(whole(table, Mode("b")) / 2, rel=1e-2)
+
+
+def test_a_small_price_of_changing_is_found(chain, here, table, monkeypatch):
+    monkeypatch.setattr(aligning, "_time", truth(table, 1e-4, 1.0))
+    aligned = aligning.align(chain, here, table)
+    parts, seconds = best(aligned)
+    assert len(parts) == 2
+    assert seconds == pytest.approx(best(table)[1] + 1e-4, rel=1e-2)
+
+
+def test_costs_of_two_engines_are_measured_merged_and_kept(chain, here, monkeypatch):
+    pytest.importorskip("openvino")
+    first = api.costs(chain, here, engines=["onnxruntime", "openvino"])
+    one = CoreConfig(here.clusters[0].name, 1)
+    assert [costs.engine for costs in first.by_config[one]] == ["onnxruntime", "openvino"]
+    monkeypatch.setattr(api, "align", None)
+    monkeypatch.setattr(api, "profile", None)
+    assert api.costs(chain, here, engines=["onnxruntime", "openvino"]) == first
+    assert [e.name for e in api.costs(chain, here).engines] == ["onnxruntime"]
+
+
+def test_an_engine_that_refuses_the_network_is_left_out(here, make_plan, chain, monkeypatch, caplog):
+    from corepipe.errors import EngineError
+
+    real = api.profile
+
+    def profile(network, topology, engine, **options):
+        if engine.name == "openvino":
+            raise EngineError("openvino refuses the model: too odd")
+        return real(network, topology, engine, **options)
+
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(api, "profile", profile)
+    monkeypatch.setenv("COREPIPE_ENGINES", "onnxruntime,openvino")
+    assert [e.name for e in api.costs(chain, here).engines] == ["onnxruntime"]
+    assert "too odd" in caplog.text
+    with pytest.raises(EngineError, match="too odd"):
+        api.costs(chain, here, engines=["onnxruntime", "openvino"])
