@@ -153,6 +153,24 @@ def test_if_with_a_constant_condition(make_model, divider, condition):
     same_as_before(model, network, divider)
 
 
+def test_range_reads_scalars(make_model, divider):
+    """ONNX Runtime takes vectors of one number at run time, but refuses a model in which it can see that they are."""
+    many = [onnx.helper.make_tensor_value_info("many", TensorProto.INT64, [1])]
+    branches = [helper.make_graph([helper.make_node("Identity", [n], ["many"])], n, [], many) for n in ("five", "two")]
+    nodes = [
+        helper.make_node("Size", ["x"], ["size"]),
+        helper.make_node("Equal", ["size", "six"], ["flag"]),
+        helper.make_node("If", ["flag"], ["n"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("Range", ["zero", "n", "one"], ["r"]),
+        helper.make_node("Cast", ["r"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["f"], ["s"], keepdims=0),
+        helper.make_node("Add", ["x", "s"], ["y"]),
+    ]
+    constants = {"six": np.int64(6), "zero": np.int64(0), "one": np.int64(1), "five": [5], "two": [2]}
+    model = make_model(nodes, {"x": [2, 3]}, ["y"], constants)
+    same_as_before(model, load_network(model), divider)
+
+
 def test_dead_nodes_and_constants_go(make_model):
     nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Add", ["x", "k"], ["dead"])]
     network = load_network(make_model(nodes, {"x": [1, 4]}, ["y"], {"k": np.ones(4, np.float32)}))

@@ -617,6 +617,15 @@ def test_shapes_that_do_not_fit(small, shape):
         load_network(small, shapes={"x": shape})
 
 
+def test_a_declared_size_of_0_is_dynamic_unless_given(make_model):
+    model = make_model([helper.make_node("Concat", ["a", "b"], ["y"], axis=0)], {"a": [0, 3], "b": [2, 3]}, ["y"])
+    assert load_network(model).outputs[0].shape == (3, 3)
+    empty = load_network(model, shapes={"a": (0, 3)})
+    assert (empty.inputs[0].shape, empty.outputs[0].shape) == ((0, 3), (2, 3))
+    with pytest.raises(UsageError, match="not positive"):
+        load_network(model, shapes={"b": (0, 3)})
+
+
 def test_shape_of_an_unknown_input(small):
     with pytest.raises(UnknownNameError, match="unknown input 'y'"):
         load_network(small, shapes={"y": (1,)})

@@ -139,6 +139,7 @@ class _Folder:
                 rename_reads(node, self.renamed)
             if self._bypass(node):
                 continue
+            self._make_scalars(node)
             branch = self._branch(node)
             if branch is not None:
                 waiting.extendleft(reversed(branch))
@@ -152,6 +153,22 @@ class _Folder:
                 self.readers.setdefault(name, []).append(node)
             self.maker.update((output, node) for output in node.output if output)
         _replace_nodes(self.graph, self.kept)
+
+    def _make_scalars(self, node: NodeProto) -> None:
+        """Let a Range read scalars: engines take one-element vectors, but not where they know the values beforehand."""
+        if node.op_type != "Range" or not is_standard(node):
+            return
+        for index, name in enumerate(node.input):
+            tensor = self.constants.get(name)
+            if tensor is None or not tensor.dims or math.prod(tensor.dims) != 1:
+                continue
+            scalar = f"{name}__scalar"
+            if scalar not in self.constants:
+                if scalar in self.taken:
+                    continue
+                self.taken.add(scalar)
+                self._add(scalar, onnx.numpy_helper.from_array(self._value(name).reshape(())))
+            node.input[index] = scalar
 
     def _bypass(self, node: NodeProto) -> bool:
         """Drop a node that only passes its first input on."""

@@ -67,7 +67,8 @@ def load_network(
 
     Args:
         source: an ONNX file, or a model in memory (left as it is).
-        shapes: input shapes by input name.
+        shapes: input shapes by input name. A size that the model declares as 0 counts as dynamic, as exporters write
+            it for an unknown batch; where it does mean an empty tensor, give the 0.
         limits: what the model may ask for.
 
     Raises:
@@ -253,7 +254,7 @@ def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]
     symbols: dict[str, int] = {}
     for value in values:
         if value.name in shapes:
-            _check_shape(value.name, _dims(value), shapes[value.name], name, symbols)
+            _check_shape(value, shapes[value.name], name, symbols)
     for value in values:
         dims = _dims(value)
         if value.name not in shapes and dims and isinstance(dims[0], str):
@@ -278,10 +279,13 @@ def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]
     return changed
 
 
-def _check_shape(value: str, dims: list[Dim] | None, shape: Sequence[int], name: str, symbols: dict[str, int]) -> None:
-    given = "x".join(map(str, shape))
-    if not all(isinstance(size, int) and size > 0 for size in shape):
-        raise UsageError(f"{name}: the shape {value}:{given} has a size that is not positive")
+def _check_shape(value: onnx.ValueInfoProto, shape: Sequence[int], name: str, symbols: dict[str, int]) -> None:
+    given = f"{value.name}:{'x'.join(map(str, shape))}"
+    declared = value.type.tensor_type.shape.dim
+    zeros = {i for i, dim in enumerate(declared) if dim.HasField("dim_value") and dim.dim_value == 0}
+    if not all(isinstance(size, int) and (size > 0 or (size == 0 and i in zeros)) for i, size in enumerate(shape)):
+        raise UsageError(f"{name}: the shape {given} has a size that is not positive")
+    dims = _dims(value)
     if dims is None:
         return
     wanted = "x".join(str(d) if d is not None else "?" for d in dims)
@@ -290,7 +294,7 @@ def _check_shape(value: str, dims: list[Dim] | None, shape: Sequence[int], name:
         for d, size in zip(dims, shape, strict=True)
     )
     if not fits:
-        raise UsageError(f"{name}: the shape {value}:{given} does not fit the model's {wanted or 'scalar'}")
+        raise UsageError(f"{name}: the shape {given} does not fit the model's {wanted or 'scalar'}")
 
 
 def _ask_for_shapes(name: str, problems: Sequence[tuple[str, list[Dim] | None]]) -> str:
