@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from rival_systems.catalogue import Setting
+from rival_systems.catalogue import COREPIPE, Setting
 
 BENCH = Path(__file__).resolve().parent.parent
 
@@ -56,6 +56,7 @@ class Child:
                 start_new_session=True,
             )
         self._buffer = b""
+        self._has_workers = spec["engine"] == COREPIPE
 
     def ask(self, message: dict[str, Any]) -> None:
         """Send a line.
@@ -117,8 +118,9 @@ class Child:
         assert self._process.stdout
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_GRACE_S)
+        if self._has_workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_GRACE_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, 9)
         self._process.wait()

@@ -18,7 +18,7 @@ def plot(data: Mapping[str, Any], path: Path) -> bool:
     except ImportError:
         return False
     networks, systems = networks_of(data), systems_of(data)
-    figure = Figure(figsize=(2.2 + 2.2 * len(networks), 4.6), layout="constrained")
+    figure = Figure(figsize=(max(8.0, 3.6 + 2.2 * len(networks)), 4.6), layout="constrained")
     axes = figure.subplots()
     width = 0.85 / max(1, len(systems))
     shades = colormaps["tab20"]
@@ -41,7 +41,7 @@ def plot(data: Mapping[str, Any], path: Path) -> bool:
     axes.set_xticks(range(len(networks)), networks)
     axes.set_ylabel("frames/s relative to the best rival")
     how = "cores slowed by emulation" if data["emulated"] else "nothing emulated"
-    axes.set_title(f"{data['environment']['cpu']}, {how}, fp32, batch up to {data['batch']}", fontsize=10)
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.suptitle(f"{data['environment']['cpu']}, {how}, fp32, batch up to {data['batch']}", fontsize=10)
+    figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=130)
     return True
