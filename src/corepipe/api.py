@@ -195,7 +195,8 @@ def _costs(
 ) -> CostTable:
     """The cost table of one engine and batch."""
     cache = TableCache()
-    path, hop_path = cache.path(network, topology, name, batch), cache.hop_path(topology, name)
+    # Hops cost the same whatever the engine: they are measured once.
+    path, hop_path = cache.path(network, topology, name, batch), cache.hop_path(topology, engine_name())
     table = cache.load(path) if use_cache else None
     if table is None:
         if batch > 1:

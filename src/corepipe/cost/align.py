@@ -92,7 +92,10 @@ def _predicted(table: CostTable, config: CoreConfig, division: Division, busy: b
 def _time(
     network: Network, topology: Topology, table: CostTable, config: CoreConfig, divisions: Sequence[Division]
 ) -> tuple[list[float], bool]:
-    """Seconds of one frame in each division, in turns, with the other cores busy where there are any; and whether."""
+    """Seconds of one frame in each division, in turns, with the other cores busy where there are any; and whether.
+
+    They are busy with the quickest engine, which is likely to be what runs there, and asks most of the memory.
+    """
     networks = {size: batched(network, size) for size in table.batches}
     parts = list(dict.fromkeys(part for division in divisions for part in division))
     segments = [networks[part.mode.batch].segment(part.start, part.stop) for part in parts]
@@ -103,11 +106,13 @@ def _time(
     ]
     cores = cores_of(topology, config)
     default = table.engines[0].name
+    alone = [row.mode for row in table.by_config[config] if row.mode.batch == 1]
+    load = min(alone, key=lambda mode: table.segment_s(config, 0, table.layer_count, mode=mode)).engine
     with contextlib.ExitStack() as stack:
         prober = stack.enter_context(
             MeasuringProcess(topology, f"align-{config}", cores, segments, default, engines=engines)
         )
-        others = loads(stack, topology, cores, [network.segment(0, len(network.layers))], default)
+        others = loads(stack, topology, cores, [network.segment(0, len(network.layers))], load)
         stack.enter_context(loaded(others))
         times = prober.time(chains, _SECONDS_EACH * len(chains), busy=bool(others))
     return [typical(seconds) / table.frames for seconds in times], bool(others)
