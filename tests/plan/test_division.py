@@ -258,3 +258,15 @@ def test_modes_that_do_not_fit_into_a_slot_are_not_used():
     table = table_of([("cpu1", "a", 1, [1.0], {}), ("cpu1", "a", 4, [0.5], {})])
     assert best_pipeline(table).predicted_fps == pytest.approx(1.0)
     assert best_pipeline(table.for_frames(4)).predicted_fps == pytest.approx(2.0)
+
+
+def test_one_engine_is_taken_where_it_comes_near_to_a_mix_of_engines():
+    rows = [("cpu1", "a", 1, [1.0, 1.04], {}), ("cpu1", "b", 1, [3.0, 1.0], {})]
+    table = table_of(rows).replaced(provenance=Provenance(source="measured"))
+    found = plan(table, "routes")
+    assert found.engines == ("a",)
+    assert found.given_up == pytest.approx(1 - 2.0 / 2.04)
+    assert found.bound_fps == pytest.approx(1.0)
+    assert plan(table, "routes", tolerance=0).engines == ("a", "b")
+    worth = table_of([("cpu1", "a", 1, [1.0, 1.2], {}), rows[1]]).replaced(provenance=Provenance(source="measured"))
+    assert plan(worth, "routes").engines == ("a", "b")

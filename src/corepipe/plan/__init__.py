@@ -51,6 +51,9 @@ __all__ = [
 MEASURED_TOLERANCE = 0.02
 """How near to the best a simpler plan must come, by costs of a machine that are no more exact, to be preferred."""
 
+MIXING_TOLERANCE = 0.05
+"""The same for a plan on one engine: engines that take turns get in each other's way more than either shows alone."""
+
 _NOTHING_GIVEN_UP = 1e-9
 
 _EXACT_SOURCES = ("board", "made-up")
@@ -137,7 +140,8 @@ def plan(
         if tolerance is None:
             tolerance = 0.0 if table.provenance.source in _EXACT_SOURCES else MEASURED_TOLERANCE
         mixes = _for_each_size(table, sizes, lambda sized: best_routes(sized, limits))
-        return _simplest(mixes, table, limits, tolerance)
+        near = _on_one_engine(mixes, table, sizes, limits) if tolerance > 0 else None
+        return _simplest(mixes, *(near or (mixes, table)), limits, tolerance)
     plain = table.only(engine=table.engines[0].name) if _is_baseline(planner) else table
     made = best_of(_for_each_size(plain, sizes, lambda sized: _found_by(planner, sized)))
     excess = limits.excess(made, table)
@@ -209,20 +213,36 @@ def _bound_of(table: CostTable, limits: Limits | None = None) -> float | None:
     return None
 
 
-def _simplest(mixes: Sequence[Plan], table: CostTable, limits: Limits, tolerance: float) -> Plan:
+def _on_one_engine(
+    mixes: Sequence[Plan], table: CostTable, sizes: Sequence[int], limits: Limits
+) -> tuple[Sequence[Plan], CostTable] | None:
+    """The best mixes on the one engine that comes within `MIXING_TOLERANCE` of all engines, and its table."""
+    needed = (1 - MIXING_TOLERANCE) * (best_of(mixes).predicted_fps or 0.0)
+    found: list[tuple[float, Sequence[Plan], CostTable]] = []
+    for engine in table.engines if len(table.engines) > 1 else ():
+        alone = table.only(engine=engine.name)
+        with contextlib.suppress(PlanError):
+            plans = _for_each_size(alone, sizes, lambda sized: best_routes(sized, limits))
+            found.append((best_of(plans).predicted_fps or 0.0, plans, alone))
+    fps, chosen, one_engine = max(found, key=lambda one: one[0], default=(0.0, mixes, table))
+    return (chosen, one_engine) if found and fps >= needed else None
+
+
+def _simplest(every: Sequence[Plan], mixes: Sequence[Plan], table: CostTable, limits: Limits, tolerance: float) -> Plan:
     """Of the best mixes, and other planners' plans that come near enough, the one that is simplest.
 
     That is the one with the fewest frames in a slot, then the fewest workers, then the fewest hops.
 
     Args:
+        every: the best mixes on all engines, which tell the bound and what is given up.
         mixes: the best mix of routes for each number of frames that may share a slot.
-        table: the costs.
+        table: the costs that the mixes were found on.
         limits: what the plan may cost.
         tolerance: how much less the simplest may reach than the best.
     """
     best = best_of(mixes)
     fps = best.predicted_fps or 0.0
-    bound_fps = max(mix.bound_fps or 0.0 for mix in mixes)
+    bound_fps = max(mix.bound_fps or 0.0 for mix in every)
     near = [best]
     if tolerance > 0:
         near += [mix for mix in mixes if (mix.predicted_fps or 0.0) >= (1 - tolerance) * fps]
@@ -235,7 +255,7 @@ def _simplest(mixes: Sequence[Plan], table: CostTable, limits: Limits, tolerance
                     if fast_enough and limits.excess(made, table) is None:
                         near.append(made)
     simplest = min(near, key=lambda plan: (plan.batch, len(plan.workers), _hops(plan), -(plan.predicted_fps or 0.0)))
-    given_up = 1 - (simplest.predicted_fps or 0.0) / fps
+    given_up = 1 - (simplest.predicted_fps or 0.0) / (best_of(every).predicted_fps or fps)
     return simplest.model_copy(
         update={
             "planner": best.planner,
