@@ -101,6 +101,10 @@ class Node:
             raise Refused(f"input {self.inputs[index]!r} has no elements")
         return self.builder.constant(value, blob_shape(value.shape))
 
+    def gives(self, index: int) -> bool:
+        """Whether anything reads such an output."""
+        return index < len(self.outputs) and bool(self.outputs[index]) and self.outputs[index] in self.scope.uses
+
     def open(self, index: int) -> Linear | None:
         """What made an input, if this node is all that reads it and may be fused into it."""
         given = self.scope.tensors.get(self.inputs[index])

@@ -26,7 +26,7 @@ def pool(node: Node) -> Tensor:
     at = windows(node, kernel, given.shape[2:], ceil=bool(node.attribute("ceil_mode", 0)))
     if set(at.dilations) != {1}:
         raise Refused("dilations")
-    if any(output for output in node.outputs[1:]):
+    if node.gives(1):
         raise Refused("the places of the largest")
     # Windows at the end may need more padding than was asked for (ceil_mode), or less.
     needed = [max((at.out[i] - 1) * at.strides[i] + kernel[i] - given.shape[2 + i] - at.before[i], 0) for i in range(2)]
@@ -82,7 +82,7 @@ def batch_norm(node: Node) -> Tensor:
     given = node.tensor(0)
     if len(given.shape) < 2 or given.shape[0] != 1 or any(v.shape != given.shape[1:2] for v in (scale, offset, mean)):
         raise Refused("its statistics do not fit its input")
-    if int(node.attribute("training_mode", 0)) or int(node.attribute("spatial", 1)) != 1 or any(node.outputs[1:]):
+    if int(node.attribute("training_mode", 0)) or int(node.attribute("spatial", 1)) != 1 or any(node.gives(i) for i in range(1, 5)):
         raise Refused("only with given statistics for each channel")
     factor = scale / np.sqrt(variance + float(node.attribute("epsilon", 1e-5)))
     return scaled(node, 0, factor, offset - mean * factor)

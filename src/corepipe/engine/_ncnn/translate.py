@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -87,14 +88,12 @@ def _live(graph: onnx.GraphProto) -> list[NodeProto]:
 def _add(proto: NodeProto, name: str, scope: Scope) -> None:
     kind = proto.op_type
     where = f"operator {kind} (node {name})"
-    if proto.domain not in ("", "ai.onnx") or (kind not in OPERATORS and kind != "Constant"):
+    if proto.domain not in ("", "ai.onnx") or (kind not in OPERATORS and kind not in _MADE):
         raise EngineError(f"ncnn refuses the model: {where} is not supported")
     try:
         node = Node(proto, scope)
-        if kind == "Constant":
-            if node.attribute("value") is None:
-                raise Refused("a constant of another kind")
-            scope.constants[node.outputs[0]] = _value(node.attribute("value"))
+        if kind in _MADE:
+            scope.constants[node.outputs[0]] = _MADE[kind](node)
             return
         if kind in _VIEWS and node.constant(0) is not None:
             scope.constants[node.outputs[0]] = _viewed(node)
@@ -109,6 +108,24 @@ def _add(proto: NodeProto, name: str, scope: Scope) -> None:
     except Exception as error:
         said = brief(str(error), type(error).__name__)
         raise EngineError(f"ncnn refuses the model: {where} is malformed: {said}") from None
+
+
+def _constant(node: Node) -> NDArray[Any]:
+    if node.attribute("value") is None:
+        raise Refused("a constant of another kind")
+    return _value(node.attribute("value"))
+
+
+def _filled(node: Node) -> NDArray[Any]:
+    shape = node.integers("shape", 0)
+    if shape is None or min(shape, default=1) < 0 or math.prod(shape) > _MOST_FILLED:
+        raise Refused("no shape of some size")
+    value = node.attribute("value")
+    return np.full(shape, _value(value).reshape(()) if value is not None else np.float32(0))
+
+
+_MADE = {"Constant": _constant, "ConstantOfShape": _filled}
+_MOST_FILLED = 2**28
 
 
 def _viewed(node: Node) -> NDArray[Any]:

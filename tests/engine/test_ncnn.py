@@ -1,0 +1,424 @@
+"""What holds for ncnn alone: its translation of ONNX is right or refused, never wrong."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from corepipe.errors import EngineError
+from corepipe.network import zoo
+from corepipe.network.load import load_network
+
+pytest.importorskip("ncnn", reason="needs ncnn: pip install 'corepipe[ncnn]'")
+engine = pytest.importorskip("corepipe.engine.ncnn")
+ncnn_graph = pytest.importorskip("corepipe.engine._ncnn")
+
+ENGINE = engine.ENGINE
+LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("light_*.onnx"))
+
+some = settings(max_examples=int(__import__("os").environ.get("EX","60")), deadline=None)
+
+
+def floats(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+class Graph:
+    """A model written node by node; seeded weights."""
+
+    def __init__(self, shape, opset=17):
+        self.nodes, self.constants, self.opset = [], {}, opset
+        self.shape = tuple(shape)
+
+    def constant(self, value):
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(value)
+        return name
+
+    def weight(self, *shape):
+        scale = 1 / math.sqrt(max(math.prod(shape[1:]), 1))
+        return self.constant(floats(*shape, seed=len(self.constants)) * np.float32(scale))
+
+    def add(self, kind, *inputs, outputs=1, **attributes):
+        made = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), made, name=f"n{len(self.nodes)}", **attributes))
+        return made[0] if outputs == 1 else made
+
+    def model(self, *outputs):
+        values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)]
+        made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+        held = [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
+        graph = helper.make_graph(self.nodes, "test", values, made, held)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        return model.SerializeToString()
+
+
+def by_onnxruntime(data, inputs):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def by_ncnn(data, inputs, names, threads=1):
+    got = {}
+    targets = {name: lambda array, name=name: got.update({name: array.copy()}) for name in names}
+    ENGINE.compile(data, threads).bind(inputs, targets)()
+    return got
+
+
+def check(data, inputs, tolerance=1e-4, threads=1):
+    """Whether ncnn takes the model; if so, its results are those of ONNX Runtime."""
+    want = by_onnxruntime(data, inputs)
+    given_ = {name: value.copy() for name, value in inputs.items()}
+    try:
+        got = by_ncnn(data, given_, want, threads)
+    except EngineError as error:
+        assert str(error).startswith("ncnn refuses the model: "), error
+        return False
+    for name, value in want.items():
+        assert got[name].shape == value.shape
+        scale = float(np.abs(value).max()) + 1e-6
+        np.testing.assert_allclose(got[name] / scale, value / scale, rtol=0, atol=tolerance)
+    for name, value in inputs.items():
+        np.testing.assert_array_equal(given_[name], value)
+    return True
+
+
+ACTIVATIONS = {
+    "Relu": {}, "LeakyRelu": {"alpha": 0.2}, "Sigmoid": {}, "HardSwish": {}, "HardSigmoid": {"alpha": 0.3},
+    "Elu": {"alpha": 0.7}, "Tanh": {},
+}  # fmt: skip
+sizes = st.integers(1, 15)
+channels = st.sampled_from([1, 2, 3, 4, 5, 8, 12, 16, 17, 32])
+pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+def pads_of(draw, most=3):
+    return draw(st.lists(st.integers(0, most), min_size=4, max_size=4))
+
+
+@st.composite
+def convolutions(draw):
+    c, h, w = draw(channels), draw(sizes), draw(sizes)
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    groups = draw(st.sampled_from([g for g in (1, 1, 2, 4, c) if c % g == 0]))
+    out = groups * draw(st.sampled_from([1, 2, 4, 8, 3]))
+    attributes = {"group": groups, "strides": draw(pair), "dilations": draw(st.sampled_from([(1, 1), (2, 2), (1, 2)]))}
+    auto = draw(st.sampled_from(["NOTSET", "NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"]))
+    if auto == "NOTSET":
+        attributes["pads"] = pads_of(draw)
+    else:
+        attributes["auto_pad"] = auto
+        if auto != "VALID":
+            attributes["dilations"] = (1, 1)
+    graph = Graph((1, c, h, w))
+    inputs = ["x", graph.weight(out, c // groups, *kernel)]
+    if draw(st.booleans()):
+        inputs.append(graph.weight(out))
+    y = graph.add("Conv", *inputs, **attributes)
+    return graph, after(draw, graph, y, out)
+
+
+def after(draw, graph, y, out):
+    """What is fused into a convolution."""
+    what = draw(st.sampled_from(["", "batch norm", "scale", "offset"]))
+    if what == "batch norm":
+        statistics = [graph.weight(out) for _ in range(3)]
+        variance = graph.constant(np.abs(floats(out)) + np.float32(0.5))
+        y = graph.add("BatchNormalization", y, *statistics, variance, epsilon=1e-3)
+    elif what == "scale":
+        y = graph.add("Mul", y, graph.weight(out, 1, 1))
+    elif what == "offset":
+        y = graph.add("Sub", graph.weight(1, out, 1, 1), y)
+    kind = draw(st.sampled_from(["", "Clip", *ACTIVATIONS]))
+    if kind == "Clip":
+        y = graph.add("Clip", y, graph.constant(np.float32(-0.5)), graph.constant(np.float32(0.7)))
+    elif kind:
+        y = graph.add(kind, y, **ACTIVATIONS[kind])
+    return y
+
+
+@some
+@given(convolutions())
+def test_convolutions(made):
+    graph, y = made
+    data, x = graph.model(y), {"x": floats(*graph.shape, seed=9)}
+    try:
+        by_onnxruntime(data, x)
+    except Exception:
+        # A window larger than its input.
+        with pytest.raises(EngineError):
+            ENGINE.compile(data, 1)
+        return
+    assert check(data, x)
+
+
+@st.composite
+def transposed_convolutions(draw):
+    c, h, w = draw(channels), draw(sizes), draw(sizes)
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    groups = draw(st.sampled_from([g for g in (1, 1, 2, c) if c % g == 0]))
+    each = draw(st.sampled_from([1, 2, 4, 8]))
+    strides = draw(pair)
+    graph = Graph((1, c, h, w))
+    inputs = ["x", graph.weight(c, each, *kernel)]
+    if draw(st.booleans()):
+        inputs.append(graph.weight(each * groups))
+    y = graph.add(
+        "ConvTranspose",
+        *inputs,
+        group=groups,
+        strides=strides,
+        dilations=draw(st.sampled_from([(1, 1), (2, 2), (2, 1)])),
+        pads=pads_of(draw, 1),
+        output_padding=[draw(st.integers(0, s - 1)) for s in strides],
+    )
+    return graph, after(draw, graph, y, each * groups)
+
+
+@some
+@given(transposed_convolutions())
+def test_transposed_convolutions(made):
+    graph, y = made
+    data, x = graph.model(y), {"x": floats(*graph.shape, seed=9)}
+    try:
+        by_onnxruntime(data, x)
+    except Exception:
+        return
+    check(data, x)
+
+
+@st.composite
+def pools(draw):
+    kind = draw(st.sampled_from(["MaxPool", "AveragePool"]))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    attributes = {"kernel_shape": kernel, "strides": draw(pair)}
+    auto = draw(st.sampled_from(["NOTSET", "NOTSET", "NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"]))
+    if auto == "NOTSET":
+        attributes["pads"] = [min(p, k - 1) for p, k in zip(pads_of(draw), [*kernel, *kernel], strict=True)]
+        attributes["ceil_mode"] = draw(st.integers(0, 1))
+    else:
+        attributes["auto_pad"] = auto
+    if kind == "AveragePool":
+        attributes["count_include_pad"] = draw(st.integers(0, 1))
+    graph = Graph((1, draw(channels), draw(sizes), draw(sizes)))
+    return graph, graph.add(kind, "x", **attributes)
+
+
+@some
+@given(pools())
+def test_pools(made):
+    graph, y = made
+    data, x = graph.model(y), {"x": floats(*graph.shape, seed=9)}
+    try:
+        by_onnxruntime(data, x)
+    except Exception:
+        return
+    check(data, x)
+
+
+# Graphs
+
+
+@st.composite
+def graphs(draw):
+    """Some operators of all kinds, in a row and joined, from an image of odd size to one to three outputs."""
+    opset = draw(st.sampled_from([12, 17, 18]))
+    graph = Graph((1, draw(channels), draw(sizes), draw(sizes)), opset)
+    tensors = [("x", graph.shape)]
+    for _ in range(draw(st.integers(1, 7))):
+        name, shape = draw(st.sampled_from(tensors[-3:]))
+        kind = draw(st.sampled_from(sorted(STEPS)))
+        tensors += STEPS[kind](draw, graph, name, shape, tensors) or []
+    outputs = {tensors[-1][0]} | {name for name, _ in tensors[1:] if draw(st.integers(0, 5)) == 0}
+    return graph, sorted(outputs - {"x"})
+
+
+def step_unary(draw, graph, x, shape, _):
+    kind = draw(st.sampled_from(["Abs", "Neg", "Floor", "Ceil", "Exp", "Identity", "Clip", *ACTIVATIONS]))
+    kind = "Relu" if graph.opset < 14 and kind == "HardSwish" else kind
+    if kind == "Exp":
+        x = graph.add("Clip", x, "", graph.constant(np.float32(3)))
+    return [(graph.add(kind, x, **ACTIVATIONS.get(kind, {})), shape)]
+
+
+def step_constant(draw, graph, x, shape, _):
+    kept = [size if draw(st.booleans()) else 1 for size in shape]
+    first = draw(st.integers(0, len(shape)))
+    value = graph.constant(np.abs(floats(*kept[first:], seed=3)) + np.float32(0.5))
+    operands = draw(st.permutations([x, value]))
+    kind = draw(st.sampled_from(["Add", "Sub", "Mul", "Max", "Min", "Div"]))
+    if kind == "Div":
+        operands = [x, value]
+    return [(graph.add(kind, *operands), shape)]
+
+
+def step_binary(draw, graph, x, shape, tensors):
+    def fits(other):
+        try:
+            return np.broadcast_shapes(shape, other)
+        except ValueError:
+            return None
+
+    other, size = draw(st.sampled_from([t for t in tensors if fits(t[1])]))
+    kind = draw(st.sampled_from(["Add", "Sub", "Mul", "Max", "Min", "Sum"]))
+    return [(graph.add(kind, *draw(st.permutations([x, other]))), fits(size))]
+
+
+def step_gate(draw, graph, x, shape, _):
+    if len(shape) != 4 or shape[0] != 1:
+        return None
+    gate = graph.add("Sigmoid", graph.add(draw(st.sampled_from(["GlobalAveragePool", "GlobalMaxPool"])), x))
+    return [(gate, (*shape[:2], 1, 1)), (graph.add("Mul", *draw(st.permutations([x, gate]))), shape)]
+
+
+def step_concat(draw, graph, x, shape, tensors):
+    axis = draw(st.integers(0, len(shape) - 1))
+
+    def fits(other):
+        return len(other) == len(shape) and all(a == b for i, (a, b) in enumerate(zip(other, shape, strict=True)) if i != axis)
+
+    parts = draw(st.lists(st.sampled_from([t for t in tensors if fits(t[1])]), min_size=1, max_size=3))
+    parts = draw(st.permutations([(x, shape), *parts]))
+    made = (*shape[:axis], sum(s[axis] for _, s in parts), *shape[axis + 1 :])
+    return [(graph.add("Concat", *(n for n, _ in parts), axis=axis), made)]
+
+
+def step_split(draw, graph, x, shape, _):
+    axis = draw(st.integers(0, len(shape) - 1))
+    if shape[axis] < 2 or graph.opset < 13:
+        return None
+    first = draw(st.integers(1, shape[axis] - 1))
+    parts = (first, shape[axis] - first)
+    names = graph.add("Split", x, graph.constant(np.array(parts)), outputs=2, axis=axis)
+    return [(n, (*shape[:axis], size, *shape[axis + 1 :])) for n, size in zip(names, parts, strict=True)]
+
+
+def step_slice(draw, graph, x, shape, _):
+    axis = draw(st.integers(0, len(shape) - 1))
+    start = draw(st.integers(0, shape[axis] - 1))
+    end = draw(st.integers(start + 1, shape[axis]))
+    wanted = [graph.constant(np.array([v])) for v in (start - shape[axis], end, axis)]
+    return [(graph.add("Slice", x, *wanted), (*shape[:axis], end - start, *shape[axis + 1 :]))]
+
+
+def step_softmax(draw, graph, x, shape, _):
+    return [(graph.add("Softmax", x, axis=draw(st.integers(0, len(shape) - 1))), shape)]
+
+
+def step_transpose(draw, graph, x, shape, _):
+    order = draw(st.permutations(range(len(shape))))
+    return [(graph.add("Transpose", x, perm=order), tuple(shape[i] for i in order))]
+
+
+def step_shuffle(draw, graph, x, shape, _):
+    if len(shape) != 4 or shape[0] != 1:
+        return None
+    groups = draw(st.sampled_from([g for g in (1, 2, 3, 4, 8) if shape[1] % g == 0]))
+    inner = graph.constant(np.array([1, groups, -1, *shape[2:]]))
+    turned = graph.add("Transpose", graph.add("Reshape", x, inner), perm=[0, 2, 1, 3, 4])
+    return [(graph.add("Reshape", turned, graph.constant(np.array(shape))), shape)]
+
+
+def step_reshape(draw, graph, x, shape, _):
+    elements, made = math.prod(shape), []
+    for _ in range(draw(st.integers(0, 4))):
+        divisors = [d for d in (1, 2, 3, 4, 5, 7, 8, 16) if elements % d == 0]
+        made.append(draw(st.sampled_from(divisors)))
+        elements //= made[-1]
+    made = (*made, elements)
+    return [(graph.add("Reshape", x, graph.constant(np.array(made))), made)]
+
+
+def step_view(draw, graph, x, shape, _):
+    axis = draw(st.integers(0, len(shape)))
+    kind = draw(st.sampled_from(["Flatten", "Dropout"]))
+    if kind == "Dropout":
+        return [(graph.add(kind, x), shape)]
+    return [(graph.add(kind, x, axis=axis), (math.prod(shape[:axis]), math.prod(shape[axis:])))]
+
+
+def step_image(draw, graph, x, shape, _):
+    if len(shape) != 4 or shape[0] != 1:
+        return None
+    _, c, h, w = shape
+    kind = draw(st.sampled_from(["pad", "nearest", "linear", "lrn", "norm", "mean", "conv", "pool", "prelu"]))
+    if kind == "pad":
+        pads = pads_of(draw, 2)
+        mode = draw(st.sampled_from(["constant", "edge", "reflect"]))
+        if mode == "reflect" and (max(pads[0], pads[2]) >= h or max(pads[1], pads[3]) >= w):
+            return None
+        values = [graph.constant(np.array([0, 0, *pads[:2], 0, 0, *pads[2:]])), graph.constant(np.float32(0.3))]
+        made = (1, c, h + pads[0] + pads[2], w + pads[1] + pads[3])
+        return [(graph.add("Pad", x, *values[: 1 + (mode == "constant")], mode=mode), made)]
+    if kind in ("nearest", "linear"):
+        up = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        scales = graph.constant(np.array([1, 1, *up], np.float32))
+        mode = draw(st.sampled_from(["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"]))
+        rounding = draw(st.sampled_from(["floor", "round_prefer_floor", "ceil", "round_prefer_ceil"]))
+        attributes = {"mode": kind, "coordinate_transformation_mode": mode, "nearest_mode": rounding}
+        return [(graph.add("Resize", x, "", scales, **attributes), (1, c, h * up[0], w * up[1]))]
+    if kind == "lrn":
+        return [(graph.add("LRN", x, size=draw(st.integers(1, 6)), alpha=0.3, beta=0.6, bias=1.5), shape)]
+    if kind == "norm":
+        statistics = [graph.weight(c) for _ in range(3)]
+        return [(graph.add("BatchNormalization", x, *statistics, graph.constant(np.ones(c, np.float32))), shape)]
+    if kind == "mean":
+        if graph.opset >= 18:
+            return [(graph.add("ReduceMean", x, graph.constant(np.array([2, 3])), keepdims=0), (1, c))]
+        return [(graph.add("ReduceMean", x, axes=[-1, 2], keepdims=1), (1, c, 1, 1))]
+    if kind == "prelu":
+        slope = graph.weight(c, 1, 1) if draw(st.booleans()) else graph.weight(1)
+        return [(graph.add("PRelu", x, slope), shape)]
+    if kind == "pool":
+        made = (1, c, (h + 1) // 2, (w + 1) // 2)
+        if min(h, w) < 2:
+            return None
+        return [(graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), made)]
+    out = draw(channels)
+    return [(graph.add("Conv", x, graph.weight(out, c, 3, 3), pads=[1, 1, 1, 1]), (1, out, h, w))]
+
+
+def step_matrix(draw, graph, x, shape, _):
+    out = draw(channels)
+    if len(shape) == 2 and draw(st.booleans()):
+        turned = draw(st.integers(0, 1))
+        weight = graph.weight(*((out, shape[1]) if turned else (shape[1], out)))
+        return [(graph.add("Gemm", x, weight, graph.weight(out), transB=turned, alpha=0.5, beta=2.0), (shape[0], out))]
+    made = graph.add("MatMul", x, graph.weight(shape[-1], out))
+    if draw(st.booleans()):
+        made = graph.add("Add", made, graph.weight(out))
+    return [(made, (*shape[:-1], out))]
+
+
+STEPS = {name.removeprefix("step_"): value for name, value in globals().items() if name.startswith("step_")}
+
+
+@some
+@given(graphs())
+def test_graphs(made):
+    graph, outputs = made
+    if not outputs:
+        return
+    data, x = graph.model(*outputs), {"x": floats(*graph.shape, seed=9)}
+    try:
+        by_onnxruntime(data, x)
+    except Exception:
+        # Some versions of an operator do not take what was drawn.
+        return
+    check(data, x)
