@@ -28,7 +28,7 @@ ncnn_graph = pytest.importorskip("corepipe.engine._ncnn")
 ENGINE = engine.ENGINE
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("light_*.onnx"))
 
-some = settings(max_examples=int(__import__("os").environ.get("EX","60")), deadline=None)
+some = settings(max_examples=int(__import__("os").environ.get("EX", "60")), deadline=None)
 
 
 def floats(*shape, seed=0):
@@ -291,7 +291,9 @@ def step_concat(draw, graph, x, shape, tensors):
     axis = draw(st.integers(0, len(shape) - 1))
 
     def fits(other):
-        return len(other) == len(shape) and all(a == b for i, (a, b) in enumerate(zip(other, shape, strict=True)) if i != axis)
+        return len(other) == len(shape) and all(
+            a == b for i, (a, b) in enumerate(zip(other, shape, strict=True)) if i != axis
+        )
 
     parts = draw(st.lists(st.sampled_from([t for t in tensors if fits(t[1])]), min_size=1, max_size=3))
     parts = draw(st.permutations([(x, shape), *parts]))

@@ -128,10 +128,10 @@ def _scaled_to(row: ConfigCosts, table: CostTable, seconds: float, busy: bool) -
 
 def _dearer(row: ConfigCosts, extra: float, table: CostTable) -> ConfigCosts:
     """The costs with a segment dearer by so much, the whole network taking as long as before."""
+    fields = [field for field in ("layer_s", "layer_busy_s") if getattr(row, field) is not None]
+    extra = min(extra, (1 - _LEAST_SHARE) * min(sum(getattr(row, field)) for field in fields))
     changes: dict[str, object] = {"segment_s": row.segment_s + extra}
-    for field in ("layer_s", "layer_busy_s"):
+    for field in fields:
         layers = getattr(row, field)
-        if layers is not None:
-            total = sum(layers)
-            changes[field] = scaled(np.array(layers), max(total - extra, _LEAST_SHARE * total))
+        changes[field] = scaled(np.array(layers), sum(layers) - extra)
     return row.model_copy(update=changes)

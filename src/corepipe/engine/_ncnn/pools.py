@@ -82,7 +82,11 @@ def batch_norm(node: Node) -> Tensor:
     given = node.tensor(0)
     if len(given.shape) < 2 or given.shape[0] != 1 or any(v.shape != given.shape[1:2] for v in (scale, offset, mean)):
         raise Refused("its statistics do not fit its input")
-    if int(node.attribute("training_mode", 0)) or int(node.attribute("spatial", 1)) != 1 or any(node.gives(i) for i in range(1, 5)):
+    if (
+        int(node.attribute("training_mode", 0))
+        or int(node.attribute("spatial", 1)) != 1
+        or any(node.gives(i) for i in range(1, 5))
+    ):
         raise Refused("only with given statistics for each channel")
     factor = scale / np.sqrt(variance + float(node.attribute("epsilon", 1e-5)))
     return scaled(node, 0, factor, offset - mean * factor)
