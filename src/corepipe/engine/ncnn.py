@@ -107,6 +107,8 @@ class _Model:
             raise EngineError(f"ncnn refuses the model: {brief(str(error), type(error).__name__)}") from None
         if failed:
             raise EngineError(f"ncnn refuses the model: it does not load (code {failed})")
+        for layer in program.layers:
+            layer.weights.clear()
 
     def bind(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any] | DynamicOutput]

@@ -23,7 +23,7 @@ def pool(node: Node) -> Tensor:
     given = node.image()
     average = node.kind == "AveragePool"
     kernel = node.integers("kernel_shape") or ()
-    at = windows(node, kernel, given.shape[2:], ceil=bool(node.attribute("ceil_mode", 0)))
+    at = windows(node, kernel, given.shape[1:], ceil=bool(node.attribute("ceil_mode", 0)))
     if set(at.dilations) != {1}:
         raise Refused("dilations")
     if node.gives(1):
@@ -94,11 +94,11 @@ def batch_norm(node: Node) -> Tensor:
 
 def scaled(node: Node, index: int, factor: NDArray[np.float64], offset: NDArray[np.float64]) -> Tensor:
     """Channel c of an input of [1, channels, ...] times `factor[c]` plus `offset[c]`."""
-    linear = node.open(index)
-    if linear is not None and linear.channels == len(factor):
+    given, linear = node.tensor(index), node.open(index)
+    # The channels of a matrix product are the last axis.
+    if linear is not None and (linear.layer.kind != "InnerProduct" or len(given.shape) == 2):
         linear.scale(factor, offset)
         return node.passed_on(index)
-    given = node.tensor(index)
     channels, rest = given.shape[1], math.prod(given.shape[2:])
     if given.blob_shape[0] != channels or len(given.blob_shape) == 4:
         given = node.builder.place(given, (channels, rest))
