@@ -28,11 +28,7 @@ ncnn_graph = pytest.importorskip("corepipe.engine._ncnn")
 ENGINE = engine.ENGINE
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("light_*.onnx"))
 
-<<<<<<< HEAD
-some = settings(max_examples=int(__import__("os").environ.get("EX", "60")), deadline=None)
-=======
 some = settings(max_examples=60, deadline=None)
->>>>>>> 4ff18ec
 
 
 def floats(*shape, seed=0):
