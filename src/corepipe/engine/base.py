@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.errors import EngineError
+from corepipe.errors import CorepipeError, EngineError
 
 DynamicOutput = Callable[[NDArray[Any]], None]
 """Takes an output whose shape is known only after the run; the array is the engine's own, good until the next run."""
@@ -108,6 +109,17 @@ def check_memory(
                 fault = "is read-only"
             if fault:
                 raise EngineError(f"{engine}: cannot bind {name!r}: its memory {fault}")
+
+
+@contextmanager
+def as_engine_error(what: str) -> Iterator[None]:
+    """Make an `EngineError` that starts with `what` of anything that a library raises; corepipe's own errors pass."""
+    try:
+        yield
+    except CorepipeError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{what}: {brief(str(error), type(error).__name__)}") from None
 
 
 def brief(text: str, otherwise: str) -> str:

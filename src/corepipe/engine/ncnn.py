@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corepipe.engine._ncnn import Output, Program, translate
-from corepipe.engine.base import DynamicOutput, KernelTime, brief, check_memory
+from corepipe.engine.base import DynamicOutput, KernelTime, as_engine_error, brief, check_memory
 from corepipe.errors import CorepipeError, EngineError
 
 # OpenMP reads it when it is loaded. Else its threads spin for milliseconds after each run, in the way of others.
@@ -52,7 +52,8 @@ class NcnnEngine:
 
     def compile(self, model: bytes, threads: int) -> _Model:
         """See `Engine.compile`."""
-        return _Model(translate(model), threads)
+        with as_engine_error("ncnn refuses the model"):
+            return _Model(translate(model), threads)
 
     def profile(
         self,
@@ -68,15 +69,17 @@ class NcnnEngine:
         a run, in the memory in which it does.
         """
         compiled = self.compile(model, threads)
-        feeds = compiled.feeds(inputs)
+        with as_engine_error("ncnn: cannot bind"):
+            feeds = compiled.feeds(inputs)
         steps = [(layer.tops[0], layer.node) for layer in compiled.program.layers if layer.kind != "Input"]
         clock, result = time.perf_counter, []
         for _ in range(runs):
-            extractor = compiled.extractor(feeds)
-            times = [clock()]
-            for blob, _name in steps:
-                compiled.extract(extractor, blob, _AS_IT_IS)
-                times.append(clock())
+            with as_engine_error("ncnn: profiling failed"):
+                extractor = compiled.extractor(feeds)
+                times = [clock()]
+                for blob, _name in steps:
+                    compiled.extract(extractor, blob, _AS_IT_IS)
+                    times.append(clock())
             result.append([KernelTime(n, b - a) for (_, n), a, b in zip(steps, times, times[1:], strict=False)])
             between()
         return result
@@ -98,13 +101,8 @@ class _Model:
         options.blob_allocator = _POOL
         if not program.layers:
             return
-        try:
-            parameters = np.frombuffer(program.parameters(_type), np.uint8)
-            failed = self._net.load_param_bin(_Reader([parameters])) or self._net.load_model(_Reader(program.weights()))
-        except EngineError:
-            raise
-        except Exception as error:
-            raise EngineError(f"ncnn refuses the model: {brief(str(error), type(error).__name__)}") from None
+        parameters = np.frombuffer(program.parameters(_type), np.uint8)
+        failed = self._net.load_param_bin(_Reader([parameters])) or self._net.load_model(_Reader(program.weights()))
         if failed:
             raise EngineError(f"ncnn refuses the model: it does not load (code {failed})")
         for layer in program.layers:
@@ -114,7 +112,8 @@ class _Model:
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any] | DynamicOutput]
     ) -> Callable[[], None]:
         """See `Compiled.bind`. An input that nothing in the model reads may be anything."""
-        feeds = self.feeds(inputs)
+        with as_engine_error("ncnn: cannot bind"):
+            feeds = self.feeds(inputs)
         check_memory("ncnn", {}, outputs)
         extracted: list[tuple[int, str, tuple[int, ...], tuple[int, ...], Any]] = []
         copied: list[tuple[NDArray[Any], Any]] = []

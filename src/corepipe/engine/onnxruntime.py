@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from corepipe.engine.base import DynamicOutput, KernelTime, brief, check_memory
+from corepipe.engine.base import DynamicOutput, KernelTime, as_engine_error, brief, check_memory
 from corepipe.errors import CorepipeError, EngineError
 
 _KERNEL_SUFFIX = "_kernel_time"
@@ -47,7 +47,8 @@ class OnnxRuntimeEngine:
 
     def compile(self, model: bytes, threads: int) -> _Session:
         """See `Engine.compile`."""
-        return _Session(_session(model, _options(threads)))
+        with as_engine_error("onnxruntime refuses the model"):
+            return _Session(_session(model, _options(threads)))
 
     def profile(
         self,
@@ -58,19 +59,19 @@ class OnnxRuntimeEngine:
         between: Callable[[], None] = lambda: None,
     ) -> Sequence[Sequence[KernelTime]]:
         """See `Engine.profile`."""
-        with tempfile.TemporaryDirectory(prefix="corepipe-") as folder:
+        with (
+            as_engine_error("onnxruntime: profiling failed"),
+            tempfile.TemporaryDirectory(prefix="corepipe-") as folder,
+        ):
             options = _options(threads)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            session = _session(model, options)
-            try:
-                for _ in range(runs):
-                    session.run(None, dict(inputs))
-                    between()
-                events = json.loads(Path(session.end_profiling()).read_bytes())
-            except Exception as error:
-                raise EngineError(f"onnxruntime: profiling failed: {_brief(error)}") from None
-        return _split_runs(events, runs)
+            with as_engine_error("onnxruntime refuses the model"):
+                session = _session(model, options)
+            for _ in range(runs):
+                session.run(None, dict(inputs))
+                between()
+            return _split_runs(json.loads(Path(session.end_profiling()).read_bytes()), runs)
 
 
 class _Session:
@@ -82,7 +83,7 @@ class _Session:
     ) -> Callable[[], None]:
         """See `Compiled.bind`."""
         check_memory("onnxruntime", inputs, outputs)
-        session, binding = self._session, self._session.io_binding()
+        session = self._session
         dynamic = {index: t for index, t in enumerate(outputs.values()) if not isinstance(t, np.ndarray)}
 
         def bind_outputs() -> None:
@@ -92,12 +93,11 @@ class _Session:
                 else:
                     binding.bind_output(name, "cpu")
 
-        try:
+        with as_engine_error("onnxruntime: cannot bind"):
+            binding = session.io_binding()
             for name, array in inputs.items():
                 binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             bind_outputs()
-        except Exception as error:
-            raise EngineError(f"onnxruntime: cannot bind: {_brief(error)}") from None
 
         def run() -> None:
             try:
@@ -112,7 +112,7 @@ class _Session:
             except CorepipeError:
                 raise
             except Exception as error:
-                raise EngineError(f"onnxruntime: run failed: {_brief(error)}") from None
+                raise EngineError(f"onnxruntime: run failed: {brief(str(error), type(error).__name__)}") from None
 
         # The binding knows addresses only: the arrays must live as long as the call.
         run.__dict__["keep_alive"] = (inputs, outputs)
@@ -135,10 +135,7 @@ def _options(threads: int) -> Any:
 
 
 def _session(model: bytes, options: Any) -> Any:
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise EngineError(f"onnxruntime refuses the model: {_brief(error)}") from None
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _split_runs(events: list[dict[str, Any]], runs: int) -> list[list[KernelTime]]:
@@ -154,10 +151,6 @@ def _split_runs(events: list[dict[str, Any]], runs: int) -> list[list[KernelTime
             run += 1
         grouped[run].append(KernelTime(event["name"].removesuffix(_KERNEL_SUFFIX), event["dur"] * 1e-6))
     return grouped
-
-
-def _brief(error: Exception) -> str:
-    return brief(str(error), type(error).__name__)
 
 
 ENGINE = OnnxRuntimeEngine()
