@@ -18,6 +18,7 @@ from corepipe.cost.source import Costs, read_calibration, sizes
 from corepipe.cost.source import find_costs as choose_costs
 from corepipe.cost.table import CostTable, EngineName, merged
 from corepipe.errors import EngineError, UnknownNameError
+from corepipe.follow import Follower
 from corepipe.network.batch import batched
 from corepipe.network.batch_check import check_batch, runs_on
 from corepipe.network.load import open_network
@@ -49,6 +50,7 @@ def open(
     engines: Sequence[str] | None = None,
     batch: int = 1,
     use_cache: bool = True,
+    follow: bool = True,
 ) -> Stream:
     """Open a model as a stream of frames over this machine's cores.
 
@@ -64,6 +66,8 @@ def open(
         engines: the engines that may be used, such as `["onnxruntime"]`; by default all that are installed.
         batch: how many frames may be run at once, where that pays: more throughput, more latency.
         use_cache: whether measured costs may be read from the cache.
+        follow: whether the plan is corrected while it runs where cores turn out slower or faster than their costs say
+            (throttling, other programs, a lost core); a plan that is given stays as it is.
 
     Returns:
         A stream; close it, or use it in a `with` statement.
@@ -81,10 +85,11 @@ def open(
     if plan is None:
         planners.check_planner(planner, (cluster.name for cluster in topology.clusters))
         table = find_costs(network, topology, engines=engines, batch=batch, use_cache=use_cache).table
-        plan = planners.plan(table, planner, bound=False)
-    elif not isinstance(plan, Plan):
-        plan = Plan.read(plan)
-    return Stream(network, plan, topology)
+        stream = Stream(network, planners.plan(table, planner, bound=False), topology)
+        if follow and planner == BEST_PLANNER:
+            Follower(stream, table)
+        return stream
+    return Stream(network, plan if isinstance(plan, Plan) else Plan.read(plan), topology)
 
 
 def engine_name(name: str = "onnxruntime") -> EngineName:

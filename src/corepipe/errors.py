@@ -10,6 +10,7 @@
     ├── PlanError             no plan meets the request, or a plan does not fit network or machine
     ├── EngineError           a kernel library refused a segment or failed in a run
     ├── FrameError            one frame could not be read, had a wrong shape, or failed in a worker
+    │   └── StreamFullError   it was dropped or refused because the stream was full
     ├── WorkerError           a worker process could not start or died for good
     ├── StreamClosedError     the stream was closed, or closed while frames were under way
     ├── EmulationError        slowing a core is not possible here
@@ -78,6 +79,10 @@ class EngineError(CorepipeError):
 
 class FrameError(CorepipeError):
     """One frame could not be read, does not fit the network's inputs, or failed in a worker."""
+
+
+class StreamFullError(FrameError):
+    """One frame was dropped or refused because the stream was full; see `when_full` of `Stream.__call__`."""
 
 
 class WorkerError(CorepipeError):

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.errors import CorepipeError, UsageError
+from corepipe.errors import CorepipeError, StreamFullError, UsageError
 from corepipe.frames import Frame, FrameSource, Preprocess, Sink, check_frame
 from corepipe.network.model import Network
+from corepipe.runtime.live import WhenFull
 from corepipe.runtime.stream import Stream
 
 
@@ -24,6 +25,7 @@ class RunSummary:
 
     Attributes:
         frames: results written; `failed` frames ended with an error, `skipped` could not be read.
+        dropped: frames that were dropped or refused because the stream was full.
         seconds: from the first frame read to the last result written.
         read_s, prepare_s: seconds of this process's time spent in decoding, and in preprocessing into the slots.
         interrupted: whether the user stopped it; what was done until then is written.
@@ -31,6 +33,7 @@ class RunSummary:
 
     frames: int = 0
     failed: int = 0
+    dropped: int = 0
     skipped: int = 0
     seconds: float = 0.0
     read_s: float = 0.0
@@ -49,6 +52,8 @@ class RunSummary:
                 f"preprocess, beside the workers)"
             )
         sentences = [text]
+        if self.dropped:
+            sentences.append(f"{self.dropped} dropped because the cores could not keep up")
         if self.skipped:
             sentences.append(f"{self.skipped} skipped because they could not be read (named above)")
         if self.failed:
@@ -82,6 +87,8 @@ def run_frames(
     prepare: Mapping[str, Preprocess],
     limit: int | None = None,
     on_frame: Callable[[int], None] = lambda count: None,
+    when_full: WhenFull = "wait",
+    rate_fps: float | None = None,
 ) -> RunSummary:
     """Run every frame of a source; results are written in order as they come.
 
@@ -94,6 +101,8 @@ def run_frames(
         prepare: how an image becomes each input, from `image_inputs`.
         limit: at most so many frames.
         on_frame: called with the number of frames done.
+        when_full: what becomes of frames for which the stream has no room, as in `Stream.__call__`.
+        rate_fps: take at most so many frames a second from the source.
 
     Raises:
         UsageError: the source gives images, but the network's inputs are not image-like.
@@ -105,14 +114,19 @@ def run_frames(
     began = time.perf_counter()
 
     def feed() -> Iterator[Any]:
-        for frame in itertools.islice(source, limit):
+        for number, frame in enumerate(itertools.islice(source, limit)):
+            if rate_fps is not None:
+                time.sleep(max(began + number / rate_fps - time.perf_counter(), 0.0))
             names.append(frame.name)
             yield _writer(frame, stream.network, prepare, summary)
 
     try:
-        for index, result in enumerate(stream(feed(), on_error="return")):
+        for index, result in enumerate(stream(feed(), "return", when_full)):
             name = names.popleft()
-            if isinstance(result, CorepipeError):
+            if isinstance(result, StreamFullError):
+                sink.fail(index, name, str(result))
+                summary.dropped += 1
+            elif isinstance(result, CorepipeError):
                 sink.fail(index, name, str(result))
                 summary.failed += 1
             else:

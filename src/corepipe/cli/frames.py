@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -35,8 +35,12 @@ from corepipe.cli.common import (
 )
 from corepipe.cli.simulated import Contentions, FrameCount, Jitter, Seed, Slots, bench_simulated, options_of
 from corepipe.document import check_writable
-from corepipe.errors import CorepipeError, NotTrustworthyError, UsageError
+from corepipe.errors import CorepipeError, NotTrustworthyError, UnknownNameError, UsageError
 from corepipe.report.terminal import say
+
+
+_FEW = 10
+"""A plan that a run changed to and that saw no more frames is not on its page."""
 
 
 @app.command()
@@ -142,6 +146,15 @@ def run(
     labels: Annotated[Path | None, typer.Option(help="Class names, one a line.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to give.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Take so many frames a second at the most.")] = None,
+    when_full: Annotated[
+        str,
+        typer.Option(help="What becomes of frames that come too fast: wait, drop-oldest (a live camera), or error."),
+    ] = "wait",
+    follow: Annotated[
+        bool,
+        typer.Option("--follow/--no-follow", help="Correct the plan while it runs, as cores slow down or recover."),
+    ] = True,
     trace: Trace = None,
     report: Report = None,
     color: Annotated[str | None, typer.Option(help="rgb, bgr or gray.")] = None,
@@ -161,13 +174,17 @@ def run(
     """Run a model on real frames: top classes as text, or everything as JSONL or .npz."""
     from corepipe import frames as io
     from corepipe import plan as planners
+    from corepipe.follow import Change, Follower
     from corepipe.report.recording import Recording
-    from corepipe.report.trace import write_trace
+    from corepipe.report.trace import TracedPlan, write_traces
     from corepipe.run import image_inputs, run_frames
+    from corepipe.runtime.live import WhenFull
     from corepipe.runtime.stream import Stream
 
     if plan_file is not None:
         refuse(context, "with --plan", "planner", "no_cache", "calibration", "force", "engine", "batch")
+    if when_full not in get_args(WhenFull):
+        raise UnknownNameError("choice for --when-full", when_full, get_args(WhenFull))
     check_writable(output, trace, report)
     network, topology = network_of(model, shape), machine_at_hand(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
@@ -194,23 +211,30 @@ def run(
             _sampler(topology, trace) as sampler,
             Stream(network, chosen, topology, on_record=recording.add if trace or report else None) as stream,
         ):
-            summary = run_frames(stream, source, sink, prepare, limit)
+            changes: list[Change] = []
+            if follow and table is not None and planner == "routes":
+                changes = Follower(stream, table, on_change=_say_change).changes
+            summary = run_frames(
+                stream, source, sink, prepare, limit, when_full=cast("WhenFull", when_full), rate_fps=rate
+            )
+    # Frames of which there are no records ran by the last plan, or were near it.
+    ran = [(chosen.planner, chosen, None)]
+    ran += [(f"{c.plan.planner} {c.number + 1}", c.plan, None) for c in changes if c.kind == "plan"]
+    ran[-1] = (*ran[-1][:2], recording.left_out)
     if trace is not None:
-        layers = [layer.name for layer in network.layers]
-        done = write_trace(
+        done = write_traces(
             trace,
-            recording.records,
-            chosen,
+            [TracedPlan(name, plan, recording.of_plan(n), left) for n, (name, plan, left) in enumerate(ran)],
             simulated=False,
             counters=sampler.samples,
-            layers=layers,
-            left_out=recording.left_out,
+            layers=[layer.name for layer in network.layers],
+            changes=[(change.at_ns, f"{change.kind}: {change.reason}") for change in changes],
         )
         say(log, f"{trace}: {done.describe()}; open it in ui.perfetto.dev")
     for sentence in summary.sentences():
         say(log, sentence)
     if report is not None:
-        _write_report(report, network, topology, table, chosen, recording, input_spec)
+        _write_report(report, network, topology, table, ran, recording, input_spec)
     if summary.interrupted:
         raise typer.Exit(130)
     if summary.failed or not summary.frames:
@@ -218,18 +242,23 @@ def run(
 
 
 def _write_report(
-    path: Path, network: Any, topology: Any, table: Any, plan: Any, recording: Any, input_spec: str
+    path: Path, network: Any, topology: Any, table: Any, ran: list[Any], recording: Any, input_spec: str
 ) -> None:
-    """The page of a run, which no other plan stands beside."""
+    """The page of a run: its plan, and those that it changed to."""
     from corepipe.report.page import write_page
     from corepipe.report.summary import result_of_records
 
-    result = result_of_records(plan.planner, plan, recording.records, table)
+    records = {name: recording.of_plan(number) for number, (name, *_) in enumerate(ran)}
+    first = ran[0][0]
+    results = [
+        result_of_records(name, plan, records[name], table)
+        for name, plan, _ in ran
+        if name == first or sum(not record.failed for record in records[name]) > _FEW
+    ]
     said = f"{len(recording.records)} frames of {input_spec}, read and preprocessed meanwhile"
     if recording.left_out is not None:
         said += f"; {recording.left_out.count} later ones are not on this page"
-    records = {result.name: recording.records}
-    write_page(path, network, topology, table, [result], records, command=" ".join(command_line()), frames=said)
+    write_page(path, network, topology, table, results, records, command=" ".join(command_line()), frames=said)
     say(log, f"page written to {path}")
 
 
@@ -249,6 +278,10 @@ def _photographs(network: Any, prepare: Any) -> str:
         raise UsageError(f"{network.name} does not take images ({wanted}); give frames with --input, as .npy or .npz")
     say(log, "frames: the photographs that come with corepipe (--input names others)")
     return str(sample_frames()[0].parent)
+
+
+def _say_change(change: Any) -> None:
+    say(log, f"the plan changes: {change.reason}")
 
 
 def _say_skipped(skipped: Any) -> None:

@@ -44,6 +44,10 @@ class Recording:
         self._missing = max_frames
         self._until_ns = 0
 
+    def of_plan(self, number: int) -> list[FrameRecord]:
+        """The records of the frames that ran by one of the stream's plans, as `FrameRecord.plan` counts them."""
+        return [record for record in self.records if record.plan == number]
+
     def add(self, record: FrameRecord) -> None:
         """Take the record of a frame that ended; for `Stream(on_record=...)`."""
         if record.frame < self._first:

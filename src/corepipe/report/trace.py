@@ -89,6 +89,7 @@ def write_traces(
     simulated: bool,
     counters: Iterable[CounterSample] = (),
     layers: Sequence[str] = (),
+    changes: Iterable[tuple[int, str]] = (),
     max_frames: int = MAX_FRAMES,
 ) -> TraceSummary:
     """Write the timeline of plans that ran one after the other (or by turns) on one clock.
@@ -99,6 +100,7 @@ def write_traces(
         simulated: whether the times come from a simulator, not from a run; the trace says so.
         counters: more counter tracks, such as `FrequencySampler.samples`; those outside the frames' time are left out.
         layers: the network's layer names, for the names of the slices.
+        changes: moments (CLOCK_MONOTONIC, nanoseconds) at which the plan of a stream changed, and why.
         max_frames: frames of all plans together at the most.
 
     Raises:
@@ -127,6 +129,11 @@ def write_traces(
             summary.dropped[traced.name] = dropped
             text = f"{dropped.count} later frames left out ({dropped.first} to {dropped.last})"
             events.append({"ph": "i", "s": "p", "pid": pid, "tid": 0, "ts": _us(end - begin), "name": text})
+    events += [
+        {"ph": "i", "s": "g", "pid": 1, "tid": _FRAMES_TID, "ts": _us(at - begin), "name": text}
+        for at, text in changes
+        if begin <= at <= end
+    ]
     events += _samples(len(plans) + 1, counters, begin, end)
     network = plans[0].plan.network.name if plans else ""
     about = {

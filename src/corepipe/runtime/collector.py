@@ -8,6 +8,7 @@ have); whatever has not come back by then was lost with the dead worker; replace
 from __future__ import annotations
 
 import logging
+import os
 import select
 import weakref
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from corepipe.errors import CorepipeError, FrameError, WorkerError
 from corepipe.runtime import messages
 
 if TYPE_CHECKING:
+    from corepipe.runtime.lane import Lane
     from corepipe.runtime.stream import Stream
 
 MAX_KILLS = 2
@@ -23,6 +25,8 @@ MAX_KILLS = 2
 
 RESTART_TRIES = 3
 """How often a replacement for a dead worker is started before the stream ends."""
+
+_MANY = 4096
 
 _log = logging.getLogger("corepipe")
 
@@ -46,11 +50,15 @@ def collect(reference: weakref.ref[Stream]) -> None:
         if stream is None or stream.closed:
             return
         try:
-            if stream.pool.results_fd in ready:
-                take_results(stream)
-            dead = _dead(stream, ready)
-            if dead:
-                _recover(stream, dead)
+            if stream.changed_fd in ready:
+                os.read(stream.changed_fd, _MANY)
+            for lane in stream.lanes:
+                if lane.pool.results_fd in ready:
+                    take_results(stream, lane)
+                dead = _dead(lane, ready)
+                if dead:
+                    _recover(stream, lane, dead)
+            stream.let_go()
         except CorepipeError as error:
             stream.give_up(error)
             return
@@ -62,19 +70,22 @@ def collect(reference: weakref.ref[Stream]) -> None:
             return
 
 
-def take_results(stream: Stream, generation: int = 0) -> int:
+def take_results(stream: Stream, lane: Lane, generation: int = 0) -> int:
     """Handle the messages that wait for the user's process; returns how many fences of `generation` came back."""
     fenced = 0
-    for kind, _, _, slot, frame in messages.receive(stream.pool.results_fd):
+    for kind, _, _, slot, frame in messages.receive(lane.pool.results_fd):
         if kind == messages.FENCED:
             fenced += frame == generation
         else:
-            stream.finish(slot, frame, failed=kind == messages.FAILED)
+            stream.finish(lane, slot, frame, failed=kind == messages.FAILED)
     return fenced
 
 
 def _watched(stream: Stream) -> list[int]:
-    return [stream.wake_fd, stream.pool.results_fd, *(child.status_fd for child in stream.pool.children)]
+    fds = [stream.wake_fd, stream.changed_fd]
+    for lane in stream.lanes:
+        fds += [lane.pool.results_fd, *(child.status_fd for child in lane.pool.children)]
+    return fds
 
 
 def _poller(fds: list[int]) -> select.poll:
@@ -88,10 +99,10 @@ def _wait(fds: list[int], timeout_ms: int | None = None) -> set[int]:
     return {fd for fd, _ in _poller(fds).poll(timeout_ms)}
 
 
-def _dead(stream: Stream, ready: set[int]) -> set[int]:
+def _dead(lane: Lane, ready: set[int]) -> set[int]:
     """The numbers of workers whose status pipe has closed."""
     dead = set()
-    for number, child in enumerate(stream.pool.children):
+    for number, child in enumerate(lane.pool.children):
         if child.status_fd in ready:
             child.reports()
             if child.ended:
@@ -99,39 +110,40 @@ def _dead(stream: Stream, ready: set[int]) -> set[int]:
     return dead
 
 
-def _recover(stream: Stream, dead: set[int]) -> None:
-    stream.pause()
-    while newly_dead := _settle(stream, dead):
+def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
+    stream.pause(lane)
+    while newly_dead := _settle(stream, lane, dead):
         if stream.closed:
             return
         dead |= newly_dead
-    for flight in stream.flights_under_way():
-        times = stream.pool.arena.slots[flight.slot].times
-        for index, hop in enumerate(stream.plan.routes[flight.route].hops):
+    for flight in lane.under_way():
+        times = lane.slot(flight).times
+        for index, hop in enumerate(lane.plan.routes[flight.route].hops):
             began, ended = times[index]
-            if began and not ended and stream.pool.number(hop.worker) in dead:
-                if stream.plan.batch > 1 and not flight.apart:
-                    stream.run_apart(flight)
+            if began and not ended and lane.pool.number(hop.worker) in dead:
+                if lane.plan.batch > 1 and not flight.apart:
+                    stream.run_apart(lane, flight)
                     break
                 flight.kills += 1
                 if flight.kills >= MAX_KILLS:
                     stream.fail(
+                        lane,
                         flight,
                         FrameError(f"frame {flight.sequence}: worker {hop.worker} died {flight.kills} times on it"),
                     )
-    while stream.pool.results_fd in _wait([stream.pool.results_fd], 0):
-        take_results(stream)
-    _replace(stream, dead)
+    while lane.pool.results_fd in _wait([lane.pool.results_fd], 0):
+        take_results(stream, lane)
+    _replace(stream, lane, dead)
 
 
-def _replace(stream: Stream, dead: set[int]) -> None:
+def _replace(stream: Stream, lane: Lane, dead: set[int]) -> None:
     """Start replacements; one that does not come up is tried again some times."""
     for number in dead:
-        child = stream.pool.children[number]
+        child = lane.pool.children[number]
         _log.warning("worker %s %s; its frames run again on a new one", child.name, child.describe_end())
     for attempt in range(1, RESTART_TRIES + 1):
         try:
-            stream.pool.restart(dead, stream.wake_fd)
+            lane.pool.restart(dead, stream.wake_fd)
             break
         except WorkerError as error:
             if stream.closed:
@@ -140,25 +152,25 @@ def _replace(stream: Stream, dead: set[int]) -> None:
                 raise
             _log.warning("%s; trying again", error)
     if not stream.closed:
-        stream.resume(len(dead))
+        stream.resume(lane, len(dead))
 
 
-def _settle(stream: Stream, dead: set[int]) -> set[int]:
+def _settle(stream: Stream, lane: Lane, dead: set[int]) -> set[int]:
     """Wait until no message is under way among the live workers; returns workers that died meanwhile."""
-    rounds = max(len(route.hops) for route in stream.plan.routes)
-    live = [number for number in range(len(stream.plan.workers)) if number not in dead]
+    rounds = max(len(route.hops) for route in lane.plan.routes)
+    live = [number for number in range(len(lane.plan.workers)) if number not in dead]
     for _ in range(rounds):
         generation = stream.next_generation()
         for number in live:
-            stream.pool.send(number, messages.FENCE, frame=generation)
+            lane.pool.send(number, messages.FENCE, frame=generation)
         missing = len(live)
         while missing:
-            fds = [stream.pool.results_fd, *(stream.pool.children[number].status_fd for number in live)]
+            fds = [lane.pool.results_fd, *(lane.pool.children[number].status_fd for number in live)]
             ready = _wait([*fds, stream.wake_fd])
             if stream.closed:
                 return set(live)
-            if stream.pool.results_fd in ready:
-                missing -= take_results(stream, generation)
-            if newly_dead := _dead(stream, ready) - dead:
+            if lane.pool.results_fd in ready:
+                missing -= take_results(stream, lane, generation)
+            if newly_dead := _dead(lane, ready) - dead:
                 return newly_dead
     return set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from corepipe.errors import PlanError
 from corepipe.plan.model import Plan
 
 _FRAMES_PER_HOP = 2
@@ -27,16 +28,20 @@ class _Group:
         hops = [hop for route in routes for hop in plan.routes[route].hops]
         workers = {hop.worker for hop in hops}
         self.routes = routes
-        self.share = sum(shares[route] for route in routes)
-        self.weights = [shares[route] / self.share for route in routes]
         shared = len(hops) > len(workers)
-        self.room = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops)
+        self.room = self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops)
         self.credit = 0.0
-        self._deficits = [0.0] * len(routes)
+        self.set_shares(shares)
+
+    def set_shares(self, shares: list[float]) -> None:
+        """Of all frames, the share of each route (by its number in the plan)."""
+        self.share = sum(shares[route] for route in self.routes)
+        self._weights = [shares[route] / (self.share or 1.0) for route in self.routes]
+        self._deficits = [0.0] * len(self.routes)
 
     def next_route(self) -> int:
         """The route that is furthest behind its share of the group's frames."""
-        for index, weight in enumerate(self.weights):
+        for index, weight in enumerate(self._weights):
             self._deficits[index] += weight
         chosen = max(range(len(self.routes)), key=lambda index: (self._deficits[index], -index))
         self._deficits[chosen] -= 1.0
@@ -58,26 +63,43 @@ class Dispatcher:
     """
 
     def __init__(self, plan: Plan, output_bytes: int = 0) -> None:
-        total = plan.throughput_fps
-        shares = [route.rate_fps / total for route in plan.routes]
-        self._groups = [_Group(routes, shares, plan) for routes in _sharing(plan)]
+        self._output_bytes = max(output_bytes, 1)
+        self._groups = [_Group(routes, _shares(plan), plan) for routes in _sharing(plan)]
         self._group_of = {route: group for group in self._groups for route in group.routes}
-        self.slots = sum(group.room for group in self._groups)
+        self.slots = sum(group.slots for group in self._groups)
         """Frames that can be under way at once."""
-        window = self.slots + math.ceil(max(group.room / group.share for group in self._groups))
-        self.window = max(self.slots, min(window, _MAX_WINDOW, _WINDOW_BYTES // max(output_bytes, 1)))
+        self.window = self._window_of()
         """Frames between the oldest undelivered one and the newest: by Little's law, what the other groups finish while
         the slowest group works off what is queued in it."""
 
+    def _window_of(self) -> int:
+        window = self.slots + math.ceil(max(group.slots / group.share for group in self._groups if group.share > 0))
+        return max(self.slots, min(window, _MAX_WINDOW, _WINDOW_BYTES // self._output_bytes))
+
+    def set_rates(self, plan: Plan) -> None:
+        """Go by the rates of a plan of the same routes.
+
+        Raises:
+            PlanError: one has a rate now and had none at first.
+        """
+        shares = _shares(plan)
+        if [route for route, share in enumerate(shares) if share > 0 and route not in self._group_of]:
+            raise PlanError("these rates use a route that this plan does not have; switch to the other plan instead")
+        for group in self._groups:
+            group.set_shares(shares)
+        self.window = self._window_of()
+
     def has_room(self) -> bool:
         """Whether any route can take a frame."""
-        return any(group.room > 0 for group in self._groups)
+        return any(group.room > 0 and group.share > 0 for group in self._groups)
 
     def choose(self) -> int:
         """The route for the next frame; it counts as under way until `done`. Call only when `has_room`."""
         for group in self._groups:
             group.credit = min(group.credit + group.share, _MAX_CREDIT)
-        chosen = max((group for group in self._groups if group.room > 0), key=lambda group: group.credit)
+        chosen = max(
+            (group for group in self._groups if group.room > 0 and group.share > 0), key=lambda group: group.credit
+        )
         chosen.credit = max(chosen.credit - 1.0, -_MAX_CREDIT)
         chosen.room -= 1
         return chosen.next_route()
@@ -85,6 +107,10 @@ class Dispatcher:
     def done(self, route: int) -> None:
         """A frame has left its route."""
         self._group_of[route].room += 1
+
+
+def _shares(plan: Plan) -> list[float]:
+    return [route.rate_fps / plan.throughput_fps for route in plan.routes]
 
 
 def _sharing(plan: Plan) -> list[list[int]]:

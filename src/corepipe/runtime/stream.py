@@ -12,21 +12,21 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.errors import CorepipeError, FrameError, StreamClosedError, UsageError, WorkerError
+from corepipe.errors import CorepipeError, FrameError, PlanError, StreamClosedError, UsageError, WorkerError
 from corepipe.network.inputs import check_frame
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
-from corepipe.runtime import messages
 from corepipe.runtime.arena import Slot, or_worker_error
 from corepipe.runtime.collector import collect
 from corepipe.runtime.delivery import Deliveries, Ended, deliver
-from corepipe.runtime.dispatch import Dispatcher
+from corepipe.runtime.lane import Flight, Lane, Submitted
+from corepipe.runtime.live import WhenFull, run_live
 from corepipe.runtime.pool import Pool
 from corepipe.topology.model import Topology
 
@@ -55,7 +55,7 @@ class HopTime:
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """The life of one frame, on CLOCK_MONOTONIC in nanoseconds."""
+    """The life of one frame, on CLOCK_MONOTONIC in nanoseconds; `plan` counts the plans that its stream had before."""
 
     frame: int
     route: int
@@ -63,51 +63,12 @@ class FrameRecord:
     done_ns: int
     hops: tuple[HopTime, ...]
     failed: bool = False
+    plan: int = 0
 
     @property
     def latency_s(self) -> float:
         """Seconds from submission to the result's arrival in the user's process."""
         return (self.done_ns - self.submitted_ns) * 1e-9
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """A frame that was submitted."""
-
-    sequence: int
-    future: Future[Output]
-    submitted_ns: int
-    own: bool = False
-    """Whether only the stream itself knows the future."""
-
-
-@dataclass
-class Flight:
-    """A slot under way.
-
-    Attributes:
-        route, slot: its route, and the number of the slot.
-        frames: the frames in the slot, in order.
-        kills: how many workers died on it.
-        waiting: frames that came to grief together and now run one by one, each with its inputs; after those in the
-            slot.
-        started: whether it is on its way (or else still takes frames).
-        apart: whether its frame has the slot to itself: where frames share slots, what an earlier frame left beside it
-            may be at fault.
-    """
-
-    route: int
-    slot: int
-    frames: list[Submitted] = field(default_factory=list)
-    kills: int = 0
-    waiting: list[tuple[Submitted, dict[str, Array]]] = field(default_factory=list)
-    started: bool = False
-    apart: bool = False
-
-    @property
-    def sequence(self) -> int:
-        """The number of its first frame."""
-        return self.frames[0].sequence
 
 
 class Stream:
@@ -140,26 +101,23 @@ class Stream:
     ) -> None:
         self._owner = os.getpid()
         self.network = network
-        self.plan = plan
         self.on_record = on_record
+        self._watchers: list[Callable[[FrameRecord], None]] = []
         self.restarts = 0
-        self._dispatcher = Dispatcher(plan, plan.batch * sum(t.nbytes or 0 for t in network.outputs))
-        self._window = self._dispatcher.window * plan.batch
-        self.pool = Pool(network, plan, topology, self._dispatcher.slots)
-        self._workers_of = [{hop.worker for hop in route.hops} for route in plan.routes]
+        self.dropped = 0
+        """Frames that were dropped or refused because the stream was full."""
+        self._topology = topology
+        self.lanes: tuple[Lane, ...] = (Lane(network, plan, topology),)
+        """The plan at work last, before it those that still hold frames."""
         self._state = threading.Condition()
-        self._free = list(range(self._dispatcher.slots))
-        self._flights: dict[int, Flight] = {}
-        self._open: Flight | None = None
         self._ended: dict[int, Ended] = {}
         self._deliveries: Deliveries = Deliveries()
         self._next_sequence = 0
         self._next_delivery = 0
         self._delivered = 0
-        self._filling = 0
-        self._paused = False
         self._generation = 0
         self._broken: CorepipeError | None = None
+        self._closing: list[threading.Thread] = []
         self.closed = False
         with or_worker_error("cannot open the stream"), contextlib.ExitStack() as undo:
             undo.callback(self.pool.close)
@@ -167,6 +125,9 @@ class Stream:
             self.wake_fd, self._wake_write = os.pipe()
             undo.callback(os.close, self.wake_fd)
             undo.callback(os.close, self._wake_write)
+            self.changed_fd, self._changed_write = os.pipe()
+            undo.callback(os.close, self.changed_fd)
+            undo.callback(os.close, self._changed_write)
             reference = weakref.ref(self)
             self._deliverer = threading.Thread(
                 target=deliver, args=(reference, self._deliveries), name="corepipe-delivery", daemon=True
@@ -188,6 +149,78 @@ class Stream:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan by which new frames run."""
+        return self.lanes[-1].plan
+
+    @property
+    def pool(self) -> Pool:
+        """The workers of that plan."""
+        return self.lanes[-1].pool
+
+    def watch(self, watcher: Callable[[FrameRecord], None]) -> None:
+        """Tell another one of each frame's record, as `on_record` is; it must not raise."""
+        self._watchers.append(watcher)
+
+    @property
+    def topology(self) -> Topology:
+        """The machine, as it was when the stream was opened."""
+        return self._topology
+
+    def set_rates(self, plan: Plan) -> None:
+        """Share new frames out by other rates at once; nothing is loaded.
+
+        Args:
+            plan: the stream's own plan but for the rates of its routes (those that had none stay without).
+
+        Raises:
+            PlanError: it has other workers or routes.
+        """
+        lane = self.lanes[-1]
+        if plan.workers != lane.plan.workers or [r.hops for r in plan.routes] != [r.hops for r in lane.plan.routes]:
+            raise PlanError("these rates are of a plan with other workers or routes; switch to that plan instead")
+        with self._state:
+            lane.set_rates(plan)
+            self._state.notify_all()
+
+    def switch(self, plan: Plan) -> None:
+        """Go on with another plan: its workers are started beside the old ones, which end with their last frames.
+
+        Blocks until new frames run by the new plan; results keep the order of submission.
+
+        Args:
+            plan: any plan for this network and machine.
+
+        Raises:
+            PlanError: the plan does not fit the network or the machine; the old one stays.
+            WorkerError: a worker could not start; the old plan stays.
+            StreamClosedError: the stream was closed meanwhile.
+        """
+        lane = Lane(self.network, plan, self._topology, self.lanes[-1].number + 1)
+        with self._state:
+            if self.closed or self._broken:
+                lane.pool.close()
+                self._check_open()
+            old = self.lanes[-1]
+            self.lanes = (*self.lanes, lane)
+            if old.open is not None:
+                old.start(old.open)
+            os.write(self._changed_write, b"x")
+            self._state.notify_all()
+
+    def let_go(self) -> None:
+        """End the workers of plans that hold no frames any more (for the collector)."""
+        if len(self.lanes) == 1:
+            return
+        with self._state:
+            done = [lane for lane in self.lanes[:-1] if lane.empty]
+            self.lanes = tuple(lane for lane in self.lanes if lane not in done)
+        for lane in done:
+            ending = threading.Thread(target=lane.pool.close, name="corepipe-closing", daemon=True)
+            self._closing = [thread for thread in self._closing if thread.is_alive()] + [ending]
+            ending.start()
 
     @property
     def worker_pids(self) -> dict[str, int]:
@@ -215,6 +248,15 @@ class Stream:
         """
         return self._submit(frame, timeout)
 
+    def submit_own(self, frame: Frame | Writer, timeout: float | None = None) -> Future[Output]:
+        """As `submit`, for a future that nobody else is given: it may end in the collecting thread."""
+        return self._submit(frame, timeout, own=True)
+
+    def wait_for_room(self) -> None:
+        """Wait until a frame could be submitted at once, or the stream has ended."""
+        with self._state:
+            self._state.wait_for(lambda: self._broken or self.closed or self._has_room())
+
     def _submit(self, frame: Frame | Writer, timeout: float | None = None, own: bool = False) -> Future[Output]:
         if os.getpid() != self._owner:
             raise UsageError("a stream belongs to the process that opened it; open one in the forked process")
@@ -222,53 +264,52 @@ class Stream:
             if not self._state.wait_for(lambda: self._broken or self.closed or self._has_room(), timeout):
                 raise TimeoutError(f"the stream had no room within {timeout} s")
             self._check_open()
-            flight = self._open or Flight(self._dispatcher.choose(), self._free.pop())
-            self._open = None
-            self._filling += 1
-        slot = self.pool.arena.slots[flight.slot]
+            lane = self.lanes[-1]
+            flight = lane.take()
         try:
-            self._fill(slot, frame, len(flight.frames))
+            self._fill(lane.slot(flight), frame, len(flight.frames))
         except BaseException:
             with self._state:
-                self._filling -= 1
-                self._put_back(flight)
+                lane.filling -= 1
+                self._put_back(lane, flight)
             raise
         with self._state:
-            self._filling -= 1
+            lane.filling -= 1
             if self.closed or self._broken:
-                self._put_back(flight)
+                self._put_back(lane, flight)
                 self._check_open()
             future: Future[Output] = Future()
             flight.frames.append(Submitted(self._next_sequence, future, time.monotonic_ns(), own))
             self._next_sequence += 1
-            self._flights[flight.slot] = flight
+            lane.flights[flight.slot] = flight
             self._state.notify_all()
-            if len(flight.frames) == self.plan.batch:
-                self._start(flight)
+            if len(flight.frames) == lane.plan.batch:
+                lane.start(flight)
             else:
-                self._open = flight
-                self._start_if_idle()
+                self._let_fill(lane, flight)
         return future
 
-    def _put_back(self, flight: Flight) -> None:
+    def _put_back(self, lane: Lane, flight: Flight) -> None:
         """What a frame that was not fed leaves: a flight that still takes frames, or nothing."""
         if not flight.frames:
-            self._release(flight.slot, flight.route)
-        elif self._flights.get(flight.slot) is flight:
-            self._open = flight
-            self._start_if_idle()
+            self._release(lane, flight)
+        elif lane.flights.get(flight.slot) is flight:
+            self._let_fill(lane, flight)
             self._state.notify_all()
 
-    def _start_if_idle(self) -> None:
-        """Let a slot that is not full go if its workers have nothing else to do: more frames may never come."""
-        if self._open is None:
-            return
-        mine = self._workers_of[self._open.route]
-        if not any(f.started and mine & self._workers_of[f.route] for f in self._flights.values()):
-            self._start(self._open)
+    def _let_fill(self, lane: Lane, flight: Flight) -> None:
+        """A slot that is not full takes more frames, but those of a plan that is given up."""
+        if lane is self.lanes[-1]:
+            lane.open = flight
+            lane.start_if_idle()
+        else:
+            lane.start(flight)
 
     def __call__(
-        self, frames: Iterable[Frame | Writer], on_error: Literal["raise", "return"] = "raise"
+        self,
+        frames: Iterable[Frame | Writer],
+        on_error: Literal["raise", "return"] = "raise",
+        when_full: WhenFull = "wait",
     ) -> Iterator[Output | CorepipeError]:
         """Run frames from any iterable; results come in the same order.
 
@@ -277,19 +318,26 @@ class Stream:
         Args:
             frames: consumed as there is room, in the caller's thread.
             on_error: `raise` a frame's `FrameError` at its turn, or `return` it in place of the result.
+            when_full: `wait` before the next frame is consumed while there is no room; or consume frames at their own
+                pace, in another thread, and `drop-oldest` of those that wait for room, or let a frame that finds none
+                end in an `error`. Both are counted in `dropped`, and such a frame's error is a `StreamFullError` (where
+                errors are raised, dropped frames are passed over).
 
         Raises:
             FrameError: as above.
             StreamClosedError, WorkerError: the stream ended early.
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
+        if when_full != "wait":
+            yield from run_live(self, frames, when_full, on_error)
+            return
         source = iter(frames)
         waiting: deque[Future[Output]] = deque()
         more = True
         failure: Exception | None = None
         while more or waiting:
             if waiting:
-                self._wait_for_room_or(waiting[0], more and len(waiting) < self._window)
+                self._wait_for_room_or(waiting[0], more and len(waiting) < self._window())
                 if waiting[0].done():
                     yield _outcome(waiting.popleft(), on_error)
                     continue
@@ -327,7 +375,7 @@ class Stream:
             FrameError: one frame failed, at its turn.
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
-        room = asyncio.Semaphore(self._window)
+        room = asyncio.Semaphore(self._window())
         fed: asyncio.Queue[Future[Output] | None] = asyncio.Queue()
 
         async def feed() -> None:
@@ -366,34 +414,33 @@ class Stream:
         if threading.current_thread() is not self._collector:
             self._collector.join()
         with self._state:
-            self._state.wait_for(lambda: self._filling == 0, _FILLING_S)
+            self._state.wait_for(lambda: not any(lane.filling for lane in self.lanes), _FILLING_S)
         self._fail_all(StreamClosedError("the stream was closed before this frame's result was there"))
         self._deliveries.put(None)
-        self.pool.close()
-        os.close(self.wake_fd)
-        os.close(self._wake_write)
+        for lane in self.lanes:
+            lane.pool.close()
+        for ending in self._closing:
+            ending.join()
+        for fd in (self.wake_fd, self._wake_write, self.changed_fd, self._changed_write):
+            os.close(fd)
         if threading.current_thread() is not self._deliverer:
             self._deliverer.join()
 
-    def pause(self) -> None:
+    def pause(self, lane: Lane) -> None:
         """Hold new frames back (for the collector)."""
         with self._state:
-            self._paused = True
+            lane.paused = True
 
-    def resume(self, restarted: int) -> None:
+    def resume(self, lane: Lane, restarted: int) -> None:
         """Run every frame under way again from its start, and take new ones (for the collector)."""
         with self._state:
             self.restarts += restarted
-            self._paused = False
-            for flight in self.flights_under_way():
+            lane.paused = False
+            for flight in lane.under_way():
                 if flight.started:
-                    self._start(flight)
-            self._start_if_idle()
+                    lane.start(flight)
+            lane.start_if_idle()
             self._state.notify_all()
-
-    def flights_under_way(self) -> list[Flight]:
-        """The slots with frames that have no result yet, oldest first (for the collector)."""
-        return sorted(self._flights.values(), key=lambda flight: flight.sequence)
 
     def next_generation(self) -> int:
         """A number for the next round of fences (for the collector)."""
@@ -413,31 +460,21 @@ class Stream:
             raise StreamClosedError("the stream is closed; open a new one")
 
     def _has_room(self) -> bool:
-        if self.plan.batch > 1 and self._filling:
-            return False
-        if self._open is None and (self._paused or not self._free or not self._dispatcher.has_room()):
+        if not self.lanes[-1].has_room():
             return False
         # Deliveries wait for a callback that submits, so that callback must not wait for deliveries.
         in_callback = threading.current_thread() is self._deliverer
-        return in_callback or self._next_sequence - self._delivered + self._filling < self._window
+        filling = sum(lane.filling for lane in self.lanes)
+        return in_callback or self._next_sequence - self._delivered + filling < self._window()
 
-    def _release(self, slot: int, route: int) -> None:
-        self._free.append(slot)
-        self._dispatcher.done(route)
+    def _window(self) -> int:
+        return max(lane.window for lane in self.lanes)
+
+    def _release(self, lane: Lane, flight: Flight) -> None:
+        lane.release(flight)
         self._state.notify_all()
-
-    def _start(self, flight: Flight) -> None:
-        """Send a slot on its way; while workers are being replaced, `resume` does so."""
-        flight.started = True
-        if flight is self._open:
-            self._open = None
-        if self._paused:
-            return
-        hops, slot = self.plan.routes[flight.route].hops, self.pool.arena.slots[flight.slot]
-        slot.times[: len(hops)] = 0
-        slot.count = len(flight.frames)
-        first = self.pool.number(hops[0].worker)
-        self.pool.send(first, messages.RUN, flight.route, flight.slot, flight.sequence)
+        if lane is not self.lanes[-1] and not self.closed:
+            os.write(self._changed_write, b"x")
 
     def _fill(self, slot: Slot, frame: Frame | Writer, position: int) -> None:
         inputs = self.network.inputs
@@ -457,41 +494,42 @@ class Stream:
         outputs = {t.name: slot.view(t.name, position).copy() for t in self.network.outputs}
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
-    def finish(self, slot_number: int, sequence: int, failed: bool) -> None:
+    def finish(self, lane: Lane, slot_number: int, sequence: int, failed: bool) -> None:
         """Take results or errors out of a slot, and deliver what is next in order (for the collector)."""
-        flight = self._flights.get(slot_number)
+        flight = lane.flights.get(slot_number)
         if flight is None or flight.sequence != sequence:
             return
-        slot = self.pool.arena.slots[slot_number]
+        slot = lane.slot(flight)
         if not failed:
             results = [self._result(slot, position) for position in range(len(flight.frames))]
-            self._end(flight, [Ended(f.future, r, own=f.own) for f, r in zip(flight.frames, results, strict=True)])
-        elif self.plan.batch > 1 and not flight.apart:
-            self.run_apart(flight)
+            ended = [Ended(f.future, r, own=f.own) for f, r in zip(flight.frames, results, strict=True)]
+            self._end(lane, flight, ended)
+        elif lane.plan.batch > 1 and not flight.apart:
+            self.run_apart(lane, flight)
         else:
-            self.fail(flight, FrameError(f"frame {sequence}: {slot.error}"))
+            self.fail(lane, flight, FrameError(f"frame {sequence}: {slot.error}"))
 
-    def run_apart(self, flight: Flight) -> None:
+    def run_apart(self, lane: Lane, flight: Flight) -> None:
         """Run the frames of a slot again one by one, so that the one at fault fails alone (for the collector)."""
-        slot = self.pool.arena.slots[flight.slot]
+        slot = lane.slot(flight)
         inputs = [{t.name: slot.view(t.name, i).copy() for t in self.network.inputs} for i in range(len(flight.frames))]
         with self._state:
             flight.waiting = list(zip(flight.frames, inputs, strict=True))
-            self._run_next_apart(flight)
+            self._run_next_apart(lane, flight)
 
-    def _run_next_apart(self, flight: Flight) -> None:
+    def _run_next_apart(self, lane: Lane, flight: Flight) -> None:
         """The next of the frames that run one by one; copies of it fill the slot."""
         frame, inputs = flight.waiting.pop(0)
         flight.frames, flight.kills, flight.apart = [frame], 0, True
-        slot = self.pool.arena.slots[flight.slot]
+        slot = lane.slot(flight)
         for name, array in inputs.items():
-            for position in range(self.plan.batch):
+            for position in range(lane.plan.batch):
                 np.copyto(slot.view(name, position), array)
-        self._start(flight)
+        lane.start(flight)
 
-    def fail(self, flight: Flight, error: CorepipeError) -> None:
+    def fail(self, lane: Lane, flight: Flight, error: CorepipeError) -> None:
         """End the frames of a slot with an error (for the collector)."""
-        self._end(flight, [Ended(frame.future, error=error, own=frame.own) for frame in flight.frames])
+        self._end(lane, flight, [Ended(frame.future, error=error, own=frame.own) for frame in flight.frames])
 
     def delivered(self) -> None:
         """One more future has ended (for the delivering thread)."""
@@ -499,18 +537,18 @@ class Stream:
             self._delivered += 1
             self._state.notify_all()
 
-    def _end(self, flight: Flight, ended: Sequence[Ended]) -> None:
-        self._record(flight, self.pool.arena.slots[flight.slot], ended[0].error is not None)
+    def _end(self, lane: Lane, flight: Flight, ended: Sequence[Ended]) -> None:
+        self._record(lane, flight, ended[0].error is not None)
         with self._state:
-            if self._flights.get(flight.slot) is not flight:
+            if lane.flights.get(flight.slot) is not flight:
                 return
             self._ended |= {frame.sequence: end for frame, end in zip(flight.frames, ended, strict=True)}
             if flight.waiting:
-                self._run_next_apart(flight)
+                self._run_next_apart(lane, flight)
             else:
-                del self._flights[flight.slot]
-                self._release(flight.slot, flight.route)
-                self._start_if_idle()
+                del lane.flights[flight.slot]
+                self._release(lane, flight)
+                lane.start_if_idle()
             while (following := self._ended.pop(self._next_delivery, None)) is not None:
                 if following.own and self._delivered == self._next_delivery:
                     following.end()
@@ -520,35 +558,38 @@ class Stream:
                 self._next_delivery += 1
             self._state.notify_all()
 
-    def _record(self, flight: Flight, slot: Slot, failed: bool) -> None:
+    def _record(self, lane: Lane, flight: Flight, failed: bool) -> None:
         """Tell `on_record` of each frame; of the time that a worker spent on a slot, each has an equal part."""
-        if self.on_record is None:
+        if self.on_record is None and not self._watchers:
             return
         count, now = len(flight.frames), time.monotonic_ns()
-        times = slot.times.tolist()
-        hops = self.plan.routes[flight.route].hops
+        times = lane.slot(flight).times.tolist()
+        hops = lane.plan.routes[flight.route].hops
         for position, frame in enumerate(flight.frames):
             parts = tuple(
                 HopTime(hop.worker, hop.start, hop.stop, *_share(began, ended, position, count))
                 for hop, (began, ended) in zip(hops, times, strict=False)
             )
-            record = FrameRecord(frame.sequence, flight.route, frame.submitted_ns, now, parts, failed)
+            record = FrameRecord(frame.sequence, flight.route, frame.submitted_ns, now, parts, failed, lane.number)
+            for watcher in self._watchers:
+                watcher(record)
             try:
-                self.on_record(record)
+                if self.on_record is not None:
+                    self.on_record(record)
             except Exception:
                 _log.exception("on_record failed for frame %d; it is not called any more", frame.sequence)
                 self.on_record = None
-                return
 
     def _fail_all(self, error: CorepipeError) -> None:
         """End everything that has not ended, in order."""
         with self._state:
-            flights = self._flights.values()
+            flights = [flight for lane in self.lanes for flight in lane.flights.values()]
             frames = [frame for f in flights for frame in (*f.frames, *(frame for frame, _ in f.waiting))]
             failed = {frame.sequence: Ended(frame.future, error=error) for frame in frames}
             failed |= {sequence: Ended(ended.future, error=error) for sequence, ended in self._ended.items()}
-            self._flights.clear()
-            self._open = None
+            for lane in self.lanes:
+                lane.flights.clear()
+                lane.open = None
             self._ended.clear()
             for _, ended in sorted(failed.items()):
                 self._deliveries.put(ended)

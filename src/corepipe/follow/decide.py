@@ -1,0 +1,217 @@
+"""When a running plan is to change: shift the rates of its routes, or go on with another plan, or leave it alone.
+
+Nothing here knows of processes or clocks: the time is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corepipe.cost.table import CostTable
+from corepipe.errors import PlanError
+from corepipe.follow.belief import Belief
+from corepipe.follow.observe import Seen
+from corepipe.follow.rates import best_rates, mix_fps
+from corepipe.plan.model import Plan, Worker, hop_s
+
+Floats = NDArray[np.float64]
+
+_log = logging.getLogger("corepipe")
+
+RATES_GAIN = 0.04
+"""Rates are shifted where that promises so much more throughput; it costs nothing."""
+
+PLAN_GAIN = 0.10
+"""Another plan is loaded where it promises so much more than the best rates of this one."""
+
+SATURATED = 0.75
+"""A plan none of whose workers is busy for so much of the time waits for frames: it is fast enough."""
+
+SETTLING_S = 2.5
+"""How long a new plan runs before it is judged, and before the next one may follow."""
+
+_ALIKE = 0.05
+"""Factors that differ by less lead to the same plan."""
+
+_AGREEING = 2
+"""A change is made when so many looks in a row ask for it."""
+
+_KEPT_PROMISE = 0.3
+_MOST_CAUTIOUS = 8.0
+_FORGIVEN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be done: `rates` of the present plan, or another `plan`; the reason for people."""
+
+    kind: Literal["rates", "plan"]
+    plan: Plan
+    reason: str
+
+
+class Decider:
+    """Looks at a stream from time to time and says what to change.
+
+    A change needs a gain above a threshold in two looks in a row. After a new plan nothing is changed until it has been
+    seen for a while; one that does not keep its promise doubles the threshold, which falls back with time: so plans do
+    not alternate.
+
+    Args:
+        table: the costs that the plan was made with.
+        planner: finds the best plan on a table.
+    """
+
+    def __init__(self, table: CostTable, planner: Callable[[CostTable], Plan]) -> None:
+        self.belief = Belief(table)
+        self._table = table
+        self._planner = planner
+        self._asked = 0
+        self._lost: frozenset[int] = frozenset()
+        self._caution = 1.0
+        self._cautious_s = float("-inf")
+        self._promise: tuple[float, float] | None = None
+        self._found: tuple[dict[int, Floats], Plan] | None = None
+
+    def look(self, plan: Plan, seen: Seen, usable: Collection[int], now_s: float) -> Step | None:
+        """What to change now, if anything.
+
+        Args:
+            plan: the plan that runs.
+            seen: what was seen of it lately.
+            usable: the cores that this process may use at present.
+            now_s: the time, any clock that does not go back.
+
+        Raises:
+            PlanError: a core that the plan uses is lost, and the table has no plan for those that are left.
+        """
+        lost = frozenset(core for worker in plan.workers for core in worker.cores) - frozenset(usable)
+        if lost:
+            return self._without(lost, usable, now_s)
+        self.belief.learn(plan, seen.hop_s, now_s)
+        self._judge(seen, now_s)
+        if max(seen.utilization.values(), default=0.0) < SATURATED or seen.seconds < SETTLING_S:
+            self._asked = 0
+            return None
+        step = self._better(plan, usable, now_s)
+        self._asked = self._asked + 1 if step else 0
+        if step is None or self._asked < _AGREEING:
+            return None
+        self._asked = 0
+        if step.kind == "plan":
+            self._promise = (seen.fps, (step.plan.predicted_fps or 0.0) / seen.fps) if seen.fps else None
+        return step
+
+    def refused(self, now_s: float) -> None:
+        """The step could not be made (no memory for another plan, say): be slower to ask again."""
+        self._promise = None
+        self._be_cautious(now_s)
+
+    def _without(self, lost: frozenset[int], usable: Collection[int], now_s: float) -> Step | None:
+        if lost == self._lost:
+            return None
+        self._lost = lost
+        names = ", ".join(str(core) for core in sorted(lost))
+        found = self._best_plan(usable, now_s)
+        return Step("plan", found, f"core {names} is offline or may not be used any more")
+
+    def _better(self, plan: Plan, usable: Collection[int], now_s: float) -> Step | None:
+        self._lost = frozenset()
+        loads = self._loads(plan, now_s)
+        now_fps = mix_fps(plan, loads)
+        shifted = best_rates(plan, loads)
+        shifted_fps = max(shifted.predicted_fps or 0.0, now_fps)
+        caution = self._caution_at(now_s)
+        try:
+            found = self._best_plan(usable, now_s)
+        except PlanError as error:
+            _log.warning("no other plan is looked for: %s", error)
+            found = plan
+        gain = (found.predicted_fps or 0.0) / shifted_fps - 1
+        if found is not plan and gain > PLAN_GAIN * caution:
+            text = f"{self._slowest(plan, now_s)}; another plan promises {_rate(found.predicted_fps)} instead of "
+            return Step("plan", found, text + _rate(shifted_fps))
+        if shifted_fps / now_fps - 1 > RATES_GAIN:
+            text = f"{self._slowest(plan, now_s)}; other rates promise {_rate(shifted_fps)} instead of {_rate(now_fps)}"
+            return Step("rates", shifted, text)
+        return None
+
+    def _best_plan(self, usable: Collection[int], now_s: float) -> Plan:
+        """The best plan by what is known now; not searched for again before that has changed."""
+        known = {core: self.belief.factors(core, now_s) for core in self.belief.cores if core in usable}
+        if self._found is None or not _alike(known, self._found[0]):
+            self._found = known, self._search(usable, now_s)
+        return self._found[1]
+
+    def _search(self, usable: Collection[int], now_s: float) -> Plan:
+        table, origin = self.belief.table(now_s, usable)
+        plan = self._planner(table)
+
+        def named(worker: Worker) -> Worker:
+            config = worker.core_config
+            cluster = origin.get(config.cluster, config.cluster)
+            return worker.model_copy(update={"config": f"{cluster}{config.count}"})
+
+        return plan.model_copy(update={"workers": tuple(map(named, plan.workers)), "bound_fps": None})
+
+    def _loads(self, plan: Plan, now_s: float) -> list[dict[str, float]]:
+        """For each route the seconds of each worker, by what is known now."""
+        table = self._table.for_frames(plan.batch)
+        busy = len(plan.workers) > 1
+        found: list[dict[str, float]] = []
+        for route in plan.routes:
+            load: dict[str, float] = {}
+            for hop in route.hops:
+                core = plan.worker(hop.worker).cores[0]
+                factors = self.belief.factors(core, now_s)[hop.start : hop.stop]
+                weights = self._layer_weights(plan, hop.start, hop.stop, hop.worker)
+                seconds = hop_s(plan, hop, table, busy=busy) * float(factors @ weights)
+                seconds += table.half_hop_s(hop.start) + table.half_hop_s(hop.stop)
+                load[hop.worker] = load.get(hop.worker, 0.0) + seconds
+            found.append(load)
+        return found
+
+    def _layer_weights(self, plan: Plan, start: int, stop: int, worker: str) -> list[float]:
+        row = self._table.costs_of(plan.worker(worker).core_config)
+        layers = (row.layer_busy_s or row.layer_s)[start:stop]
+        total = sum(layers)
+        return [seconds / total for seconds in layers] if total > 0 else [1 / (stop - start)] * (stop - start)
+
+    def _slowest(self, plan: Plan, now_s: float) -> str:
+        """The worker whose time differs most from the table's, in words."""
+        factors = {w.name: float(self.belief.factors(w.cores[0], now_s).mean()) for w in plan.workers}
+        name = max(factors, key=lambda name: max(factors[name], 1 / factors[name]))
+        return f"{name} takes {factors[name]:.2f} times as long as the costs say"
+
+    def _judge(self, seen: Seen, now_s: float) -> None:
+        if self._promise is None or seen.seconds < SETTLING_S:
+            return
+        before, promised = self._promise
+        self._promise = None
+        if max(seen.utilization.values(), default=0.0) < SATURATED:
+            return
+        if seen.fps < before * (1 + _KEPT_PROMISE * (promised - 1)):
+            self._be_cautious(now_s)
+
+    def _be_cautious(self, now_s: float) -> None:
+        self._caution = min(2 * self._caution_at(now_s), _MOST_CAUTIOUS)
+        self._cautious_s = now_s
+
+    def _caution_at(self, now_s: float) -> float:
+        return float(max(1.0, self._caution * 0.5 ** ((now_s - self._cautious_s) / _FORGIVEN_S)))
+
+
+def _alike(one: dict[int, Floats], other: dict[int, Floats]) -> bool:
+    return one.keys() == other.keys() and all(
+        bool(np.max(np.abs(np.log(one[core] / other[core]))) < _ALIKE) for core in one
+    )
+
+
+def _rate(fps: float | None) -> str:
+    return f"{fps or 0.0:.1f} frames/s"

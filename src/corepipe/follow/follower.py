@@ -1,0 +1,130 @@
+"""The thread that watches a stream and changes its plan."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from corepipe import plan as planners
+from corepipe.cost.table import CostTable
+from corepipe.errors import CorepipeError, StreamClosedError
+from corepipe.follow.decide import Decider
+from corepipe.follow.observe import Observer
+from corepipe.plan.model import Plan
+from corepipe.runtime.stream import FrameRecord, Stream
+
+_log = logging.getLogger("corepipe")
+
+PERIOD_S = 0.5
+"""How often the stream is looked at."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the plan of a running stream.
+
+    Attributes:
+        at_ns: when new frames began to run by it, on CLOCK_MONOTONIC.
+        kind: `rates` of the routes at hand, or another `plan`.
+        number: how many plans the stream had before this one, as in `FrameRecord.plan`.
+        plan: the plan from then on.
+        reason: why, for people.
+    """
+
+    at_ns: int
+    kind: Literal["rates", "plan"]
+    number: int
+    plan: Plan
+    reason: str
+
+
+class Follower:
+    """Lets a stream's plan follow the machine: throttling, other programs, lost cores.
+
+    It takes the stream's records beside whatever else is told of them, and ends with the stream.
+
+    Args:
+        stream: an open stream.
+        table: the costs that its plan was made with.
+        planner: finds the best plan on a table; the default looks for routes, with the tolerance that `plan` has.
+        on_change: called with each change, in the follower's thread.
+
+    Attributes:
+        changes: what was changed, in order.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        table: CostTable,
+        *,
+        planner: Callable[[CostTable], Plan] = planners.plan,
+        on_change: Callable[[Change], None] = lambda change: None,
+    ) -> None:
+        self.changes: list[Change] = []
+        self._stream = weakref.ref(stream)
+        self._decider = Decider(table, planner)
+        self._on_change = on_change
+        self._observer = Observer(stream.plan, time.monotonic_ns())
+        self._number = 0
+        self._topology = stream.topology
+        stream.watch(self._add)
+        self._thread = threading.Thread(target=self._follow, name="corepipe-follower", daemon=True)
+        self._thread.start()
+
+    def _add(self, record: FrameRecord) -> None:
+        if record.plan == self._number:
+            self._observer.add(record)
+
+    def _follow(self) -> None:
+        while True:
+            time.sleep(PERIOD_S)
+            stream = self._stream()
+            if stream is None or stream.closed:
+                return
+            try:
+                self._look(stream)
+            except StreamClosedError:
+                return
+            except CorepipeError as error:
+                _log.warning("the plan stays as it is: %s", error)
+                self._decider.refused(time.monotonic())
+            except Exception:
+                _log.exception("the plan is not followed any more")
+                return
+            del stream
+
+    def _look(self, stream: Stream) -> None:
+        now_ns = time.monotonic_ns()
+        seen = self._observer.seen(now_ns)
+        step = self._decider.look(stream.plan, seen, self._usable(), now_ns * 1e-9)
+        if step is None:
+            return
+        if step.kind == "rates":
+            stream.set_rates(step.plan)
+        else:
+            stream.switch(step.plan)
+            self._number += 1
+        at_ns = time.monotonic_ns()
+        self._observer = Observer(step.plan, at_ns)
+        change = Change(at_ns, step.kind, self._number, step.plan, step.reason)
+        self.changes.append(change)
+        _log.info("the plan changes (%s): %s", step.kind, step.reason)
+        self._on_change(change)
+
+    def _usable(self) -> set[int]:
+        """The cores that the system still lets this process use; a thread's own mask tells of lost ones."""
+        cores = {core.id: core.cpus for core in self._topology.cores}
+        if not hasattr(os, "sched_getaffinity"):
+            return set(cores)
+        with contextlib.suppress(OSError):
+            mask = os.sched_getaffinity(0)
+            return {core for core, cpus in cores.items() if mask.intersection(cpus)}
+        return set(cores)

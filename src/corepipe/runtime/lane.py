@@ -1,0 +1,152 @@
+"""One plan at work in a stream: its workers, its slots, and the frames in them."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from corepipe.network.model import Network
+from corepipe.plan.model import Plan
+from corepipe.runtime import messages
+from corepipe.runtime.arena import Slot
+from corepipe.runtime.dispatch import Dispatcher
+from corepipe.runtime.pool import Pool
+from corepipe.topology.model import Topology
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A frame that was submitted."""
+
+    sequence: int
+    future: Future[Any]
+    submitted_ns: int
+    own: bool = False
+    """Whether only the stream itself knows the future."""
+
+
+@dataclass
+class Flight:
+    """A slot under way.
+
+    Attributes:
+        route, slot: its route, and the number of the slot.
+        frames: the frames in the slot, in order.
+        kills: how many workers died on it.
+        waiting: frames that came to grief together and now run one by one, each with its inputs; after those in the
+            slot.
+        started: whether it is on its way (or else still takes frames).
+        apart: whether its frame has the slot to itself: where frames share slots, what an earlier frame left beside it
+            may be at fault.
+    """
+
+    route: int
+    slot: int
+    frames: list[Submitted] = field(default_factory=list)
+    kills: int = 0
+    waiting: list[tuple[Submitted, dict[str, NDArray[Any]]]] = field(default_factory=list)
+    started: bool = False
+    apart: bool = False
+
+    @property
+    def sequence(self) -> int:
+        """The number of its first frame."""
+        return self.frames[0].sequence
+
+
+class Lane:
+    """A plan with its pool; a stream that changes its plan has two of them for as long as the old one holds frames.
+
+    All but `pool` is guarded by the stream's lock.
+
+    Attributes:
+        number: how many plans the stream had before this one.
+        plan: the plan, with the rates that are in force.
+        free: the slots without frames.
+        flights: the slots under way, by number.
+        open: the slot that takes more frames.
+        filling: how many slots are being filled in the user's threads.
+        paused: whether new frames are held back while a worker is replaced.
+
+    Raises:
+        PlanError: the plan does not fit the network or the machine.
+        WorkerError: a worker could not start.
+        TopologyError: the machine is not at hand.
+    """
+
+    def __init__(self, network: Network, plan: Plan, topology: Topology, number: int = 0) -> None:
+        self.number = number
+        self.plan = plan
+        self._dispatcher = Dispatcher(plan, plan.batch * sum(t.nbytes or 0 for t in network.outputs))
+        self.pool = Pool(network, plan, topology, self._dispatcher.slots)
+        self.free = list(range(self._dispatcher.slots))
+        self.flights: dict[int, Flight] = {}
+        self.open: Flight | None = None
+        self.filling = 0
+        self.paused = False
+        self._workers_of = [{hop.worker for hop in route.hops} for route in plan.routes]
+
+    @property
+    def window(self) -> int:
+        """Frames between the oldest undelivered one and the newest."""
+        return self._dispatcher.window * self.plan.batch
+
+    @property
+    def empty(self) -> bool:
+        """Whether no frame is in a slot or on its way into one."""
+        return len(self.free) == self._dispatcher.slots
+
+    def has_room(self) -> bool:
+        """Whether another frame can be taken."""
+        if self.plan.batch > 1 and self.filling:
+            return False
+        return self.open is not None or not (self.paused or not self.free or not self._dispatcher.has_room())
+
+    def take(self) -> Flight:
+        """A flight for one more frame, which is to be put back or let go; call only when there is room."""
+        flight = self.open or Flight(self._dispatcher.choose(), self.free.pop())
+        self.open = None
+        self.filling += 1
+        return flight
+
+    def release(self, flight: Flight) -> None:
+        """Free the slot of a flight that has ended, or that took no frame."""
+        self.free.append(flight.slot)
+        self._dispatcher.done(flight.route)
+
+    def set_rates(self, plan: Plan) -> None:
+        """From now on the frames are shared out by the rates of `plan`, whose routes are those of this lane's."""
+        self.plan = plan
+        self._dispatcher.set_rates(plan)
+
+    def start(self, flight: Flight) -> None:
+        """Send a slot on its way; while workers are being replaced, it waits for that."""
+        flight.started = True
+        if flight is self.open:
+            self.open = None
+        if self.paused:
+            return
+        hops, slot = self.plan.routes[flight.route].hops, self.slot(flight)
+        slot.times[: len(hops)] = 0
+        slot.count = len(flight.frames)
+        first = self.pool.number(hops[0].worker)
+        self.pool.send(first, messages.RUN, flight.route, flight.slot, flight.sequence)
+
+    def start_if_idle(self) -> None:
+        """Let a slot that is not full go if its workers have nothing else to do: more frames may never come."""
+        if self.open is None:
+            return
+        mine = self._workers_of[self.open.route]
+        if not any(f.started and mine & self._workers_of[f.route] for f in self.flights.values()):
+            self.start(self.open)
+
+    def slot(self, flight: Flight) -> Slot:
+        """The memory of a flight."""
+        return self.pool.arena.slots[flight.slot]
+
+    def under_way(self) -> list[Flight]:
+        """The slots with frames that have no result yet, oldest first."""
+        return sorted(self.flights.values(), key=lambda flight: flight.sequence)

@@ -1,0 +1,170 @@
+"""Frames from a source that does not wait, such as a camera: what is too much is dropped or refused, and counted."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Literal
+
+from corepipe.errors import CorepipeError, StreamFullError
+
+if TYPE_CHECKING:
+    from corepipe.runtime.stream import Stream
+
+WhenFull = Literal["wait", "drop-oldest", "error"]
+"""What becomes of frames for which a stream has no room; `wait` holds the source up."""
+
+WAITING = 2
+"""Frames (or slots of frames) that wait in front of a full stream, before the oldest of them is dropped."""
+
+_MOST_UNREAD = 65_536
+"""Results, and errors of dropped frames, that the reader has not taken; then the source waits after all."""
+
+_JOIN_S = 1.0
+
+
+def run_live(
+    stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_error: Literal["raise", "return"]
+) -> Iterator[Any]:
+    """Results in the order of the frames; the source is read at its own pace, in a thread of its own.
+
+    Args:
+        stream: an open stream.
+        frames: the source.
+        when_full: `drop-oldest` or `error`.
+        on_error: whether an error is raised at its frame's turn or returned in place of the result. Frames that were
+            dropped as the oldest are passed over where errors are raised.
+
+    Raises:
+        FrameError, StreamClosedError, WorkerError: as calling the stream does.
+        Exception: what the source raised, after the results of the frames before it.
+    """
+    intake = _Intake(stream, frames, when_full)
+    try:
+        while (future := intake.next_future()) is not None:
+            error = future.exception()
+            if error is None:
+                yield future.result()
+            elif on_error == "return" and isinstance(error, CorepipeError):
+                yield error
+            elif not (when_full == "drop-oldest" and isinstance(error, StreamFullError)):
+                raise error
+    finally:
+        intake.stop()
+
+
+class _Intake:
+    """Reads the source, keeps the newest frames, and gives the stream what it has room for."""
+
+    def __init__(self, stream: Stream, frames: Iterable[Any], when_full: WhenFull) -> None:
+        self._stream = stream
+        self._drops = when_full == "drop-oldest"
+        self._changed = threading.Condition()
+        self._unread: deque[Future[Any]] = deque()
+        self._waiting: deque[tuple[Any, Future[Any]]] = deque()
+        self._most_waiting = WAITING * stream.plan.batch
+        self._ended = False
+        self._stopped = False
+        self._failure: Exception | None = None
+        targets = [(self._read, (frames,))] + [(self._feed, ())] * self._drops
+        self._threads = [
+            threading.Thread(target=target, args=arguments, name="corepipe-intake", daemon=True)
+            for target, arguments in targets
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def next_future(self) -> Future[Any] | None:
+        """The future of the next frame, which may not have ended; None after the last one.
+
+        Raises:
+            Exception: what the source raised.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._unread or self._ended)
+            if self._unread:
+                self._changed.notify_all()
+                return self._unread.popleft()
+        if self._failure is not None:
+            raise self._failure
+        return None
+
+    def stop(self) -> None:
+        """Read no more; a source that is waited for is left to its thread."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(_JOIN_S)
+
+    def _read(self, frames: Iterable[Any]) -> None:
+        try:
+            for frame in frames:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped or len(self._unread) < _MOST_UNREAD)
+                    if self._stopped:
+                        return
+                if self._drops:
+                    self._put(frame)
+                else:
+                    self._offer(frame)
+        except Exception as error:
+            self._failure = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _put(self, frame: Any) -> None:
+        """Let a frame wait, the oldest that waits making room for it."""
+        with self._changed:
+            future: Future[Any] = Future()
+            self._unread.append(future)
+            self._waiting.append((frame, future))
+            if len(self._waiting) > self._most_waiting:
+                _, oldest = self._waiting.popleft()
+                self._stream.dropped += 1
+                oldest.set_exception(StreamFullError("dropped: the stream was full, and newer frames came"))
+            self._changed.notify_all()
+
+    def _offer(self, frame: Any) -> None:
+        """Submit a frame if there is room."""
+        try:
+            future = self._stream.submit_own(frame, timeout=0)
+        except TimeoutError:
+            self._stream.dropped += 1
+            future = Future()
+            future.set_exception(StreamFullError("refused: the stream was full"))
+        except CorepipeError as error:
+            future = Future()
+            future.set_exception(error)
+        with self._changed:
+            self._unread.append(future)
+            self._changed.notify_all()
+
+    def _feed(self) -> None:
+        """Submit the frames that wait, one after the other, as there is room."""
+        while True:
+            self._stream.wait_for_room()
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ended or self._stopped)
+                if self._stopped or not self._waiting:
+                    return
+                frame, future = self._waiting.popleft()
+            try:
+                inner = self._stream.submit_own(frame)
+            except Exception as error:
+                future.set_exception(error)
+                continue
+            inner.add_done_callback(functools.partial(_pass_on, future=future))
+
+
+def _pass_on(done: Future[Any], future: Future[Any]) -> None:
+    error = done.exception()
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(done.result())
