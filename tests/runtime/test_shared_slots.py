@@ -164,14 +164,14 @@ def test_frames_whose_slot_killed_a_worker_run_one_by_one(two_cores, make_plan, 
     with Stream(network, plan, two_cores) as stream:
         futures = [stream.submit(frame) for frame in frames]
         deadline = time.monotonic() + 30
-        while not any(len(f.frames) == 2 and working(stream, f) for f in stream.flights_under_way()):
+        while not any(len(f.frames) == 2 and working(stream, f) for f in stream.lanes[-1].under_way()):
             assert time.monotonic() < deadline
             time.sleep(0.001)
         os.kill(stream.worker_pids["w0"], signal.SIGKILL)
         while stream.restarts == 0:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        assert any(flight.waiting or len(flight.frames) == 1 for flight in stream.flights_under_way())
+        assert any(flight.waiting or len(flight.frames) == 1 for flight in stream.lanes[-1].under_way())
         assert_equal([future.result(60) for future in futures], whole(network, frames))
 
 

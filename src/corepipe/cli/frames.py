@@ -38,7 +38,6 @@ from corepipe.document import check_writable
 from corepipe.errors import CorepipeError, NotTrustworthyError, UnknownNameError, UsageError
 from corepipe.report.terminal import say
 
-
 _FEW = 10
 """A plan that a run changed to and that saw no more frames is not on its page."""
 
@@ -175,7 +174,7 @@ def run(
     from corepipe import frames as io
     from corepipe import plan as planners
     from corepipe.follow import Change, Follower
-    from corepipe.report.recording import Recording
+    from corepipe.report.recording import LeftOut, Recording
     from corepipe.report.trace import TracedPlan, write_traces
     from corepipe.run import image_inputs, run_frames
     from corepipe.runtime.live import WhenFull
@@ -218,7 +217,7 @@ def run(
                 stream, source, sink, prepare, limit, when_full=cast("WhenFull", when_full), rate_fps=rate
             )
     # Frames of which there are no records ran by the last plan, or were near it.
-    ran = [(chosen.planner, chosen, None)]
+    ran: list[tuple[str, planners.Plan, LeftOut | None]] = [(chosen.planner, chosen, None)]
     ran += [(f"{c.plan.planner} {c.number + 1}", c.plan, None) for c in changes if c.kind == "plan"]
     ran[-1] = (*ran[-1][:2], recording.left_out)
     if trace is not None:

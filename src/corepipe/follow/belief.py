@@ -21,6 +21,9 @@ APART = 1.2
 _HALF_LIFE_S = 30.0
 """What is known of a core that does nothing loses half of its weight in so long: it may have cooled down."""
 
+_CHANGED = 1.2
+_NEW_WEIGHT = 0.25
+
 _LEAST, _MOST = 0.05, 50.0
 
 
@@ -69,7 +72,7 @@ class Belief:
             for start, stop, factor in sorted(layers, key=lambda one: one[0] - one[1]):
                 factors[start:stop] = factor
             for core in worker.cores:
-                self._factors[core], self._at[core] = factors, now_s
+                self._factors[core], self._at[core] = _smoothed(self.factors(core, now_s), factors), now_s
 
     def factors(self, core: int, now_s: float) -> Floats:
         """The factor of each layer on a core, shape (layers,)."""
@@ -112,6 +115,14 @@ class Belief:
                     rows.append(_scaled(row, CoreConfig(cluster.name, config.count), mean))
         machine = self._table.machine.model_copy(update={"clusters": tuple(clusters)})
         return self._table.replaced(configs=tuple(rows), machine=machine), origin
+
+
+def _smoothed(before: Floats, after: Floats) -> Floats:
+    """What is believed of a core after one more look: small differences are taken for noise, large ones for a change."""
+    differences = np.log(after / before)
+    if np.abs(differences).max() > math.log(_CHANGED):
+        return after
+    return np.asarray(before * np.exp(_NEW_WEIGHT * differences))
 
 
 def _mean(factors: Floats) -> float:

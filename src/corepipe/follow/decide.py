@@ -24,10 +24,10 @@ Floats = NDArray[np.float64]
 
 _log = logging.getLogger("corepipe")
 
-RATES_GAIN = 0.04
+RATES_GAIN = 0.03
 """Rates are shifted where that promises so much more throughput; it costs nothing."""
 
-PLAN_GAIN = 0.10
+PLAN_GAIN = 0.05
 """Another plan is loaded where it promises so much more than the best rates of this one."""
 
 SATURATED = 0.75
@@ -39,8 +39,12 @@ SETTLING_S = 2.5
 _ALIKE = 0.05
 """Factors that differ by less lead to the same plan."""
 
-_AGREEING = 2
+_AGREEING = 4
 """A change is made when so many looks in a row ask for it."""
+
+_URGENT_GAIN = 0.15
+_URGENT_AGREEING = 2
+"""The same where so much is to be gained."""
 
 _KEPT_PROMISE = 0.3
 _MOST_CAUTIOUS = 8.0
@@ -99,9 +103,9 @@ class Decider:
         if max(seen.utilization.values(), default=0.0) < SATURATED or seen.seconds < SETTLING_S:
             self._asked = 0
             return None
-        step = self._better(plan, usable, now_s)
+        step, gain = self._better(plan, usable, now_s)
         self._asked = self._asked + 1 if step else 0
-        if step is None or self._asked < _AGREEING:
+        if step is None or self._asked < (_URGENT_AGREEING if gain > _URGENT_GAIN else _AGREEING):
             return None
         self._asked = 0
         if step.kind == "plan":
@@ -121,7 +125,8 @@ class Decider:
         found = self._best_plan(usable, now_s)
         return Step("plan", found, f"core {names} is offline or may not be used any more")
 
-    def _better(self, plan: Plan, usable: Collection[int], now_s: float) -> Step | None:
+    def _better(self, plan: Plan, usable: Collection[int], now_s: float) -> tuple[Step | None, float]:
+        """A step that gains enough, if there is one, and the share of throughput that it gains."""
         self._lost = frozenset()
         loads = self._loads(plan, now_s)
         now_fps = mix_fps(plan, loads)
@@ -136,11 +141,12 @@ class Decider:
         gain = (found.predicted_fps or 0.0) / shifted_fps - 1
         if found is not plan and gain > PLAN_GAIN * caution:
             text = f"{self._slowest(plan, now_s)}; another plan promises {_rate(found.predicted_fps)} instead of "
-            return Step("plan", found, text + _rate(shifted_fps))
-        if shifted_fps / now_fps - 1 > RATES_GAIN:
+            return Step("plan", found, text + _rate(shifted_fps)), gain
+        gain = shifted_fps / now_fps - 1
+        if gain > RATES_GAIN:
             text = f"{self._slowest(plan, now_s)}; other rates promise {_rate(shifted_fps)} instead of {_rate(now_fps)}"
-            return Step("rates", shifted, text)
-        return None
+            return Step("rates", shifted, text), gain
+        return None, 0.0
 
     def _best_plan(self, usable: Collection[int], now_s: float) -> Plan:
         """The best plan by what is known now; not searched for again before that has changed."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal
 
-from corepipe.errors import CorepipeError, StreamFullError
+from corepipe.errors import CorepipeError, FrameError, StreamFullError
 
 if TYPE_CHECKING:
     from corepipe.runtime.stream import Stream
@@ -48,7 +48,7 @@ def run_live(
             error = future.exception()
             if error is None:
                 yield future.result()
-            elif on_error == "return" and isinstance(error, CorepipeError):
+            elif on_error == "return" and isinstance(error, FrameError):
                 yield error
             elif not (when_full == "drop-oldest" and isinstance(error, StreamFullError)):
                 raise error

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+
+from corepipe.follow.observe import Observer
+from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
+from corepipe.runtime.stream import FrameRecord, HopTime
+
+PLAN = Plan(
+    planner="by hand",
+    network=PlanNetwork(name="n", sha256="", layers=4),
+    workers=(Worker(name="a", config="cpu1", cores=(0,)), Worker(name="b", config="cpu1", cores=(1,))),
+    routes=(Route(rate_fps=1, hops=(Hop(worker="a", layers=(0, 2)), Hop(worker="b", layers=(2, 4)))),),
+)
+MS = 1_000_000
+
+
+def record(frame, at_ms, a_ms, b_ms, failed=False):
+    a = HopTime("a", 0, 2, at_ms * MS, int((at_ms + a_ms) * MS))
+    b = HopTime("b", 2, 4, a.ended_ns, a.ended_ns + int(b_ms * MS))
+    return FrameRecord(frame, 0, at_ms * MS, b.ended_ns, (a, b), failed)
+
+
+def observed(records, now_ms, began_ms=0):
+    observer = Observer(PLAN, began_ms * MS)
+    for one in records:
+        observer.add(one)
+    return observer.seen(now_ms * MS)
+
+
+def test_single_slow_runs_do_not_count():
+    slow = {7, 31, 50}
+    seen = observed([record(i, 20 * i, 400 if i in slow else 10, 5) for i in range(100)], 2000)
+    assert seen.hop_s == {(0, 0): pytest.approx(0.010), (0, 1): pytest.approx(0.005)}
+
+
+def test_only_the_last_moments_count():
+    before = [record(i, 20 * i, 10, 5) for i in range(100)]
+    after = [record(100 + i, 2000 + 20 * i, 19, 5) for i in range(50)]
+    assert observed(before + after, 3000).hop_s[0, 0] == pytest.approx(0.019)
+
+
+def test_a_slow_board_is_judged_by_its_last_frames():
+    assert observed([record(i, 700 * i, 600, 50) for i in range(10)], 7000).hop_s[0, 0] == pytest.approx(0.6)
+    assert observed([record(i, 700 * i, 600, 50) for i in range(4)], 7000).hop_s == {}
+
+
+def test_how_busy_workers_are():
+    seen = observed([record(i, 20 * i, 10, 5) for i in range(100)], 2000)
+    assert seen.utilization == {"a": pytest.approx(0.5, abs=0.02), "b": pytest.approx(0.25, abs=0.02)}
+    assert seen.fps == pytest.approx(50, abs=1)
+
+
+def test_failed_frames_tell_nothing():
+    assert observed([record(i, 20 * i, 10, 5, failed=True) for i in range(50)], 1000).hop_s == {}

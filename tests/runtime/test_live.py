@@ -1,0 +1,161 @@
+"""Sources that do not wait: what is too much is dropped or refused, in order and counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from corepipe.errors import FrameError, StreamClosedError, StreamFullError
+from corepipe.runtime.live import WAITING
+from corepipe.runtime.stream import Stream
+
+LONE = [(1, [(0, 0, 6)])]
+
+
+def frame_of(network, number):
+    return np.full(network.inputs[0].shape, number, np.float32)
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def scaled(outputs, network, stream):
+    """Each output as a multiple of that of a frame of ones: the number in its frame (the network is linear)."""
+    (one,) = stream([frame_of(network, 1)])
+    at = np.unravel_index(np.abs(one).argmax(), one.shape)
+    return [round(float(output[at] / one[at])) for output in outputs]
+
+
+def run_stopped(stream, network, when_full, on_error, count=40):
+    """Feed numbered frames while the worker stands still; it goes on when all have been read."""
+    pid = stream.worker_pids["w0"]
+    os.kill(pid, signal.SIGSTOP)
+    fed = []
+
+    def feed():
+        for number in range(count):
+            fed.append(number)
+            yield frame_of(network, number)
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGCONT)
+
+    return list(stream(feed(), on_error, when_full)), fed
+
+
+def test_the_oldest_frames_are_dropped_and_the_newest_run(chain, two_cores, make_plan):
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        results, fed = run_stopped(stream, chain, "drop-oldest", "return")
+        assert len(results) == len(fed) == 40
+        dropped = [i for i, result in enumerate(results) if isinstance(result, StreamFullError)]
+        kept = [i for i in range(40) if i not in dropped]
+        assert len(dropped) == stream.dropped > 20
+        assert kept[-WAITING:] == list(range(40 - WAITING, 40)), "the newest wait"
+        assert dropped == list(range(dropped[0], dropped[-1] + 1)), "those between the first and the newest went"
+        assert scaled([results[i] for i in kept], chain, stream) == kept
+        assert "newer frames came" in str(results[dropped[0]])
+
+
+def test_frames_without_room_are_refused(chain, two_cores, make_plan):
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        results, _ = run_stopped(stream, chain, "error", "return")
+        refused = [i for i, result in enumerate(results) if isinstance(result, StreamFullError)]
+        kept = [i for i in range(40) if i not in refused]
+        assert len(refused) == stream.dropped > 20
+        assert kept[0] == 0
+        assert scaled([results[i] for i in kept], chain, stream) == kept
+
+
+def test_where_errors_are_raised_dropped_frames_are_passed_over_and_refused_ones_are_not(chain, two_cores, make_plan):
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        results, _ = run_stopped(stream, chain, "drop-oldest", "raise")
+        assert len(results) == 40 - stream.dropped
+        with pytest.raises(StreamFullError, match="refused"):
+            run_stopped(stream, chain, "error", "raise")
+        os.kill(stream.worker_pids["w0"], signal.SIGCONT)
+
+
+@pytest.mark.parametrize("when_full", ["drop-oldest", "error"])
+def test_a_source_that_is_slow_enough_loses_nothing(chain, two_cores, make_plan, when_full):
+    def feed():
+        for number in range(30):
+            yield frame_of(chain, number)
+            time.sleep(0.02)
+
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        outputs = list(stream(feed(), "raise", when_full))
+        assert stream.dropped == 0
+        assert scaled(outputs, chain, stream) == list(range(30))
+
+
+@pytest.mark.parametrize("when_full", ["drop-oldest", "error"])
+def test_bad_frames_and_a_source_that_fails_are_told_at_their_turn(chain, two_cores, make_plan, when_full):
+    def feed():
+        yield frame_of(chain, 0)
+        time.sleep(0.2)
+        yield np.zeros((1, 2), np.float32)
+        time.sleep(0.2)
+        yield frame_of(chain, 2)
+        raise OSError("the camera is gone")
+
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        found = []
+        with pytest.raises(OSError, match="camera is gone"):
+            found.extend(stream(feed(), "return", when_full))
+        running = stream(feed(), "return", when_full)
+        kinds = [type(next(running)) for _ in range(3)]
+        assert kinds == [np.ndarray, FrameError, np.ndarray]
+
+
+@pytest.mark.parametrize("when_full", ["drop-oldest", "error"])
+def test_a_reader_that_stops_stops_the_reading(chain, two_cores, make_plan, when_full):
+    read = []
+
+    def feed():
+        for number in range(100_000):
+            read.append(number)
+            yield frame_of(chain, number)
+            time.sleep(0.002)
+
+    before = threading.active_count()
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        running = stream(feed(), "return", when_full)
+        next(running)
+        running.close()
+        count = len(read)
+        time.sleep(0.1)
+        assert len(read) <= count + 1
+    wait_until(lambda: threading.active_count() <= before)
+
+
+@pytest.mark.parametrize("when_full", ["drop-oldest", "error"])
+def test_closing_the_stream_ends_the_run(chain, two_cores, make_plan, when_full):
+    def feed():
+        for number in range(100_000):
+            yield frame_of(chain, number)
+            time.sleep(0.002)
+
+    stream = Stream(chain, make_plan(chain, LONE), two_cores)
+    results = []
+
+    def read():
+        try:
+            results.extend(stream(feed(), "return", when_full))
+        except StreamClosedError as error:
+            results.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    time.sleep(0.3)
+    stream.close()
+    reader.join(10)
+    assert not reader.is_alive()
+    assert isinstance(results[-1], StreamClosedError)
