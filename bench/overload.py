@@ -1,0 +1,124 @@
+"""What becomes of throughput, latency and memory when more frames come than the cores can take.
+
+    python bench/overload.py                        SqueezeNet, 0.5 to 4 times its capacity, each policy
+    python bench/overload.py googlenet --seconds 10
+    python bench/overload.py --json FILE.json       keep the result
+
+Capacity is what the stream reaches when frames wait for it. Then frames come at their own pace, as from a camera, and
+`when_full` decides: `wait` (the source is held up, so that more than capacity cannot be offered to the cores),
+`drop-oldest`, `error`. Goodput is results a second; memory is that of all processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from corepipe import open as open_stream
+from corepipe.bench_setup import bench_frames
+from corepipe.report.bench import environment
+from corepipe.runtime.live import WhenFull
+from corepipe.runtime.stream import FrameRecord, Stream
+from corepipe.topology import detect
+
+LOADS = (0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="squeezenet")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each load and policy")
+    parser.add_argument("--engine", action="append", help="engines that the plan may use (default: onnxruntime)")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with open_stream(options.model, engines=options.engine or ["onnxruntime"], follow=False) as stream:
+        name = stream.network.inputs[0].name
+        frames = [np.ascontiguousarray(frame[name]) for frame in bench_frames(stream.network, None)[0]]
+        capacity = run(stream, frames, float("inf"), "wait", options.seconds)["goodput_fps"]
+        rows = [
+            {"when_full": policy, "offered": load}
+            | run(stream, frames, load * capacity, cast("WhenFull", policy), options.seconds)
+            for policy in get_args(WhenFull)
+            for load in LOADS
+        ]
+    show(options.model, capacity, rows)
+    if options.json:
+        about = environment(detect())
+        document = {"schema_version": 1, "environment": about, "network": options.model, "capacity_fps": capacity}
+        options.json.write_text(json.dumps({**document, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+def run(stream: Stream, frames: Sequence[Any], rate: float, policy: WhenFull, seconds: float) -> dict[str, Any]:
+    """Frames at a rate for a while."""
+    records: list[FrameRecord] = []
+    stream.on_record = records.append
+    dropped = stream.dropped
+    began = time.monotonic()
+    offered = 0
+
+    def feed() -> Iterator[Any]:
+        nonlocal offered
+        for number, frame in enumerate(itertools.cycle(frames)):
+            time.sleep(max(began + number / rate - time.monotonic(), 0.0))
+            if time.monotonic() - began > seconds:
+                return
+            offered = number + 1
+            yield frame
+
+    results = errors = peak = 0
+    for number, result in enumerate(stream(feed(), "return", policy)):
+        results += isinstance(result, np.ndarray)
+        errors += not isinstance(result, np.ndarray)
+        if number % 50 == 0:
+            peak = max(peak, memory(stream))
+    took = time.monotonic() - began
+    latency = np.percentile([record.latency_s for record in records], [50, 99]) if records else [float("nan")] * 2
+    return {
+        "offered_fps": offered / took,
+        "goodput_fps": results / took,
+        "dropped": stream.dropped - dropped,
+        "unaccounted": offered - results - errors,
+        "latency_ms_p50": float(latency[0]) * 1e3,
+        "latency_ms_p99": float(latency[1]) * 1e3,
+        "memory_mb": peak / 1e6,
+    }
+
+
+def memory(stream: Stream) -> int:
+    """Bytes that all processes hold for themselves."""
+    total = 0
+    for pid in (os.getpid(), *stream.worker_pids.values()):
+        total += psutil.Process(pid).memory_full_info().uss
+    return total
+
+
+def show(model: str, capacity: float, rows: Sequence[dict[str, Any]]) -> None:
+    """A table."""
+    heads = ("when full", "offered", "offered frames/s", "goodput", "of capacity", "dropped", "p50 ms", "p99 ms", "MB")
+    table = Table(*heads, title=f"{model}: capacity {capacity:.1f} frames/s (measured on this machine)")
+    for row in rows:
+        latencies = (f"{row['latency_ms_p50']:.0f}", f"{row['latency_ms_p99']:.0f}")
+        goodput = (f"{row['goodput_fps']:.1f}", f"{row['goodput_fps'] / capacity:.2f}")
+        offered = (f"{row['offered']:g}x", f"{row['offered_fps']:.1f}")
+        cells = (*offered, *goodput, str(row["dropped"]), *latencies, f"{row['memory_mb']:.0f}")
+        table.add_row(row["when_full"], *cells)
+    console = Console(width=140)
+    console.print(table)
+    console.print(f"frames that ended in no way: {sum(row['unaccounted'] for row in rows)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
