@@ -4,9 +4,9 @@
     python bench/follow.py alexnet --slow 1:0.25      another network, another speed
     python bench/follow.py --json FILE.json           keep the result
 
-One stream runs on. A core becomes slower at once, and later fast again. Held against it: the best plan for each speed,
-made from costs measured at that speed and run by itself, and the first plan where nothing follows. Recovered is a stream
-from the moment on at which a second of it, and all that is left of the phase, reach 95 % of that best plan.
+One stream runs on. A core becomes slower at once, and later fast again. Held against it: the best plan for each
+speed, made from costs measured at that speed and run by itself, and the first plan where nothing follows. A stream has
+recovered when a second of it, and all that is left of the phase, reach 95 % of that best plan.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python bench/soak.py                       5 minutes of SqueezeNet (`make soak`)
     python bench/soak.py --minutes 480 --kill-every 30 --json FILE.json
 
-Frames come as fast as they are taken; some are bad on purpose; workers may be killed now and then. Every ten seconds the
-processes are looked at. The slope is a least-squares line through the second half of the run, as growth in an hour with
-its standard error. Exit code 1 where frames were lost, or memory grows by more than twice its error and 1 % an hour.
+Frames come as fast as they are taken; some are bad on purpose; workers may be killed now and then. Every ten seconds
+the processes are looked at. The slope is a least-squares line through the second half of the run, as growth in an hour
+with its standard error. Exit code 1 where frames were lost, or memory grows by over twice its error and 1 % an hour.
 """
 
 from __future__ import annotations

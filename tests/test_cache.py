@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import subprocess
+import sys
+import time
 
+import onnx
 import pytest
 
 from corepipe import api
-from corepipe.cache import TableCache
+from corepipe.cache import LOCK, TableCache
 from corepipe.cost import profile as profiling
 from corepipe.cost.table import HopCosts
-from corepipe.network.load import open_network
+from corepipe.network.load import load_network, open_network
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,7 @@ def test_costs_are_measured_once_and_kept_privately(chain, here, measured):
     assert first == again
     assert len(measured) == len(profiling.core_configs(here))
     folder = TableCache().folder
-    assert {path.name.rsplit(".", 2)[1] for path in folder.iterdir()} == {"costs", "hop"}
+    assert {path.name.rsplit(".", 2)[1] for path in folder.iterdir() if path.name != LOCK} == {"costs", "hop"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     api.costs(chain, here, use_cache=False)
     assert len(measured) == 2 * len(profiling.core_configs(here))
@@ -87,3 +92,76 @@ def test_a_very_long_network_name_is_no_error(make_chain, here, tmp_path, measur
     path = tmp_path / ("n" * 200 + ".onnx")
     path.write_bytes(make_chain().SerializeToString())
     assert api.costs(open_network(path), here).configs
+
+
+def test_a_cache_file_of_another_network_is_ignored(chain, here, measured, make_chain, caplog):
+    api.costs(chain, here)
+    count = len(measured)
+    other = load_network(make_chain(seed=1))
+    cache = TableCache()
+    os.replace(cache.path(chain, here, api.engine_name()), cache.path(other, here, api.engine_name()))
+    assert api.costs(other, here).network.sha256 == other.sha256
+    assert len(measured) == 2 * count
+    assert "of another network" in caplog.text
+
+
+MEASURE = """
+import sys
+from corepipe import api
+from corepipe.cost import profile as profiling
+from corepipe.cost.table import HopCosts
+from corepipe.network.load import open_network
+from corepipe.topology import detect
+profiling._SECONDS = 0.3
+profiling.measure_hop = lambda topology: HopCosts()
+network, here = open_network(sys.argv[1]), detect()
+print("ready", flush=True)
+sys.stdin.readline()
+print(api.costs(network, here).to_json())
+"""
+
+
+def measuring(tmp_path, make_chain):
+    onnx.save(make_chain(layers=2), tmp_path / "chain.onnx")
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "chain.onnx")]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_two_processes_that_measure_the_same_take_turns_and_agree(tmp_path, make_chain):
+    processes = [measuring(tmp_path, make_chain) for _ in range(2)]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    (one, said), (other, also_said) = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said + also_said
+    assert one == other, "the second one takes what the first one measured"
+    assert (said + also_said).count("another corepipe measures this machine") == 1
+    assert not [path for path in TableCache().folder.iterdir() if path.name.startswith("..")]
+
+
+def test_a_process_that_is_killed_while_it_measures_leaves_no_lock(tmp_path, make_chain):
+    first = measuring(tmp_path, make_chain)
+    first.stdin.write("\n")
+    first.stdin.flush()
+    deadline = time.monotonic() + 20
+    while not (TableCache().folder / LOCK).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.kill()
+    first.communicate()
+    second = measuring(tmp_path, make_chain)
+    assert second.communicate("\n", timeout=60)[0]
+    assert second.returncode == 0
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(chain, here, monkeypatch, caplog):
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert api.costs(chain, here).configs
+    assert "No space left on device" in caplog.text
+    assert [path.name for path in TableCache().folder.iterdir()] == [LOCK]

@@ -188,10 +188,14 @@ def _aligned(
         version="+".join(sorted(one.provenance.created for one in tables))[-60:],
     )
     path = cache.path(network, topology, together, table.batches[-1])
-    kept = cache.load(path) if use_cache else None
-    if kept is None:
-        kept = align(network, topology, table, on_progress=on_progress)
-        cache.save(path, kept)
+    kept = cache.load(path, network) if use_cache else None
+    if kept is not None:
+        return kept
+    with cache.measuring():
+        kept = cache.load(path, network) if use_cache else None
+        if kept is None:
+            kept = align(network, topology, table, on_progress=on_progress)
+            cache.save(path, kept)
     return kept
 
 
@@ -202,10 +206,16 @@ def _costs(
     cache = TableCache()
     # Hops cost the same whatever the engine: they are measured once.
     path, hop_path = cache.path(network, topology, name, batch), cache.hop_path(topology, engine_name())
-    table = cache.load(path) if use_cache else None
-    if table is None:
-        if batch > 1:
-            check_batch(network, batched(network, batch), runs_on(engine.get(engine.names()[0])))
+    table = cache.load(path, network) if use_cache else None
+    if table is not None:
+        return table
+    if batch > 1:
+        check_batch(network, batched(network, batch), runs_on(engine.get(engine.names()[0])))
+    with cache.measuring():
+        # Another process may have measured the same meanwhile.
+        table = cache.load(path, network) if use_cache else None
+        if table is not None:
+            return table
         table = profile(
             network,
             topology,
@@ -216,15 +226,15 @@ def _costs(
             on_partial=lambda partial: cache.save_partial(path, hop_path, partial),
         )
         cache.save(path, table)
-        # All cores at once wait at barriers for unequal ones: that spreads by itself.
-        noisy = [c.config for c in table.configs if c.spread > NOISY and c.core_config.cluster != ALL_CORES]
-        if noisy:
-            _log.warning(
-                "the costs of %s were measured on %s while the machine was busy: plans may be off; close other "
-                "programs and measure anew with --no-cache",
-                network.name,
-                ", ".join(noisy),
-            )
+    # All cores at once wait at barriers for unequal ones: that spreads by itself.
+    noisy = [c.config for c in table.configs if c.spread > NOISY and c.core_config.cluster != ALL_CORES]
+    if noisy:
+        _log.warning(
+            "the costs of %s were measured on %s while the machine was busy: plans may be off; close other programs "
+            "and measure anew with --no-cache",
+            network.name,
+            ", ".join(noisy),
+        )
     return table
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
@@ -15,6 +17,9 @@ from corepipe.cost.table import CostTable, EngineName
 from corepipe.errors import DocumentError
 from corepipe.network.model import Network
 from corepipe.topology.model import Topology
+
+LOCK = ".measuring"
+"""The file in the cache folder that a process locks while it measures."""
 
 _log = logging.getLogger("corepipe")
 
@@ -42,13 +47,45 @@ class TableCache:
     def _path(self, suffix: str, *parts: str) -> Path:
         return self.folder / ("-".join(re.sub(r"[^A-Za-z0-9._]", "_", part)[:60] for part in parts) + suffix)
 
-    def load(self, path: Path) -> CostTable | None:
-        """The table at `path`, None where there is none; a damaged one is reported and ignored."""
+    def load(self, path: Path, network: Network | None = None) -> CostTable | None:
+        """The table at `path`, None where there is none; a damaged one, or one of another network, is ignored.
+
+        Args:
+            path: from `path()`.
+            network: whose costs are looked for; None takes those of any.
+        """
         try:
-            return CostTable.read(path) if path.exists() else None
+            table = CostTable.read(path) if path.exists() else None
         except (OSError, DocumentError) as error:
             _log.warning("ignoring a damaged cache file: %s", error)
             return None
+        if table is None or network is None:
+            return table
+        if table.network.sha256 != network.sha256 or table.layer_count != len(network.layers):
+            _log.warning("ignoring a cache file of another network: %s", path)
+            return None
+        return table
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """While one process measures this machine, others that want to wait: they would disturb each other.
+
+        The lock goes with the process that holds it. Where the folder cannot be written there is none.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            yield
+            return
+        with os.fdopen(lock):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                _log.warning("another corepipe measures this machine; waiting until it has finished")
+                with contextlib.suppress(OSError):
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def load_partial(self, path: Path, hop_path: Path) -> PartialProfile:
         """What an interrupted profile has left for the table at `path`, and the machine's hop costs."""

@@ -178,7 +178,9 @@ def find_costs(
     """
     cache = cache or TableCache()
     if not predict and calibration is None and use_cache:
-        kept = [cache.load(cache.path(network, topology, engine, b)) for engine in engines for b in sizes(batch)]
+        kept = [
+            cache.load(cache.path(network, topology, engine, b), network) for engine in engines for b in sizes(batch)
+        ]
         tables = [table for table in kept if table is not None]
         if len(tables) == len(kept):
             # Tables of several modes were held against each other, which is kept beside them.
