@@ -1,13 +1,15 @@
 # make demo   set up, then compare the ways to run a real CNN on this machine's cores
 # make test   set up, then run the tests
+# make soak   run a stream for 5 minutes (MINUTES=480 for a night) and tell whether anything grows
 # make rivals install what corepipe is compared with (gigabytes), and compare: an hour or two
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RIVALS := .venv-rivals
+MINUTES ?= 5
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint bench rivals clean
+.PHONY: demo test test-slow lint bench soak rivals clean
 
 demo: $(READY)
 	$(BIN)/corepipe doctor
@@ -26,6 +28,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/networks.py
+
+soak: $(READY)
+	$(BIN)/python bench/soak.py --minutes $(MINUTES)
 
 rivals:
 	$(PYTHON) -m venv $(RIVALS)

@@ -1,6 +1,7 @@
 """How fast a running stream's plan follows a core whose speed changes in mid-run (emulated).
 
     python bench/follow.py                            SqueezeNet and GoogLeNet, CPU 1 to half of its speed and back
+    python bench/follow.py --planner pipeline         plans of one route, which depend on the balance of its stages
     python bench/follow.py alexnet --slow 1:0.25      another network, another speed
     python bench/follow.py --json FILE.json           keep the result
 
@@ -12,6 +13,7 @@ recovered when a second of it, and all that is left of the phase, reach 95 % of 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import sys
@@ -46,6 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["squeezenet", "googlenet"])
     parser.add_argument("--slow", default="1:0.5", help="CPU and speed, as for `corepipe emulate`")
+    parser.add_argument("--planner", default="routes", help="what makes the plans, such as `pipeline`")
     parser.add_argument("--engine", action="append", help="engines that plans may use (default: onnxruntime)")
     parser.add_argument("--seconds", type=float, default=12.0, help="length of a phase")
     parser.add_argument("--json", type=Path)
@@ -64,21 +67,23 @@ def measure(model: str, topology: Topology, options: argparse.Namespace) -> list
     network, engines = open_network(model), options.engine or ["onnxruntime"]
     frames = [np.ascontiguousarray(frame[network.inputs[0].name]) for frame in bench_frames(network, None)[0]]
     table = find_costs(network, topology, engines=engines, measured=True).table
-    plan = planners.plan(table)
+    planner = functools.partial(planners.plan, planner=options.planner)
+    plan = planner(table)
     with slowed(parse_slow(options.slow)) as emulation:
         slow_topology = detect()
         slow_table = find_costs(network, slow_topology, engines=engines, measured=True).table
-        best_slow = fps_of(network, planners.plan(slow_table), slow_topology, frames, options.seconds / 2)
+        best_slow = fps_of(network, planner(slow_table), slow_topology, frames, options.seconds / 2)
         kept_slow = fps_of(network, plan, topology, frames, options.seconds / 2)
         emulation.pause()
         best_fast = fps_of(network, plan, topology, frames, options.seconds / 2)
         moments, done, changes, wrong = follow(
-            network, plan, topology, table, frames, options.seconds, [emulation.resume, emulation.pause]
+            network, planner, plan, topology, table, frames, options.seconds, [emulation.resume, emulation.pause]
         )
     phases = [("slowed", best_slow, kept_slow), ("fast again", best_fast, best_fast)]
     return [
         {
             "network": network.name,
+            "planner": options.planner,
             "phase": name,
             "best_plan_fps": best,
             "first_plan_fps": kept,
@@ -91,7 +96,7 @@ def measure(model: str, topology: Topology, options: argparse.Namespace) -> list
             "frames": len(done),
             "lost_or_wrong": wrong,
         }
-        for (name, best, kept), since, until in zip(phases, moments[1:], moments[2:], strict=True)
+        for (name, best, kept), since, until in zip(phases, moments[1:-1], moments[2:], strict=True)
     ]
 
 
@@ -109,6 +114,7 @@ def fps_of(network: Network, plan: Plan, topology: Topology, frames: Sequence[An
 
 def follow(
     network: Network,
+    planner: Callable[[CostTable], Plan],
     plan: Plan,
     topology: Topology,
     table: CostTable,
@@ -143,7 +149,7 @@ def follow(
     with Stream(network, plan, topology, on_record=lambda record: done.append(record.done_ns)) as stream:
         expected = list(stream(frames))
         done.clear()
-        follower = Follower(stream, table)
+        follower = Follower(stream, table, planner=planner)
         threading.Thread(target=happen, daemon=True).start()
         results = wrong = 0
         for number, output in enumerate(stream(feed())):
@@ -170,13 +176,22 @@ def recovery(done: Sequence[int], since: int, until: int, best: float) -> dict[s
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """A table, and each change with its reason."""
     console = Console(width=160)
-    heads = ("network", "CPU is", "first plan, kept", "best plan", "following", "of the best", "recovered after")
+    heads = (
+        "network",
+        "planner",
+        "CPU is",
+        "first plan, kept",
+        "best plan",
+        "following",
+        "of the best",
+        "recovered after",
+    )
     table = Table(*heads, title="A core's speed changes in mid-run (emulated); frames/s")
     for row in rows:
         after = "not" if row["recovered_s"] is None else f"{row['recovered_s']:.1f} s"
         share = f"{row['fps'] / row['best_plan_fps']:.2f}"
         rates = [f"{row[key]:.1f}" for key in ("first_plan_fps", "best_plan_fps", "fps")]
-        table.add_row(row["network"], row["phase"], *rates, share, after)
+        table.add_row(row["network"], row["planner"], row["phase"], *rates, share, after)
     console.print(table)
     for row in rows:
         for change in row["changes"]:

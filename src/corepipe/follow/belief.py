@@ -118,7 +118,7 @@ class Belief:
 
 
 def _smoothed(before: Floats, after: Floats) -> Floats:
-    """What is believed of a core after one more look: small differences are taken for noise, large ones for a change."""
+    """What is believed of a core after one more look: small differences are noise, large ones a change."""
     differences = np.log(after / before)
     if np.abs(differences).max() > math.log(_CHANGED):
         return after

@@ -75,6 +75,7 @@ class Follower:
         self._observer = Observer(stream.plan, time.monotonic_ns())
         self._number = 0
         self._topology = stream.topology
+        self._first_mask: frozenset[int] = frozenset()
         stream.watch(self._add)
         self._thread = threading.Thread(target=self._follow, name="corepipe-follower", daemon=True)
         self._thread.start()
@@ -84,6 +85,7 @@ class Follower:
             self._observer.add(record)
 
     def _follow(self) -> None:
+        self._first_mask = self._mask()
         while True:
             time.sleep(PERIOD_S)
             stream = self._stream()
@@ -120,11 +122,14 @@ class Follower:
         self._on_change(change)
 
     def _usable(self) -> set[int]:
-        """The cores that the system still lets this process use; a thread's own mask tells of lost ones."""
+        """The cores that the system still lets this process use: a thread's mask loses those that it takes away."""
         cores = {core.id: core.cpus for core in self._topology.cores}
-        if not hasattr(os, "sched_getaffinity"):
-            return set(cores)
-        with contextlib.suppress(OSError):
-            mask = os.sched_getaffinity(0)
-            return {core for core, cpus in cores.items() if mask.intersection(cpus)}
-        return set(cores)
+        now = self._mask()
+        return {core for core, cpus in cores.items() if not self._first_mask.intersection(cpus) or now & set(cpus)}
+
+    @staticmethod
+    def _mask() -> frozenset[int]:
+        """The mask of this thread; empty where the system does not tell."""
+        with contextlib.suppress(AttributeError, OSError):
+            return frozenset(os.sched_getaffinity(0))
+        return frozenset()

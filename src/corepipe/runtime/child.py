@@ -26,7 +26,7 @@ def main(config_fd: int) -> None:
     _name_process(config["name"])
     code = 1
     try:
-        _pin(config["cpus"])
+        _pin(config["cpus"], config["strict"])
         # Threads inherit the mask: none may be started before it is set.
         threading.Thread(target=_exit_with_parent, args=(config["lifeline_fd"],), daemon=True).start()
         import_module(config["module"]).serve(config)
@@ -59,12 +59,14 @@ class PinningError(RuntimeError):
     """The system refuses the affinity mask."""
 
 
-def _pin(cpus: list[int]) -> None:
+def _pin(cpus: list[int], strict: bool) -> None:
     if not cpus or not hasattr(os, "sched_setaffinity"):
         return
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
+        if not strict:
+            return
         text = f"cannot pin to CPUs {cpus}: {error.strerror}; see `corepipe doctor` for the usable cores"
         raise PinningError(text) from None
 

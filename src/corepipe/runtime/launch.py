@@ -48,6 +48,7 @@ class Child:
         config: plain data for `serve`; `fds` in it stay valid in the child under the same numbers.
         fds: descriptors to hand down.
         threads: how many threads its numeric libraries may start.
+        strict: whether it must not run where the affinity mask is refused; else it then runs wherever it may.
 
     Raises:
         WorkerError: the process could not be started.
@@ -61,6 +62,7 @@ class Child:
         config: Mapping[str, Any],
         fds: Iterable[int] = (),
         threads: int = 1,
+        strict: bool = True,
     ) -> None:
         self.name = name
         self._buffer = b""
@@ -86,6 +88,7 @@ class Child:
                 "module": module,
                 "name": f"corepipe:{name}",
                 "cpus": list(cpus),
+                "strict": strict,
                 "lifeline_fd": lifeline_read,
                 "status_fd": status_write,
             }

@@ -75,13 +75,15 @@ class Pool:
     def restart(self, dead: set[int], stop_fd: int) -> None:
         """Replace dead workers; what waited in their inboxes is thrown away.
 
+        A worker whose cores the system has taken away meanwhile comes up on those that are left.
+
         Raises:
             WorkerError: a replacement could not start, or `stop_fd` became readable meanwhile.
         """
         for number in dead:
             self.children[number].close(0)
             _drain(self._inboxes[number][0])
-            self.children[number] = self._start(self.plan.workers[number])
+            self.children[number] = self._start(self.plan.workers[number], again=True)
         for number in dead:
             self.children[number].wait_report(stop_fd)
 
@@ -110,7 +112,7 @@ class Pool:
         self._fds.extend(ends)
         return ends
 
-    def _start(self, worker: Worker) -> Child:
+    def _start(self, worker: Worker, again: bool = False) -> Child:
         number = self._numbers[worker.name]
         mine = list(self.plan.segments_of(worker.name))
         model_fds: list[int] = []
@@ -150,7 +152,13 @@ class Pool:
             hand_down += [to for *_, to in hops]
             cpus = self._topology.cpus_of(worker.cores) if self._topology.pinnable else ()
             return Child(
-                "corepipe.runtime.worker", worker.name, cpus, config, sorted(set(hand_down)), len(worker.cores)
+                "corepipe.runtime.worker",
+                worker.name,
+                cpus,
+                config,
+                sorted(set(hand_down)),
+                len(worker.cores),
+                strict=not again,
             )
         finally:
             for fd in model_fds:

@@ -1,0 +1,151 @@
+"""A follower on a real stream: what it does to plan, frames and processes (not how fast it is; see bench/follow.py)."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from corepipe import plan as planners
+from corepipe.cost.table import (
+    ConfigCosts,
+    CostTable,
+    EngineName,
+    HopCosts,
+    Provenance,
+    TableCluster,
+    TableMachine,
+    TableNetwork,
+)
+from corepipe.errors import PlanError
+from corepipe.follow import Follower
+from corepipe.follow import follower as following
+from corepipe.runtime.stream import Stream
+
+
+@pytest.fixture
+def big_chain(make_chain):
+    from corepipe.network.load import load_network
+
+    return load_network(make_chain(layers=6, channels=16, side=96))
+
+
+def table_for(network, topology, factors):
+    """Costs that are right but for a factor on each of two cores, each a cluster's only one in the table."""
+    cluster = topology.clusters[0]
+    cores = tuple(core.id for core in cluster.cores[:2])
+    layers = len(network.layers)
+    return CostTable(
+        network=TableNetwork(
+            name=network.name, sha256=network.sha256, layers=tuple(x.name for x in network.layers),
+            cut_bytes=(4,) * (layers + 1),
+        ),
+        machine=TableMachine(
+            description="", fingerprint="", clusters=(TableCluster(name=cluster.name, cores=cores),)
+        ),
+        engines=(EngineName(name="onnxruntime", version="1"),),
+        configs=(ConfigCosts(config=f"{cluster.name}1", layer_s=tuple(0.001 * f for f in factors)),),
+        hop=HopCosts(fixed_s=1e-5, edge_s=1e-5),
+        provenance=Provenance(source="measured"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(following, "PERIOD_S", 0.05)
+    monkeypatch.setattr("corepipe.follow.decide.SETTLING_S", 0.3)
+
+
+def feed_until(condition, network, seconds=20):
+    frame = np.ones(network.inputs[0].shape, np.float32)
+    deadline = time.monotonic() + seconds
+    yield from itertools.takewhile(lambda _: not condition() and time.monotonic() < deadline, itertools.repeat(frame))
+
+
+def test_a_pipeline_cut_by_wrong_costs_is_replaced_and_no_frame_is_lost(big_chain, two_cores, quick):
+    table = table_for(big_chain, two_cores, [1, 1, 1, 1, 1, 40])
+    pipeline = planners.plan(table, "pipeline")
+    assert pipeline.routes[0].hops[1].layers == (5, 6), "by these costs the last layer is a stage of its own"
+    seen, told = [], []
+    with Stream(big_chain, pipeline, two_cores, on_record=seen.append) as stream:
+        follower = Follower(stream, table, on_change=told.append)
+        outputs = list(stream(feed_until(lambda: follower.changes, big_chain)))
+        outputs += list(stream(feed_until(lambda: seen[-1].plan == 1, big_chain)))
+        assert told == follower.changes
+        assert told[0].kind == "plan"
+        assert "promises" in told[0].reason
+        assert stream.plan is told[-1].plan
+        assert len(outputs) == len(seen)
+        assert all(np.array_equal(outputs[0], output) for output in outputs)
+        assert {record.plan for record in seen} >= {0, 1}
+
+
+def test_a_core_that_is_taken_away_is_done_without(big_chain, two_cores, quick):
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("masks are Linux's")
+    table = table_for(big_chain, two_cores, [1] * 6)
+    plan = planners.plan(table, "replicas-per-core")
+    lost = plan.workers[1].cores[0]
+    with Stream(big_chain, plan, two_cores) as stream:
+        follower = Follower(stream, table)
+        list(stream(feed_until(lambda: True, big_chain)))
+        (thread,) = (t for t in threading.enumerate() if t.name == "corepipe-follower")
+        left = set(os.sched_getaffinity(0)) - set(two_cores.cpus_of([lost]))
+        # What the system does to each thread of a process whose core is taken offline.
+        os.sched_setaffinity(thread.native_id, left)
+        outputs = list(stream(feed_until(lambda: follower.changes, big_chain)))
+        assert outputs
+        assert f"core {lost}" in follower.changes[0].reason
+        assert lost not in {core for worker in stream.plan.workers for core in worker.cores}
+        assert len(list(stream(feed_until(lambda: len(stream.lanes) == 1, big_chain)))) >= 0
+
+
+def test_a_worker_whose_core_is_gone_comes_up_on_those_that_are_left(big_chain, two_cores, make_plan, monkeypatch):
+    with Stream(big_chain, make_plan(big_chain, [(1, [(1, 0, 6)])]), two_cores) as stream:
+        monkeypatch.setattr(type(two_cores), "cpus_of", lambda self, cores: (4000,))
+        before = stream.worker_pids["w1"]
+        os.kill(before, 9)
+        deadline = time.monotonic() + 20
+        while stream.restarts == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        monkeypatch.undo()
+        assert os.sched_getaffinity(stream.worker_pids["w1"]) == os.sched_getaffinity(0)
+        assert list(stream([np.ones(big_chain.inputs[0].shape, np.float32)]))
+
+
+def test_a_plan_that_cannot_be_had_leaves_the_stream_at_work(big_chain, two_cores, quick, caplog):
+    table = table_for(big_chain, two_cores, [1, 1, 1, 1, 1, 40])
+
+    def refuse(_):
+        raise PlanError("no plan today")
+
+    with Stream(big_chain, planners.plan(table, "pipeline"), two_cores) as stream:
+        follower = Follower(stream, table, planner=refuse)
+        assert list(stream(feed_until(lambda: "no plan today" in caplog.text, big_chain)))
+        assert "no plan today" in caplog.text
+        assert follower.changes == []
+        assert list(stream(feed_until(lambda: False, big_chain, seconds=0.2)))
+
+
+def test_the_follower_ends_with_its_stream(big_chain, two_cores, quick):
+    def followers():
+        return [thread for thread in threading.enumerate() if thread.name == "corepipe-follower"]
+
+    table = table_for(big_chain, two_cores, [1] * 6)
+    stream = Stream(big_chain, planners.plan(table), two_cores)
+    Follower(stream, table)
+    assert followers()
+    stream.close()
+    forgotten = Stream(big_chain, planners.plan(table), two_cores)
+    Follower(forgotten, table)
+    del forgotten
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while followers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not followers()
