@@ -30,6 +30,8 @@ from corepipe.cost.table import (
 )
 from corepipe.data import sample_frames
 from corepipe.errors import FrameError, UsageError
+from corepipe.follow.decide import Step
+from corepipe.plan import Plan
 from corepipe.report.recording import Recording
 
 TABLE = {
@@ -357,6 +359,43 @@ def test_the_trace_of_a_long_run_holds_its_beginning_and_names_the_rest(classifi
     assert {0, 1, 2, 3, 4} <= {e["args"]["frame"] for e in trace["traceEvents"] if e["ph"] == "X"}
     assert "to 59)" in trace["otherData"]["contents"]
     assert trace["otherData"]["contents"] in result.stderr
+
+
+def test_a_run_whose_plan_changes_says_so_and_shows_both(classifier, tmp_path, monkeypatch):
+    """When it changes is decided elsewhere: here on the first look, to a plan that was made for this."""
+    plan = tmp_path / "plan.json"
+    assert CliRunner().invoke(app, ["plan", str(classifier), "--planner", "all-cores", "-o", str(plan)]).exit_code == 0
+    steps = [Step("plan", Plan.read(plan), "the chip [got] hot")]
+    monkeypatch.setattr("corepipe.follow.follower.PERIOD_S", 0.3)
+    monkeypatch.setattr("corepipe.follow.decide.Decider.look", lambda *_: steps.pop() if steps else None)
+    np.save(tmp_path / "frames.npy", np.zeros((60, 3, 96, 96), np.float32))
+    arguments = ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "out.jsonl", "--rate", "40"]
+    arguments += ["--trace", tmp_path / "t.json", "--report", tmp_path / "page.html"]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    assert "the plan changes: the chip [got] hot" in result.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 60
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["ph"] == "M" and e["name"] == "process_name"]
+    assert [name for name in names if "all-cores" in name or "routes" in name] == names[:2]
+    assert len({e["pid"] for e in events if e["ph"] == "X"}) == 2
+    assert "plan: the chip [got] hot" in [e["name"] for e in events if e["ph"] == "i"]
+    assert "all-cores 2" in (tmp_path / "page.html").read_text()
+
+
+def test_frames_that_come_too_fast(classifier, tmp_path):
+    assert "drop-oldest" in one_message(corepipe("run", classifier, "--when-full", "drop"), 2)
+    np.save(tmp_path / "frames.npy", np.zeros((3000, 3, 96, 96), np.float32))
+    run = ("run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "out.jsonl")
+    codes = {"drop-oldest": 0, "error": 1}
+    for when_full, code in codes.items():
+        result = corepipe(*run, "--when-full", when_full)
+        assert result.returncode == code, result.stderr
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["index"] for row in rows] == list(range(3000))
+        dropped = [row for row in rows if "the stream was full" in (row.get("error") or "")]
+        assert 0 < len(dropped) < 3000
+        assert f"{len(dropped)} dropped because the cores could not keep up" in result.stderr
 
 
 def test_names_in_a_plan_are_text(classifier, photos, tmp_path):

@@ -236,7 +236,7 @@ def run(
         _write_report(report, network, topology, table, ran, recording, input_spec)
     if summary.interrupted:
         raise typer.Exit(130)
-    if summary.failed or not summary.frames:
+    if summary.failed or not summary.frames or (summary.dropped and when_full == "error"):
         raise typer.Exit(1)
 
 
