@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +131,16 @@ def test_a_plan_that_cannot_be_had_leaves_the_stream_at_work(big_chain, two_core
         assert "no plan today" in caplog.text
         assert follower.changes == []
         assert list(stream(feed_until(lambda: False, big_chain, seconds=0.2)))
+
+
+def test_no_other_plan_is_loaded_where_memory_is_short(big_chain, two_cores, quick, caplog, monkeypatch):
+    table = table_for(big_chain, two_cores, [1, 1, 1, 1, 1, 40])
+    monkeypatch.setattr(following.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+    with Stream(big_chain, planners.plan(table, "pipeline"), two_cores) as stream:
+        follower = Follower(stream, table)
+        assert list(stream(feed_until(lambda: "are available" in caplog.text, big_chain)))
+        assert "1 MiB are available" in caplog.text
+        assert follower.changes == []
 
 
 def test_the_follower_ends_with_its_stream(big_chain, two_cores, quick):

@@ -159,3 +159,22 @@ def test_closing_the_stream_ends_the_run(chain, two_cores, make_plan, when_full)
     reader.join(10)
     assert not reader.is_alive()
     assert isinstance(results[-1], StreamClosedError)
+
+
+@pytest.mark.parametrize("when_full", ["drop-oldest", "error"])
+def test_a_reader_that_stands_still_bounds_what_is_held(chain, two_cores, make_plan, when_full):
+    def feed():
+        for number in range(2000):
+            yield frame_of(chain, number)
+            time.sleep(0.0005)
+
+    ran = []
+    with Stream(chain, make_plan(chain, LONE), two_cores, on_record=ran.append) as stream:
+        running = stream(feed(), "return", when_full)
+        results = [next(running)]
+        time.sleep(0.7)
+        assert len(ran) <= stream.window + 1, "results wait for the reader, so no more frames are run"
+        results += running
+        assert len(results) == 2000
+        assert sum(isinstance(result, np.ndarray) for result in results) == len(ran)
+        assert stream.dropped == 2000 - len(ran)

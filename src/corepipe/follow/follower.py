@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
+
 from corepipe import plan as planners
 from corepipe.cost.table import CostTable
-from corepipe.errors import CorepipeError, StreamClosedError
+from corepipe.errors import CorepipeError, StreamClosedError, WorkerError
 from corepipe.follow.decide import Decider
 from corepipe.follow.observe import Observer
 from corepipe.plan.model import Plan
@@ -112,6 +114,7 @@ class Follower:
         if step.kind == "rates":
             stream.set_rates(step.plan)
         else:
+            _check_memory(stream, step.plan)
             stream.switch(step.plan)
             self._number += 1
         at_ns = time.monotonic_ns()
@@ -133,3 +136,19 @@ class Follower:
         with contextlib.suppress(AttributeError, OSError):
             return frozenset(os.sched_getaffinity(0))
         return frozenset()
+
+
+def _check_memory(stream: Stream, plan: Plan) -> None:
+    """While another plan is loaded both are in memory, its weights twice for a moment: as a model and in the engine.
+
+    Raises:
+        WorkerError: that much is not to be had.
+    """
+    layers = [layer.descriptor.bytes_weights for layer in stream.network.layers]
+    needed = 2 * sum(planners.weight_bytes(plan, layers).values()) + stream.pool.arena.layout.nbytes
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise WorkerError(
+            f"another plan would be better, but loading it beside this one needs {needed >> 20} MiB, and "
+            f"{available >> 20} MiB are available"
+        )

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from corepipe.errors import CorepipeError, FrameError, StreamFullError
@@ -21,7 +22,7 @@ WAITING = 2
 """Frames (or slots of frames) that wait in front of a full stream, before the oldest of them is dropped."""
 
 _MOST_UNREAD = 65_536
-"""Results, and errors of dropped frames, that the reader has not taken; then the source waits after all."""
+"""Frames that the reader has not taken, nearly all of them dropped; then the source waits after all."""
 
 _JOIN_S = 1.0
 
@@ -44,7 +45,7 @@ def run_live(
     """
     intake = _Intake(stream, frames, when_full)
     try:
-        while (future := intake.next_future()) is not None:
+        while (future := intake.next_ended()) is not None:
             error = future.exception()
             if error is None:
                 yield future.result()
@@ -56,16 +57,26 @@ def run_live(
         intake.stop()
 
 
+@dataclass
+class _Taken:
+    """A frame of the source; `ran` once the stream has it."""
+
+    future: Future[Any] = field(default_factory=Future)
+    ran: bool = False
+
+
 class _Intake:
-    """Reads the source, keeps the newest frames, and gives the stream what it has room for."""
+    """Reads the source, keeps the newest frames, and gives the stream what it and the reader have room for."""
 
     def __init__(self, stream: Stream, frames: Iterable[Any], when_full: WhenFull) -> None:
         self._stream = stream
         self._drops = when_full == "drop-oldest"
         self._changed = threading.Condition()
-        self._unread: deque[Future[Any]] = deque()
-        self._waiting: deque[tuple[Any, Future[Any]]] = deque()
+        self._unread: deque[_Taken] = deque()
+        self._waiting: deque[tuple[Any, _Taken]] = deque()
         self._most_waiting = WAITING * stream.plan.batch
+        self._running = 0
+        """Frames that the stream was given and whose results the reader has not taken: they are held in memory."""
         self._ended = False
         self._stopped = False
         self._failure: Exception | None = None
@@ -77,20 +88,25 @@ class _Intake:
         for thread in self._threads:
             thread.start()
 
-    def next_future(self) -> Future[Any] | None:
-        """The future of the next frame, which may not have ended; None after the last one.
+    def next_ended(self) -> Future[Any] | None:
+        """The future of the next frame, ended; None after the last one.
 
         Raises:
             Exception: what the source raised.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._unread or self._ended)
-            if self._unread:
-                self._changed.notify_all()
-                return self._unread.popleft()
-        if self._failure is not None:
-            raise self._failure
-        return None
+            if not self._unread:
+                if self._failure is not None:
+                    raise self._failure
+                return None
+            taken = self._unread[0]
+        taken.future.exception()
+        with self._changed:
+            self._unread.popleft()
+            self._running -= taken.ran
+            self._changed.notify_all()
+        return taken.future
 
     def stop(self) -> None:
         """Read no more; a source that is waited for is left to its thread."""
@@ -121,28 +137,31 @@ class _Intake:
     def _put(self, frame: Any) -> None:
         """Let a frame wait, the oldest that waits making room for it."""
         with self._changed:
-            future: Future[Any] = Future()
-            self._unread.append(future)
-            self._waiting.append((frame, future))
+            taken = _Taken()
+            self._unread.append(taken)
+            self._waiting.append((frame, taken))
             if len(self._waiting) > self._most_waiting:
                 _, oldest = self._waiting.popleft()
                 self._stream.dropped += 1
-                oldest.set_exception(StreamFullError("dropped: the stream was full, and newer frames came"))
+                oldest.future.set_exception(StreamFullError("dropped: the stream was full, and newer frames came"))
             self._changed.notify_all()
 
     def _offer(self, frame: Any) -> None:
         """Submit a frame if there is room."""
+        taken = _Taken()
         try:
-            future = self._stream.submit_own(frame, timeout=0)
+            if not self._reader_has_room():
+                raise TimeoutError
+            taken.future = self._stream.submit_own(frame, timeout=0)
+            taken.ran = True
         except TimeoutError:
             self._stream.dropped += 1
-            future = Future()
-            future.set_exception(StreamFullError("refused: the stream was full"))
+            taken.future.set_exception(StreamFullError("refused: the stream was full"))
         except CorepipeError as error:
-            future = Future()
-            future.set_exception(error)
+            taken.future.set_exception(error)
         with self._changed:
-            self._unread.append(future)
+            self._running += taken.ran
+            self._unread.append(taken)
             self._changed.notify_all()
 
     def _feed(self) -> None:
@@ -150,16 +169,23 @@ class _Intake:
         while True:
             self._stream.wait_for_room()
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ended or self._stopped)
+                self._changed.wait_for(
+                    lambda: self._stopped or (self._reader_has_room() and (self._waiting or self._ended))
+                )
                 if self._stopped or not self._waiting:
                     return
-                frame, future = self._waiting.popleft()
+                frame, taken = self._waiting.popleft()
+                taken.ran = True
+                self._running += 1
             try:
                 inner = self._stream.submit_own(frame)
             except Exception as error:
-                future.set_exception(error)
+                taken.future.set_exception(error)
                 continue
-            inner.add_done_callback(functools.partial(_pass_on, future=future))
+            inner.add_done_callback(functools.partial(_pass_on, future=taken.future))
+
+    def _reader_has_room(self) -> bool:
+        return self._running < self._stream.window
 
 
 def _pass_on(done: Future[Any], future: Future[Any]) -> None:

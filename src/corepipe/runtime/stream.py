@@ -110,6 +110,7 @@ class Stream:
         self.lanes: tuple[Lane, ...] = (Lane(network, plan, topology),)
         """The plan at work last, before it those that still hold frames."""
         self._state = threading.Condition()
+        self._switching = threading.Lock()
         self._ended: dict[int, Ended] = {}
         self._deliveries: Deliveries = Deliveries()
         self._next_sequence = 0
@@ -198,17 +199,18 @@ class Stream:
             WorkerError: a worker could not start; the old plan stays.
             StreamClosedError: the stream was closed meanwhile.
         """
-        lane = Lane(self.network, plan, self._topology, self.lanes[-1].number + 1)
-        with self._state:
-            if self.closed or self._broken:
-                lane.pool.close()
-                self._check_open()
-            old = self.lanes[-1]
-            self.lanes = (*self.lanes, lane)
-            if old.open is not None:
-                old.start(old.open)
-            os.write(self._changed_write, b"x")
-            self._state.notify_all()
+        with self._switching:
+            lane = Lane(self.network, plan, self._topology, self.lanes[-1].number + 1)
+            with self._state:
+                if self.closed or self._broken:
+                    lane.pool.close()
+                    self._check_open()
+                old = self.lanes[-1]
+                self.lanes = (*self.lanes, lane)
+                if old.open is not None:
+                    old.start(old.open)
+                os.write(self._changed_write, b"x")
+                self._state.notify_all()
 
     def let_go(self) -> None:
         """End the workers of plans that hold no frames any more (for the collector)."""
@@ -249,8 +251,13 @@ class Stream:
         return self._submit(frame, timeout)
 
     def submit_own(self, frame: Frame | Writer, timeout: float | None = None) -> Future[Output]:
-        """As `submit`, for a future that nobody else is given: it may end in the collecting thread."""
+        """As `submit`, for a future that nobody else is given: it may end in the collecting thread, callbacks too."""
         return self._submit(frame, timeout, own=True)
+
+    @property
+    def window(self) -> int:
+        """How many frames may be between the oldest one whose result was not delivered and the newest."""
+        return max(lane.window for lane in self.lanes)
 
     def wait_for_room(self) -> None:
         """Wait until a frame could be submitted at once, or the stream has ended."""
@@ -337,7 +344,7 @@ class Stream:
         failure: Exception | None = None
         while more or waiting:
             if waiting:
-                self._wait_for_room_or(waiting[0], more and len(waiting) < self._window())
+                self._wait_for_room_or(waiting[0], more and len(waiting) < self.window)
                 if waiting[0].done():
                     yield _outcome(waiting.popleft(), on_error)
                     continue
@@ -375,7 +382,7 @@ class Stream:
             FrameError: one frame failed, at its turn.
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
-        room = asyncio.Semaphore(self._window())
+        room = asyncio.Semaphore(self.window)
         fed: asyncio.Queue[Future[Output] | None] = asyncio.Queue()
 
         async def feed() -> None:
@@ -465,10 +472,7 @@ class Stream:
         # Deliveries wait for a callback that submits, so that callback must not wait for deliveries.
         in_callback = threading.current_thread() is self._deliverer
         filling = sum(lane.filling for lane in self.lanes)
-        return in_callback or self._next_sequence - self._delivered + filling < self._window()
-
-    def _window(self) -> int:
-        return max(lane.window for lane in self.lanes)
+        return in_callback or self._next_sequence - self._delivered + filling < self.window
 
     def _release(self, lane: Lane, flight: Flight) -> None:
         lane.release(flight)
