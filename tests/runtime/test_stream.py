@@ -495,10 +495,10 @@ def test_a_replacement_that_does_not_come_up_is_tried_again(chain, two_cores, ma
         real = stream.pool._start
         failures = iter([WorkerError("no memory"), WorkerError("no memory")])
 
-        def start(worker):
+        def start(worker, again):
             for failure in failures:
                 raise failure
-            return real(worker)
+            return real(worker, again)
 
         monkeypatch.setattr(stream.pool, "_start", start)
         os.kill(stream.worker_pids["w1"], signal.SIGKILL)
