@@ -235,7 +235,17 @@ def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> flo
     """Long enough for a dozen frames beside those that fill the stream."""
     plan = contender.plan
     fps = evaluate(plan, table).throughput_fps
-    return max(least, plan.batch * (_FRAMES_PER_SLICE + 2 * sum(len(r.hops) for r in plan.routes)) / fps)
+    return max(least, (_least_frames(plan) + _filling(plan)) / fps)
+
+
+def _least_frames(plan: Plan) -> int:
+    """In a slice: a dozen slots."""
+    return plan.batch * _FRAMES_PER_SLICE
+
+
+def _filling(plan: Plan) -> int:
+    """How many frames fill the stream."""
+    return 2 * plan.batch * sum(len(route.hops) for route in plan.routes)
 
 
 def _run_slice(
@@ -246,14 +256,14 @@ def _run_slice(
     seconds: float,
 ) -> None:
     contender.records.clear()
-    filling = 2 * stream.plan.batch * sum(len(route.hops) for route in stream.plan.routes)
+    filling, least = _filling(stream.plan), _least_frames(stream.plan)
     began = ended = time.monotonic_ns()
 
     def feed() -> Iterator[Mapping[str, NDArray[Any]]]:
         nonlocal ended
         for frame in itertools.cycle(frames):
             yield frame
-            enough = len(contender.records) >= filling + _FRAMES_PER_SLICE * stream.plan.batch
+            enough = len(contender.records) >= filling + least
             ended = time.monotonic_ns()
             if (ended - began) * 1e-9 >= (seconds if enough else _LONGER * seconds):
                 return
@@ -263,7 +273,7 @@ def _run_slice(
         contender.check(output, expected[number % len(frames)])
     done = sorted(contender.records, key=lambda record: record.done_ns)
     steady = [record for record in done[filling:] if record.done_ns <= ended]
-    if len(steady) >= _FRAMES_PER_SLICE * stream.plan.batch:
+    if len(steady) >= least:
         # Frames that share a slot are done at one moment.
         since = steady[0].done_ns
         counted = [record for record in steady if record.done_ns > since]

@@ -16,7 +16,7 @@ from corepipe.cost import measuring
 from corepipe.cost import profile as profiling
 from corepipe.cost.hop import measure_hop
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
-from corepipe.errors import WorkerError
+from corepipe.errors import EngineError, WorkerError
 from corepipe.network.load import load_network, open_network
 from corepipe.plan import plan
 
@@ -147,7 +147,7 @@ def test_a_network_that_cannot_run_names_the_config(here, quick):
     )
     network = load_network(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10))
     config = here.core_configs()[0]
-    with pytest.raises(WorkerError, match=f"probe-{config}"):
+    with pytest.raises(EngineError, match=f"probe-{config}"):
         profiling.profile(network, here, engine_name())
 
 

@@ -162,4 +162,4 @@ def test_other_builds_of_an_engine_count(monkeypatch):
         raise PackageNotFoundError(distribution)
 
     monkeypatch.setattr("corepipe.api.version", version)
-    assert examine(CHIP, sample_s=0).engines == {"onnxruntime": "1.30.0", "openvino": None}
+    assert examine(CHIP, sample_s=0).engines == {"onnxruntime": "1.30.0", "openvino": None, "ncnn": None}

@@ -42,7 +42,7 @@ def table_of(name: str) -> CostTable:
         network=TableNetwork(name=name, sha256="0", layers=(name, "end"), cut_bytes=(1, 1, 1)),
         machine=TableMachine(description=name, fingerprint="", clusters=(TableCluster(name="cpu", cores=(0, 1)),)),
         engines=(EngineName(name=name, version="1"),),
-        configs=(ConfigCosts(config="cpu1", layer_s=(1e-3, 1e-3), layer_busy_s=(1e-3, 1e-3)),),
+        configs=(ConfigCosts(config="cpu1", engine=name, layer_s=(1e-3, 1e-3), layer_busy_s=(1e-3, 1e-3)),),
         provenance=Provenance(source="made-up", note=name, created=name),
     )
 
@@ -51,7 +51,10 @@ def plan_of(name: str) -> Plan:
     return Plan(
         planner=name,
         network=PlanNetwork(name=name, sha256="0", layers=2),
-        workers=(Worker(name=name, config="cpu1", cores=(0,)), Worker(name="other", config="cpu1", cores=(1,))),
+        workers=(
+            Worker(name=name, config="cpu1", cores=(0,), engine=name),
+            Worker(name="other", config="cpu1", cores=(1,), engine=name),
+        ),
         routes=(Route(rate_fps=1, hops=(Hop(worker=name, layers=(0, 1)), Hop(worker="other", layers=(1, 2)))),),
     )
 

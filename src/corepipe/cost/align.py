@@ -17,10 +17,11 @@ from corepipe.cost.measuring import MeasuringProcess, Progress, cores_of, loaded
 from corepipe.cost.table import ConfigCosts, CostTable
 from corepipe.network.batch import batched
 from corepipe.network.model import Network
-from corepipe.plan.division import DividedPart, Divider
+from corepipe.plan.division import Divider
+from corepipe.plan.model import HopPart, parts_s
 from corepipe.topology.model import CoreConfig, Topology
 
-Division = tuple[DividedPart, ...]
+Division = tuple[HopPart, ...]
 
 _SECONDS_EACH = 0.7
 _ROUNDS = 2
@@ -60,10 +61,11 @@ def _align_config(
 ) -> tuple[ConfigCosts, ...]:
     frames = table.batches[-1]
     table = table.for_frames(frames)
-    whole = {row.mode: (DividedPart(0, table.layer_count, row.mode),) for row in table.by_config[config]}
+    layers = (0, table.layer_count)
+    whole = {row.mode: (HopPart(layers=layers, engine=row.engine, batch=row.batch),) for row in table.by_config[config]}
     divisions: list[Division] = list(whole.values())
     for _ in range(_ROUNDS):
-        best, _ = Divider(table, config, busy=True).divide(0, table.layer_count)
+        best, _ = Divider(table, config, busy=True).divide(*layers)
         if best in divisions:
             break
         divisions.append(best)
@@ -72,21 +74,17 @@ def _align_config(
         rows = [_scaled_to(row, table, seconds[whole[row.mode]], busy) for row in table.by_config[config]]
         table = _with(table, config, rows)
         extra = max(
-            (seconds[division] - _predicted(table, config, division, busy)) / (len(division) - 1)
+            (seconds[division] - parts_s(division, config, table, busy=busy)) / (len(division) - 1)
             for division in divisions
             if len(division) > 1
         )
-        table = _with(table, config, [_dearer(row, max(extra, 0.0), table) for row in rows])
+        table = _with(table, config, [_dearer(row, max(extra, 0.0)) for row in rows])
     return table.by_config[config]
 
 
 def _with(table: CostTable, config: CoreConfig, rows: Sequence[ConfigCosts]) -> CostTable:
     others = [costs for costs in table.configs if costs.core_config != config]
     return table.replaced(configs=(*others, *rows))
-
-
-def _predicted(table: CostTable, config: CoreConfig, division: Division, busy: bool) -> float:
-    return sum(table.segment_s(config, part.start, part.stop, busy=busy, mode=part.mode) for part in division)
 
 
 def _time(
@@ -98,11 +96,10 @@ def _time(
     """
     networks = {size: batched(network, size) for size in table.batches}
     parts = list(dict.fromkeys(part for division in divisions for part in division))
-    segments = [networks[part.mode.batch].segment(part.start, part.stop) for part in parts]
-    engines = [part.mode.engine for part in parts]
+    segments = [networks[part.batch].segment(part.start, part.stop) for part in parts]
+    engines = [part.engine for part in parts]
     chains = [
-        [parts.index(part) for part in division for _ in range(table.frames // part.mode.batch)]
-        for division in divisions
+        [parts.index(part) for part in division for _ in range(table.frames // part.batch)] for division in divisions
     ]
     cores = cores_of(topology, config)
     default = table.engines[0].name
@@ -126,12 +123,12 @@ def _scaled_to(row: ConfigCosts, table: CostTable, seconds: float, busy: bool) -
     return row.model_copy(update={field: scaled(np.array(getattr(row, field)), own)})
 
 
-def _dearer(row: ConfigCosts, extra: float, table: CostTable) -> ConfigCosts:
+def _dearer(row: ConfigCosts, extra: float) -> ConfigCosts:
     """The costs with a segment dearer by so much, the whole network taking as long as before."""
+    fields = [field for field in ("layer_s", "layer_busy_s") if getattr(row, field) is not None]
+    extra = min(extra, (1 - _LEAST_SHARE) * min(sum(getattr(row, field)) for field in fields))
     changes: dict[str, object] = {"segment_s": row.segment_s + extra}
-    for field in ("layer_s", "layer_busy_s"):
+    for field in fields:
         layers = getattr(row, field)
-        if layers is not None:
-            total = sum(layers)
-            changes[field] = scaled(np.array(layers), max(total - extra, _LEAST_SHARE * total))
+        changes[field] = scaled(np.array(layers), sum(layers) - extra)
     return row.model_copy(update=changes)

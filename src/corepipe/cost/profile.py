@@ -99,7 +99,7 @@ def profile(
         EngineError: the engine refuses the network.
         BatchError: the network does not allow batches.
     """
-    whole = network if batch == 1 else batched(network, batch)
+    whole = batched(network, batch)
     configs = core_configs(topology)
     partial = done or PartialProfile()
     measured = {costs.config: costs for costs in partial.configs}

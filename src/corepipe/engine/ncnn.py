@@ -105,6 +105,8 @@ class _Model:
         failed = self._net.load_param_bin(_Reader([parameters])) or self._net.load_model(_Reader(program.weights()))
         if failed:
             raise EngineError(f"ncnn refuses the model: it does not load (code {failed})")
+        for layer in program.layers:
+            layer.weights.clear()
 
     def bind(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any] | DynamicOutput]

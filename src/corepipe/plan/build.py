@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from corepipe.cost.table import CostTable, Mode, TableCluster, TableMachine
 from corepipe.errors import PlanError
 from corepipe.plan.division import Divider, divided_load_s
-from corepipe.plan.model import LEAST_SHARE, Hop, HopPart, Plan, PlanNetwork, Route, Worker, evaluate
+from corepipe.plan.model import LEAST_SHARE, Hop, Plan, PlanNetwork, Route, Worker, evaluate
 from corepipe.topology.model import ALL_CORES, CoreConfig
 
 Stage = tuple[CoreConfig, int, int]
@@ -134,8 +134,7 @@ def make_plan(
     def hop_of(worker: int, start: int, stop: int) -> Hop:
         parts, _ = dividers[configs[worker]].divide(start, stop)
         plain = len(parts) == 1 and parts[0].mode == Mode(workers[worker].engine)
-        listed = tuple(HopPart(layers=(p.start, p.stop), engine=p.mode.engine, batch=p.mode.batch) for p in parts)
-        return Hop(worker=workers[worker].name, layers=(start, stop), parts=None if plain else listed)
+        return Hop(worker=workers[worker].name, layers=(start, stop), parts=None if plain else parts)
 
     divided = [(rate, tuple(hop_of(*hop) for hop in hops)) for rate, hops in mix]
 

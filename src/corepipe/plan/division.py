@@ -7,24 +7,15 @@ is a segment with the costs of one. Dynamic programming over (cut, mode); with o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.cost.table import CostTable, Mode
+from corepipe.cost.table import CostTable
+from corepipe.plan.model import HopPart
 from corepipe.topology.model import CoreConfig
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class DividedPart:
-    """Layers [start, stop) in one mode."""
-
-    start: int
-    stop: int
-    mode: Mode
 
 
 class Divider:
@@ -72,7 +63,7 @@ class Divider:
             open_s[:, : stop + 1] = np.minimum(open_s[:, : stop + 1], changed + began[:, None])
         return found
 
-    def divide(self, start: int, stop: int) -> tuple[tuple[DividedPart, ...], float]:
+    def divide(self, start: int, stop: int) -> tuple[tuple[HopPart, ...], float]:
         """The best division of layers `start` to `stop - 1`, of equal ones that with the fewest parts, and its seconds.
 
         Args:
@@ -96,7 +87,10 @@ class Divider:
             state = [min(state[m], (best[0] + float(began[m]), best[1] + 1, (*best[2], (cut, m)))) for m in modes]
         seconds, _, path = best
         edges = [*(self.cuts[cut] for cut, _ in path), stop]
-        parts = tuple(DividedPart(edges[k], edges[k + 1], self._modes[m]) for k, (_, m) in enumerate(path))
+        parts = tuple(
+            HopPart(layers=(edges[k], edges[k + 1]), engine=self._modes[m].engine, batch=self._modes[m].batch)
+            for k, (_, m) in enumerate(path)
+        )
         return parts, max(seconds, 0.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Self
 
@@ -269,11 +270,18 @@ def hop_s(plan: Plan, hop: Hop, table: CostTable, *, busy: bool) -> float:
     if config not in table.by_config:
         raise PlanError(f"worker {hop.worker}: the cost table has no config {config}; profile this machine")
     try:
-        return sum(
-            table.segment_s(config, part.start, part.stop, busy=busy, mode=part.mode) for part in plan.parts_of(hop)
-        )
+        return parts_s(plan.parts_of(hop), config, table, busy=busy)
     except UnknownNameError as error:
         raise PlanError(f"worker {hop.worker}: {error}; profile with that engine and batch") from None
+
+
+def parts_s(parts: Iterable[HopPart], config: CoreConfig, table: CostTable, *, busy: bool) -> float:
+    """Seconds of one frame for some segments on a core config.
+
+    Raises:
+        UnknownNameError: the table has no such config, or not with an engine and batch of theirs.
+    """
+    return sum(table.segment_s(config, part.start, part.stop, busy=busy, mode=part.mode) for part in parts)
 
 
 def hop_load_s(plan: Plan, hop: Hop, table: CostTable, *, busy: bool) -> float:

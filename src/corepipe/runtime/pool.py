@@ -40,9 +40,7 @@ class Pool:
         self._numbers = {worker.name: number for number, worker in enumerate(plan.workers)}
         self._segments: dict[HopPart, Segment] = {}
         used = {part for worker in plan.workers for part in plan.segments_of(worker.name)}
-        networks = {
-            batch: network if batch == 1 else batched(network, batch) for batch in sorted({part.batch for part in used})
-        }
+        networks = {batch: batched(network, batch) for batch in {part.batch for part in used}}
         tensors: dict[str, TensorInfo] = {t.name: t for t in (*network.inputs, *network.outputs)}
         for part in used:
             self._segments[part] = networks[part.batch].segment(part.start, part.stop)
@@ -130,15 +128,14 @@ class Pool:
                         "outputs": [self._about(t) for t in segment.outputs],
                     }
                 )
-            hops, destinations = [], []
+            hops: list[tuple[int, int, list[int], int]] = []
             for route_number, route in enumerate(self.plan.routes):
                 for index, hop in enumerate(route.hops):
                     if hop.worker != worker.name or route.rate_fps <= 0:
                         continue
                     last = index + 1 == len(route.hops)
                     to = self._results_write if last else self._inboxes[self._numbers[route.hops[index + 1].worker]][1]
-                    destinations.append(to)
-                    hops.append([route_number, index, [mine.index(part) for part in self.plan.parts_of(hop)], to])
+                    hops.append((route_number, index, [mine.index(part) for part in self.plan.parts_of(hop)], to))
             config = {
                 "number": number,
                 "threads": len(worker.cores),
@@ -150,7 +147,7 @@ class Pool:
                 "hops": hops,
             }
             hand_down = [self.arena.fd, self._inboxes[number][0], self._results_write, *model_fds]
-            hand_down += destinations
+            hand_down += [to for *_, to in hops]
             cpus = self._topology.cpus_of(worker.cores) if self._topology.pinnable else ()
             return Child(
                 "corepipe.runtime.worker", worker.name, cpus, config, sorted(set(hand_down)), len(worker.cores)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,10 +11,21 @@ from corepipe.engine._ncnn.graph import Refused, Shape, Tensor, Value
 from corepipe.engine._ncnn.node import Node
 from corepipe.engine._ncnn.pools import scaled
 
+Numbers = NDArray[np.float64]
+
 _UNARY = {"Abs": 0, "Neg": 1, "Floor": 2, "Ceil": 3, "Sqrt": 5, "Exp": 7, "Log": 8, "Reciprocal": 15}
 _BINARY = {"Add": 0, "Sub": 1, "Mul": 2, "Div": 3, "Max": 4, "Min": 5}
 _REVERSED = {"Add": 0, "Sub": 7, "Mul": 2, "Div": 8, "Max": 4, "Min": 5}
 """With the operands exchanged."""
+
+_AFFINE: dict[int, Callable[[Numbers], tuple[Numbers, Numbers]]] = {
+    0: lambda c: (np.ones_like(c), c),
+    1: lambda c: (np.ones_like(c), -c),
+    2: lambda c: (c, np.zeros_like(c)),
+    3: lambda c: (1 / c, np.zeros_like(c)),
+    7: lambda c: (-np.ones_like(c), c),
+}
+"""Factor and offset that do the same as an operator with a constant."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -125,16 +138,15 @@ def _with_constant(node: Node, index: int, value: NDArray[np.float64], operator:
     shape = np.broadcast_shapes(given.shape, value.shape)
     if not value.size:
         raise Refused("a constant without elements")
-    channels = _channels(value.shape, given.shape)
-    if channels and shape == given.shape and operator in (0, 1, 2, 3, 7) and given.shape[0] == 1:
-        if (operator == 3 and not value.all()) or not np.isfinite(value).all():
-            raise Refused("a constant that is not finite, or division by zero")
-        ones, zeros, flat = np.ones(channels), np.zeros(channels), value.reshape(-1)
-        factor, offset = {
-            0: (ones, flat), 1: (ones, -flat), 2: (flat, zeros), 3: (1 / flat if operator == 3 else ones, zeros),
-            7: (-ones, flat),
-        }[operator]  # fmt: skip
-        return scaled(node, index, factor, offset)
+    linear, channels = node.open(index), _channels(value.shape, given.shape)
+    if shape == given.shape and operator in _AFFINE and np.isfinite(value).all() and (operator != 3 or value.all()):
+        factor, offset = _AFFINE[operator](value.reshape(-1))
+        if channels and given.shape[0] == 1:
+            return scaled(node, index, factor, offset)
+        of_last = value.shape[-1:] == (value.size,) == given.shape[-1:]
+        if of_last and linear is not None and linear.layer.kind == "InnerProduct":
+            linear.scale(factor, offset)
+            return node.passed_on(index)
     if value.size == 1 and shape == given.shape:
         return node.builder.compute("BinaryOp", given, {0: operator, 1: 1, 2: float(value.reshape(()))})
     constant = node.tensor(1 - index)

@@ -14,6 +14,7 @@ Shape = tuple[int, ...]
 Value = int | float | Sequence[int] | Sequence[float]
 Weights = NDArray[np.float32]
 
+_MOST_ELEMENTS = 2**29
 _MAGIC = 7767517
 _END = -233
 _ARRAY = -23300
@@ -86,6 +87,12 @@ class Tensor:
     blob_shape: Shape
     linear: Linear | None = None
     source: str = ""
+
+
+def check_size(shape: Shape) -> None:
+    """Refuse blobs of 2 GiB and more."""
+    if math.prod(shape) >= _MOST_ELEMENTS:
+        raise Refused(f"{list(shape)} is 2 GiB or more")
 
 
 def blob_shape(shape: Shape) -> Shape:
@@ -233,7 +240,7 @@ def finish(builder: Builder, inputs: Mapping[str, Tensor], outputs: Mapping[str,
         term, size = (1, 2) if linear.layer.kind == "InnerProduct" else (5, 6)
         linear.layer.params |= {0: linear.channels, term: len(bias), size: linear.weight.size}
         linear.layer.weights = [FLAG, np.ascontiguousarray(linear.weight), *bias]
-    if any(array.size >= 2**29 for layer in builder.layers for array in layer.weights):
+    if any(array.size >= _MOST_ELEMENTS for layer in builder.layers for array in layer.weights):
         raise Refused("2 GiB of weights in one layer")
     readers: dict[int, int] = {}
     for layer in builder.layers:

@@ -23,7 +23,7 @@ def pool(node: Node) -> Tensor:
     given = node.image()
     average = node.kind == "AveragePool"
     kernel = node.integers("kernel_shape") or ()
-    at = windows(node, kernel, given.shape[2:], ceil=bool(node.attribute("ceil_mode", 0)))
+    at = windows(node, kernel, given.shape[1:], ceil=bool(node.attribute("ceil_mode", 0)))
     if set(at.dilations) != {1}:
         raise Refused("dilations")
     if node.gives(1):
@@ -82,7 +82,11 @@ def batch_norm(node: Node) -> Tensor:
     given = node.tensor(0)
     if len(given.shape) < 2 or given.shape[0] != 1 or any(v.shape != given.shape[1:2] for v in (scale, offset, mean)):
         raise Refused("its statistics do not fit its input")
-    if int(node.attribute("training_mode", 0)) or int(node.attribute("spatial", 1)) != 1 or any(node.gives(i) for i in range(1, 5)):
+    if (
+        int(node.attribute("training_mode", 0))
+        or int(node.attribute("spatial", 1)) != 1
+        or any(node.gives(i) for i in range(1, 5))
+    ):
         raise Refused("only with given statistics for each channel")
     factor = scale / np.sqrt(variance + float(node.attribute("epsilon", 1e-5)))
     return scaled(node, 0, factor, offset - mean * factor)
@@ -90,11 +94,11 @@ def batch_norm(node: Node) -> Tensor:
 
 def scaled(node: Node, index: int, factor: NDArray[np.float64], offset: NDArray[np.float64]) -> Tensor:
     """Channel c of an input of [1, channels, ...] times `factor[c]` plus `offset[c]`."""
-    linear = node.open(index)
-    if linear is not None and linear.channels == len(factor):
+    given, linear = node.tensor(index), node.open(index)
+    # The channels of a matrix product are the last axis.
+    if linear is not None and (linear.layer.kind != "InnerProduct" or len(given.shape) == 2):
         linear.scale(factor, offset)
         return node.passed_on(index)
-    given = node.tensor(index)
     channels, rest = given.shape[1], math.prod(given.shape[2:])
     if given.blob_shape[0] != channels or len(given.blob_shape) == 4:
         given = node.builder.place(given, (channels, rest))

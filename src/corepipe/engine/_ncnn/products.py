@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.engine._ncnn.graph import Refused, Tensor
+from corepipe.engine._ncnn.graph import Refused, Tensor, check_size
 from corepipe.engine._ncnn.node import Node
 
 
-def windows(node: Node, kernel: Sequence[int], size: Sequence[int], *, ceil: bool = False) -> Windows:
-    """Where the windows of a convolution or pool lie."""
+def windows(node: Node, kernel: Sequence[int], shape: Sequence[int], *, ceil: bool = False) -> Windows:
+    """Where the windows of a convolution or pool lie in an image of [channels, height, width]."""
+    size = shape[1:]
     if len(kernel) != 2 or len(size) != 2:
         raise Refused("only two-dimensional windows")
     strides = node.integers("strides") or (1, 1)
@@ -43,6 +44,8 @@ def windows(node: Node, kernel: Sequence[int], size: Sequence[int], *, ceil: boo
             if out[i] * strides[i] >= size[i] + before[i]:
                 raise Refused("ceil_mode with a window that starts behind the input")
             out[i] += 1
+    padded = [s + b + a for s, b, a in zip(size, before, after, strict=True)]
+    check_size((shape[0], *padded))
     return Windows(tuple(kernel), strides, dilations, tuple(before), tuple(after), tuple(out), tuple(extent))
 
 
@@ -65,7 +68,7 @@ def conv(node: Node) -> Tensor:
     kernel = node.integers("kernel_shape") or weight.shape[2:]
     if kernel != weight.shape[2:]:
         raise Refused("its weight does not fit its kernel_shape")
-    at = windows(node, kernel, given.shape[2:])
+    at = windows(node, kernel, given.shape[1:])
     kind = "Convolution" if groups == 1 else "ConvolutionDepthWise"
     linear = node.builder.linear(kind, given, weight, _bias(node, 2, made))
     linear.layer.params = {

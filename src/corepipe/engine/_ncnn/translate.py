@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
 from corepipe.engine._ncnn import elementwise, pools, products, shapes
-from corepipe.engine._ncnn.graph import Builder, Output, Program, Refused, Shape, Tensor, blob_shape, finish
+from corepipe.engine._ncnn.graph import (
+    Builder,
+    Output,
+    Program,
+    Refused,
+    Shape,
+    Tensor,
+    blob_shape,
+    check_size,
+    finish,
+)
 from corepipe.engine._ncnn.node import Node, Scope
 from corepipe.engine.base import brief
 from corepipe.errors import EngineError
@@ -64,6 +74,7 @@ def _translate(model: onnx.ModelProto) -> Program:
     for value in graph.input:
         if value.name in uses and value.name not in constants:
             shape = _shape(value)
+            check_size(shape)
             inputs[value.name] = scope.tensors[value.name] = Tensor(
                 builder.blob(), shape, blob_shape(shape), source=value.name
             )
@@ -100,6 +111,7 @@ def _add(proto: NodeProto, name: str, scope: Scope) -> None:
             return
         made = OPERATORS[kind](node)
         for output, tensor in zip(node.outputs, made if isinstance(made, list) else [made], strict=False):
+            check_size(tensor.shape)
             scope.tensors[output] = tensor
     except EngineError:
         raise
