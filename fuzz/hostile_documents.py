@@ -10,9 +10,15 @@ from typing import Any
 
 from hostile_models import flip
 
+PLANNED_NETWORK = """<ir_version: 8, opset_import: ["" : 17]>
+planned (float[1, 4, 8] x) => (float[1, 4, 8] f)
+<float[8, 8] w> {
+  a = MatMul (x, w) b = MatMul (a, w) c = MatMul (b, w) d = MatMul (c, w) e = MatMul (d, w) f = MatMul (e, w)
+}"""
+"""What `PLAN` is a plan of."""
 PLAN: dict[str, Any] = {
     "schema_version": 1, "kind": "corepipe-plan", "planner": "by hand",
-    "network": {"name": "n", "sha256": "0" * 64, "layers": 6},
+    "network": {"name": "n", "sha256": "", "layers": 6},
     "workers": [
         {"name": "big2", "config": "big2", "cores": [0, 1]}, {"name": "w", "config": "little1", "cores": [4]},
     ],
@@ -139,6 +145,10 @@ SEEDS: dict[str, list[bytes]] = {
 """Valid inputs for each reader."""
 
 
+_TURNS = [name for name in SEEDS for _ in range(1 if name == "tree" else 4)]
+"""A tree takes as long as forty others."""
+
+
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every place in a document that can be set, as a container and a key."""
     keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
@@ -226,11 +236,15 @@ def mutate(name: str, data: bytes, seed: int) -> bytes:
 
 def hostile_inputs(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
     """`count` inputs with the name of the reader that each is for, all readers in turns."""
-    names = list(SEEDS)
     for number in range(count):
-        name = names[number % len(names)]
-        dice = random.Random(f"{seed} {number}")
-        data = dice.choice(SEEDS[name])
-        for _ in range(dice.choice((1, 1, 1, 2, 4))):
-            data = mutate(name, data, dice.getrandbits(32))
-        yield name, data
+        yield hostile_input(number, seed)
+
+
+def hostile_input(number: int, seed: int = 0) -> tuple[str, bytes]:
+    """One of them."""
+    name = _TURNS[number % len(_TURNS)]
+    dice = random.Random(f"{seed} {number}")
+    data = dice.choice(SEEDS[name])
+    for _ in range(dice.choice((1, 1, 1, 2, 4))):
+        data = mutate(name, data, dice.getrandbits(32))
+    return name, data

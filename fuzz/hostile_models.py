@@ -142,6 +142,12 @@ def truncated(dice: random.Random) -> bytes:
     return data[: dice.randrange(len(data))]
 
 
+def no_model(dice: random.Random) -> bytes:
+    """An empty file, text, noise, what a failed download leaves."""
+    noise = dice.randbytes(dice.choice((1, 10, 300)))
+    return dice.choice((b"", b"\0" * 100, b"<html></html>", b"version https://git-lfs.github.com/spec/v1\n", noise, noise))
+
+
 def flipped(dice: random.Random) -> bytes:
     """Some bytes changed, left out, doubled."""
     return flip(_any_valid(dice).SerializeToString(), dice)
@@ -293,6 +299,22 @@ def _other(model: ModelProto, field: Any, dice: random.Random) -> Any:
     if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32):
         value = max(min(value, 2**31 - 1), -(2**31))
     return abs(value) if field.cpp_type in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64) else value
+
+
+def same_names(dice: random.Random) -> bytes:
+    """Two nodes, tensors, inputs or functions of one name."""
+    model = ModelProto()
+    model.CopyFrom(_any_valid(dice))
+    named = [m for m, f in _fields(model) if f.name in ("name", "output", "input") and f.type == f.TYPE_STRING]
+    for _ in range(dice.choice((1, 2, 5))):
+        one, other = dice.choice(named), dice.choice(named)
+        field = dice.choice(("name", "output", "input"))
+        mine, theirs = getattr(one, field, None), getattr(other, field, None)
+        if isinstance(mine, str) and isinstance(theirs, str):
+            setattr(one, field, theirs)
+        elif mine and theirs and isinstance(theirs[0], str) and isinstance(mine[0], str):
+            mine[0] = theirs[0]
+    return model.SerializeToString()
 
 
 def huge_dims(dice: random.Random) -> bytes:
@@ -514,13 +536,13 @@ KINDS: dict[str, Callable[[random.Random], bytes]] = {
     make.__name__: make
     for make in (
         operators, truncated, changed, flipped, operators, giant_length, changed, huge_dims, cyclic, external, nested, growing,
-        bad_text,
+        bad_text, same_names, no_model,
     )  # fmt: skip
 }
 """What makes a hostile model of each kind from dice."""
 
 _TURNS = ("operators", "changed", "flipped", "operators", "external", "huge_dims", "truncated", "operators", "changed",
-          "cyclic", "nested", "growing", "bad_text", "giant_length")  # fmt: skip
+          "cyclic", "nested", "growing", "bad_text", "giant_length", "same_names", "no_model")  # fmt: skip
 _VALID = valid_models()
 _OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
 _GRAPHS = [item.g for node in _VALID["control"].graph.node for item in node.attribute if item.HasField("g")]
@@ -532,8 +554,13 @@ _SCHEMAS = sorted(
 def hostile_models(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
     """`count` models with the kind of each, all kinds in turns."""
     for number in range(count):
-        kind = _TURNS[number % len(_TURNS)]
-        yield kind, KINDS[kind](random.Random(f"{seed} {number} {kind}"))
+        yield hostile_model(number, seed)
+
+
+def hostile_model(number: int, seed: int = 0) -> tuple[str, bytes]:
+    """One of them."""
+    kind = _TURNS[number % len(_TURNS)]
+    return kind, KINDS[kind](random.Random(f"{seed} {number} {kind}"))
 
 
 def mutate(data: bytes, seed: int) -> bytes:

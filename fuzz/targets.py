@@ -1,18 +1,21 @@
-"""What is fed with hostile input, and what counts as a finding: a foreign error, a warning, too much time or memory."""
+"""What is fed with hostile input: each target succeeds, refuses with one of corepipe's own errors, or has a defect."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import faulthandler
+import functools
 import itertools
-import signal
-import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+import hostile_documents
+import hostile_models
+from onnx import parser
+
+from corepipe import errors
 from corepipe.cost.calibration import Calibration, PartialCalibration
 from corepipe.cost.profile import PartialProfile
 from corepipe.cost.table import CostTable
@@ -20,8 +23,10 @@ from corepipe.document import Document
 from corepipe.emulate.speeds import parse_slow
 from corepipe.errors import CorepipeError
 from corepipe.network.batch import batched
-from corepipe.network.load import load_network, parse_shape
-from corepipe.plan.model import Plan
+from corepipe.network.load import load_network, open_network, parse_shape
+from corepipe.network.model import Network
+from corepipe.plan.model import Plan, evaluate
+from corepipe.runtime.pool import check_cores, check_fits
 from corepipe.topology.cpulist import format_cpu_list, parse_cpu_list
 from corepipe.topology.detect import detect
 from corepipe.topology.machine_file import MachineFile, to_toml
@@ -29,99 +34,63 @@ from corepipe.topology.macos import read_macos
 from corepipe.topology.model import CoreConfig, Topology
 from corepipe.topology.overlay import file_topology
 
-CPU_S, HANGS_S = 20.0, 120.0
-"""Seconds of computing that one input may take, and after how many it is stopped; a paused machine does not count."""
-PEAK_BYTES = 2**30
+ENDS = ("loaded", *sorted(name for name, kind in vars(errors).items() if isinstance(kind, type)))
+"""How an input can end where nothing is wrong: it is taken, or refused by one of these."""
+
+_CUT_LAYERS = 2000
+"""Larger networks are loaded only: what follows would take as long again, with nothing new to see."""
 
 
 class Finding(Exception):
-    """An input took too much time or memory, or what was read from it is not what it should be."""
+    """What was read is not what it should be, or the message of a refusal is not one short printable line."""
 
 
-@contextlib.contextmanager
-def limits(seconds: float = CPU_S) -> Iterator[None]:
-    """Raise a `Finding` where the block takes too much; end the process where it hangs. Warnings are errors."""
-    memory = _peak(reset=True)
-    with _timed(seconds):
-        yield
-    held = _peak() - memory
-    if held > PEAK_BYTES:
-        raise Finding(f"took {held >> 20} MiB")
-
-
-@contextlib.contextmanager
-def _timed(seconds: float) -> Iterator[None]:
-    started = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-    took = time.process_time() - started
-    if took > seconds:
-        raise Finding(f"took {took:.1f} s of computing")
-
-
-def stop_when_hung() -> None:
-    """End the process, with a traceback, where no input was finished in `HANGS_S` seconds of computing."""
-    # Python's own handlers wait for the code below Python to return; these do not.
-    faulthandler.register(signal.SIGPROF, chain=True)
-    alive()
-
-
-def alive() -> None:
-    """Start counting these seconds anew."""
-    signal.setitimer(signal.ITIMER_PROF, HANGS_S)
-
-
-def _peak(*, reset: bool = False) -> int:
-    """Most bytes that this process held; reset to what it holds now."""
-    if sys.platform != "linux":
-        return 0
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) << 10
-
-
-def run_model(data: bytes, folder: Path) -> str:
-    """Load a model file, cut the network and extract its segments.
+def run_model(data: bytes) -> str:
+    """Load a model file, cut the network, extract its segments, and load it for two frames.
 
     Returns:
-        `loaded`, or the type of the error by which it was refused.
+        One of `ENDS`.
+
+    Raises:
+        Exception: anything but a `CorepipeError` is a defect, warnings included.
     """
-    path = folder / "model.onnx"
+    path = _model_folder() / "model.onnx"
     path.write_bytes(data)
-    with limits():
-        try:
-            network = load_network(path)
-            edges = [0, *network.legal_cuts(), len(network.layers)]
-            kept = sorted({edges[0], edges[len(edges) // 2], edges[-1]})
-            for start, stop in itertools.pairwise(kept):
-                network.segment(start, stop).model.SerializeToString()
-            with contextlib.suppress(CorepipeError):
-                batched(network, 2)
-        except CorepipeError as error:
-            _check_message(error)
-            return type(error).__name__
-    return "loaded"
+    return _end_of(lambda: _load(path))
 
 
 def run_reader(name: str, data: bytes) -> str:
-    """Give data to one of `READERS`; returns as `run_model`."""
-    with _timed(CPU_S):
+    """Give data to one of `READERS`; returns and raises as `run_model`."""
+    return _end_of(lambda: READERS[name](data))
+
+
+def _end_of(run: Callable[[], None]) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         try:
-            READERS[name](data)
+            run()
         except CorepipeError as error:
             _check_message(error)
             return type(error).__name__
     return "loaded"
 
 
+def _load(path: Path) -> None:
+    network = open_network(path)
+    if len(network.layers) > _CUT_LAYERS:
+        return
+    edges = [0, *network.legal_cuts(), len(network.layers)]
+    kept = sorted({edges[0], edges[len(edges) // 2], edges[-1]})
+    for start, stop in itertools.pairwise(kept):
+        network.segment(start, stop).model.SerializeToString()
+    with contextlib.suppress(CorepipeError):
+        batched(network, 2)
+
+
 def _check_message(error: CorepipeError) -> None:
-    """An error says something, briefly, that can be printed."""
     text = str(error)
-    if not text.strip() or len(text) > 20_000:
-        raise Finding(f"the message of {type(error).__name__} has {len(text)} characters")
-    text.encode("utf-8", "backslashreplace")
+    if not text.strip() or len(text) > errors.MAX_MESSAGE or not text.isprintable():
+        raise Finding(f"the message of {type(error).__name__} is no short printable line ({len(text)} characters)")
 
 
 def _document(kind: type[Document]) -> Callable[[bytes], None]:
@@ -140,6 +109,7 @@ def _cost_table(data: bytes) -> None:
     for config, rows in table.by_config.items():
         for costs in rows:
             table.segment_s(config, 0, table.layer_count, mode=costs.mode)
+    evaluate(Plan.from_json(hostile_documents.SEEDS["plan"][0]), table)
 
 
 def _plan(data: bytes) -> None:
@@ -147,6 +117,9 @@ def _plan(data: bytes) -> None:
     plan = Plan.from_json(data)
     for worker in plan.workers:
         plan.segments_of(worker.name)
+    table = CostTable.from_json(hostile_documents.SEEDS["cost-table"][0])
+    for check in (lambda: check_fits(plan, _network()), lambda: check_cores(plan, _here()), lambda: evaluate(plan, table)):
+        _end_of(check)
 
 
 def _machine_file(data: bytes) -> None:
@@ -224,17 +197,31 @@ READERS: dict[str, Callable[[bytes], None]] = {
 }
 """By name, what takes bytes and raises only corepipe's own errors."""
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []
 
-
+@functools.cache
 def _folder() -> Path:
-    """A folder for files that are read, in memory where there is such a place."""
-    if not _kept:
-        memory = Path("/dev/shm")
-        _kept.append(tempfile.TemporaryDirectory(prefix="corepipe-fuzz-", dir=memory if memory.is_dir() else None))
-    return Path(_kept[0].name)
+    """A folder for files that are read, in memory where there is such a place; it goes with the process."""
+    memory = Path("/dev/shm")
+    kept = tempfile.TemporaryDirectory(prefix="corepipe-fuzz-", dir=memory if memory.is_dir() else None)
+    atexit.register(kept.cleanup)
+    return Path(kept.name)
 
 
+@functools.cache
+def _model_folder() -> Path:
+    folder = _folder() / "models"
+    folder.mkdir()
+    hostile_models.prepare_folder(folder)
+    return folder
+
+
+@functools.cache
+def _network() -> Network:
+    """One that the plan to start from fits."""
+    return load_network(parser.parse_model(hostile_documents.PLANNED_NETWORK))
+
+
+@functools.cache
 def _here() -> Topology:
     """A machine that files are laid over."""
     text = 'schema_version = 1\n[[cluster]]\nname = "big"\ncores = [[0, 1], [2, 3]]\ncapacity = 1.0\n'
