@@ -1,13 +1,18 @@
 # make demo   set up, then compare the ways to run a real CNN on this machine's cores
 # make test   set up, then run the tests
+# make fuzz   feed hostile models and documents to what reads them: half an hour; less with MODELS=1000 INPUTS=50000,
+#             FUZZ_OPTIONS="--seed 1 --json report.json" for others (fuzz/campaign.py --help)
 # make rivals install what corepipe is compared with (gigabytes), and compare: an hour or two
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RIVALS := .venv-rivals
 READY := $(VENV)/.ready
+MODELS ?= 10000
+INPUTS ?= 1000000
+FUZZ_OPTIONS ?=
 
-.PHONY: demo test test-slow lint bench rivals clean
+.PHONY: demo test test-slow lint bench fuzz rivals clean
 
 demo: $(READY)
 	$(BIN)/corepipe doctor
@@ -20,12 +25,18 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
 lint: $(READY)
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench fuzz
+	$(BIN)/ruff format --check src tests bench fuzz
 	$(BIN)/mypy
 
 bench: $(READY)
 	$(BIN)/python bench/networks.py
+
+# Without atheris, which is not built for every system, the inputs are made from seeded dice alone.
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]' \
+	  || echo "atheris cannot be installed here: fuzzing without coverage"
+	$(BIN)/python fuzz/campaign.py --models $(MODELS) --inputs $(INPUTS) $(FUZZ_OPTIONS)
 
 rivals:
 	$(PYTHON) -m venv $(RIVALS)

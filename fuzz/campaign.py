@@ -60,7 +60,7 @@ def main() -> int:
     for kind, count in (("models", options.models), ("readers", options.inputs)):
         report[kind] = run(kind, count, settings)
         _say(f"{kind}: {json.dumps(report[kind])}")
-    report["findings"] = _findings(options.folder)
+    report["findings"] = findings(options.folder)
     for finding in report["findings"]:
         _say(f"FOUND {finding['count']} x {finding['what']}: {finding['summary']} ({finding['file']})")
     total = sum(finding["count"] for finding in report["findings"])
@@ -154,7 +154,7 @@ def _computed(pid: int) -> float:
     return 0.0
 
 
-def _findings(folder: Path) -> list[dict[str, Any]]:
+def findings(folder: Path) -> list[dict[str, Any]]:
     """Each distinct finding once, with the number of inputs that led to it and the first of them."""
     path = folder / worker.FOUND
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

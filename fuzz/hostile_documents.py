@@ -1,4 +1,4 @@
-"""Hostile plans, tables, machine files and trees, always the same ones: valid ones with values changed or bytes harmed."""
+"""Hostile plans, tables, machine files and trees, always the same: valid ones with values changed or bytes harmed."""
 
 from __future__ import annotations
 
@@ -48,8 +48,25 @@ TABLE: dict[str, Any] = {
     "configs": [COSTS, {**COSTS, "config": "little2", "batch": 4}, {**COSTS, "config": "all4", "engine": "ncnn"}],
     "frames": 4, "hop": HOP, "provenance": {"source": "measured", "created": "now", "note": ""},
 }  # fmt: skip
-SAMPLE = {"kind": "conv", "op_types": ["Conv"], "m": 4, "n": 4, "k": 4, "kernel": [3, 3], "strides": [1, 1], "dilations": [1, 1]}
-MEASUREMENT = {"config": "big1", "network": 0, "layer_s": [0.1], "busy_layer_s": [0.1], "whole_s": 0.1, "cuts": 2, "call_s": 0.0}
+SAMPLE = {
+    "kind": "conv",
+    "op_types": ["Conv"],
+    "m": 4,
+    "n": 4,
+    "k": 4,
+    "kernel": [3, 3],
+    "strides": [1, 1],
+    "dilations": [1, 1],
+}
+MEASUREMENT = {
+    "config": "big1",
+    "network": 0,
+    "layer_s": [0.1],
+    "busy_layer_s": [0.1],
+    "whole_s": 0.1,
+    "cuts": 2,
+    "call_s": 0.0,
+}
 CALIBRATION: dict[str, Any] = {
     "schema_version": 1, "kind": "corepipe-calibration", "machine": MACHINE, "engine": ENGINE, "set_version": 1, "hop": HOP,
     "networks": [{"index": 0, "layers": [SAMPLE], "end_bytes": 4}], "measurements": [MEASUREMENT],
@@ -118,7 +135,23 @@ NUMBERS: tuple[Any, ...] = (
     0, 1, -1, 2, 3, 255, 65_535, 65_536, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, 10**400, 0.5, -0.5, 1e-320, 1e-300, 1e300, 1e308,
     True, None, "", "1", "big1", "NaN", [], {}, [[]], {"a": 1},
 )  # fmt: skip
-TEXTS = ("", "x", "big", "all", "big0", "big01", "big" + "9" * 5000, "\0", "\u20ac", "\ud800", "a" * 5000, "[/]", "-", "w", "²")
+TEXTS = (
+    "",
+    "x",
+    "big",
+    "all",
+    "big0",
+    "big01",
+    "big" + "9" * 5000,
+    "\0",
+    "\u20ac",
+    "\ud800",
+    "a" * 5000,
+    "[/]",
+    "-",
+    "w",
+    "²",
+)
 RAW = (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-0", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"\xff\xfe", b"\xef\xbb\xbf",
        b'"\\ud800"', b"[[cluster]]", b"'''", b"1979-05-27T07:32:00Z", b"0x10", b"1_000", b"nan", b"-inf", b"\0", b"cluster.cluster.a = 1")  # fmt: skip
 NUMBER_TEXTS = ("0-3", "3-0", "0-65535", "0-65536", "0-99999999999", "1,1,1", "0-7:2", "0-7:0", " 1 , 2 ", "²", "-1", "0x10",

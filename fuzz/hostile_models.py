@@ -91,7 +91,21 @@ INTEGERS = (
     -1, -2, -3, -100, -(2**31), -(2**63),
 )  # fmt: skip
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, 1e38, float("inf"), float("-inf"), float("nan"))
-TEXTS = ("", "x", "y", "\0", "\n", "a" * 3000, "\u20ac", "../x", "[/red]", "ai.onnx", "com.microsoft", "NOTSET", "SAME_UPPER")
+TEXTS = (
+    "",
+    "x",
+    "y",
+    "\0",
+    "\n",
+    "a" * 3000,
+    "\u20ac",
+    "../x",
+    "[/red]",
+    "ai.onnx",
+    "com.microsoft",
+    "NOTSET",
+    "SAME_UPPER",
+)
 
 
 def prepare_folder(folder: Path) -> None:
@@ -145,7 +159,9 @@ def truncated(dice: random.Random) -> bytes:
 def no_model(dice: random.Random) -> bytes:
     """An empty file, text, noise, what a failed download leaves."""
     noise = dice.randbytes(dice.choice((1, 10, 300)))
-    return dice.choice((b"", b"\0" * 100, b"<html></html>", b"version https://git-lfs.github.com/spec/v1\n", noise, noise))
+    return dice.choice(
+        (b"", b"\0" * 100, b"<html></html>", b"version https://git-lfs.github.com/spec/v1\n", noise, noise)
+    )
 
 
 def flipped(dice: random.Random) -> bytes:
@@ -179,7 +195,7 @@ def giant_length(dice: random.Random) -> bytes:
 
 
 def _lengths(data: bytes, at: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """Where the length of each length-delimited field stands, and what it says; also inside what parses as a message."""
+    """Where the length of each delimited field stands, and what it says; also inside what parses as a message."""
     stop = len(data) if stop is None else stop
     found = []
     while at < stop:
@@ -363,7 +379,9 @@ def external(dice: random.Random) -> bytes:
             length = right if dice.random() < 0.6 else numbers[1]
             _put_outside(tensor, dice.choice(LOCATIONS), dice.choice(("0", numbers[0])), length)
         if dice.random() < 0.1:
-            tensor.external_data.add(key=dice.choice(("location", "offset", "checksum", "")), value=dice.choice(NUMBERS))
+            tensor.external_data.add(
+                key=dice.choice(("location", "offset", "checksum", "")), value=dice.choice(NUMBERS)
+            )
         if dice.random() < 0.1:
             tensor.data_type = dice.randrange(30)
         if dice.random() < 0.1:
@@ -398,7 +416,10 @@ def nested(dice: random.Random) -> bytes:
         previous = "inner"
         for index in range(depth):
             node = helper.make_node(previous, ["v"], ["u"], domain="own", alpha=0.5)
-            calls = [node, *(helper.make_node(previous, ["u"], [f"u{i}"], domain="own") for i in range(dice.choice((0, 1, 9))))]
+            calls = [
+                node,
+                *(helper.make_node(previous, ["u"], [f"u{i}"], domain="own") for i in range(dice.choice((0, 1, 9)))),
+            ]
             previous = f"f{index}"
             opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
             model.functions.append(helper.make_function("own", previous, ["v"], ["u"], calls, opsets))
@@ -413,13 +434,17 @@ def nested(dice: random.Random) -> bytes:
             if index > 8:
                 del body.attribute[1]
             continue
-        ends = [helper.make_tensor_value_info(n, t, []) for n, t in ((f"i{index}", 7), (f"k{index}", 9), (f"m{index}", 9))]
+        ends = [
+            helper.make_tensor_value_info(n, t, []) for n, t in ((f"i{index}", 7), (f"k{index}", 9), (f"m{index}", 9))
+        ]
         more = helper.make_node("Identity", [f"k{index}"], [f"m{index}"])
         graph = helper.make_graph([more, body], f"g{index}", ends[:2], [ends[2], out])
         body = helper.make_node("Loop", ["times", "flag"], [f"o{index}"], body=graph)
     del model.graph.node[:]
     flag = helper.make_node("Constant", [], ["flag"], value=numpy_helper.from_array(np.bool_(True)))
-    times = helper.make_node("Constant", [], ["times"], value=numpy_helper.from_array(np.int64(dice.choice((1, 2**62)))))
+    times = helper.make_node(
+        "Constant", [], ["times"], value=numpy_helper.from_array(np.int64(dice.choice((1, 2**62))))
+    )
     model.graph.node.extend([flag, times, body, helper.make_node("Identity", [body.output[0]], ["y"])])
     return model.SerializeToString()
 
@@ -501,8 +526,12 @@ def _dims(dice: random.Random) -> list[int]:
 
 def _tensor(dice: random.Random, name: str = "") -> TensorProto:
     dims = _dims(dice)
-    kind = dice.choice(("float32", "float32", "int64", "int64", "int64", "int32", "bool", "uint8", "float64", "float16"))
-    values = [dice.choice(INTEGERS) if dice.random() < 0.3 else dice.randrange(-4, 9) for _ in range(int(np.prod(dims)))]
+    kind = dice.choice(
+        ("float32", "float32", "int64", "int64", "int64", "int32", "bool", "uint8", "float64", "float16")
+    )
+    values = [
+        dice.choice(INTEGERS) if dice.random() < 0.3 else dice.randrange(-4, 9) for _ in range(int(np.prod(dims)))
+    ]
     with np.errstate(all="ignore"):
         array = np.array(values, np.int64).reshape(dims).astype(kind)
     return numpy_helper.from_array(array, name)
@@ -535,9 +564,22 @@ def _attribute(name: str, kind: int, dice: random.Random) -> AttributeProto:
 KINDS: dict[str, Callable[[random.Random], bytes]] = {
     make.__name__: make
     for make in (
-        operators, truncated, changed, flipped, operators, giant_length, changed, huge_dims, cyclic, external, nested, growing,
-        bad_text, same_names, no_model,
-    )  # fmt: skip
+        operators,
+        truncated,
+        changed,
+        flipped,
+        operators,
+        giant_length,
+        changed,
+        huge_dims,
+        cyclic,
+        external,
+        nested,
+        growing,
+        bad_text,
+        same_names,
+        no_model,
+    )
 }
 """What makes a hostile model of each kind from dice."""
 

@@ -64,7 +64,7 @@ def run_reader(name: str, data: bytes) -> str:
     return _end_of(lambda: READERS[name](data))
 
 
-def _end_of(run: Callable[[], None]) -> str:
+def _end_of(run: Callable[[], object]) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
@@ -118,7 +118,11 @@ def _plan(data: bytes) -> None:
     for worker in plan.workers:
         plan.segments_of(worker.name)
     table = CostTable.from_json(hostile_documents.SEEDS["cost-table"][0])
-    for check in (lambda: check_fits(plan, _network()), lambda: check_cores(plan, _here()), lambda: evaluate(plan, table)):
+    for check in (
+        lambda: check_fits(plan, _network()),
+        lambda: check_cores(plan, _here()),
+        lambda: evaluate(plan, table),
+    ):
         _end_of(check)
 
 

@@ -63,6 +63,7 @@ def test_documents_survive_a_round_trip():
         (["configs", 0, "layer_s"], ..., "configs.0.layer_s"),
         (["configs", 0, "config"], "big3", "no such cores"),
         (["configs", 0, "config"], "big", "not a core config"),
+        (["configs", 0, "config"], "big" + "9" * 5000, "not a core config"),
         (["configs", 1, "config"], "big1", "appears twice"),
         (["network", "cut_bytes"], [4, 4], "needs 3 entries"),
         (["configs", 0, "layer_s"], [1.0, 1e308], "configs.0.layer_s.1"),
@@ -102,6 +103,7 @@ def test_a_bad_cost_table_is_refused_with_the_place(path, value, message):
         (["workers", 0, "config"], "big4", "'x' has the config big4, but 1 cores; list 4"),
         (["workers", 0, "cores"], [0, 2], "'x' has the config big1, but 2 cores; list 1"),
         (["workers", 0, "config"], "nonsense", "'nonsense' is not a core config"),
+        (["workers", 0, "config"], "big" + "9" * 5000, "is not a core config"),
     ],
 )
 def test_a_bad_plan_is_refused_with_the_place(path, value, message):

@@ -46,7 +46,7 @@ class Document(Part):
         """
         what = cls.KIND
         try:
-            data = json.loads(text, parse_constant=lambda c: c)
+            data = _parse(text)
         except (ValueError, RecursionError) as error:
             raise DocumentError(f"{source}: not a {what}: not valid JSON ({error})") from None
         if not isinstance(data, dict):
@@ -157,6 +157,22 @@ def _is_stream(path: str | os.PathLike[str]) -> bool:
     if os.path.abspath(path).startswith(_OPEN_FILES):
         return True
     return os.path.exists(path) and not os.path.isfile(path)
+
+
+def _parse(text: str | bytes) -> Any:
+    """What JSON says; NaN and infinity become text, which no field takes.
+
+    Raises:
+        ValueError: it is not JSON, or holds text that is not Unicode.
+        RecursionError: it is too deep.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
+    data = json.loads(text, parse_constant=lambda c: c)
+    if "\\u" in text or not text.isascii():
+        # An escape can stand for half a character: it could be read, but not checked or written.
+        json.dumps(data, ensure_ascii=False).encode()
+    return data
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 MAX_MESSAGE = 2000
 """Characters of a message; of a longer one the start and the end are shown."""
 
