@@ -158,6 +158,11 @@ NUMBER_TEXTS = ("0-3", "3-0", "0-65535", "0-65536", "0-99999999999", "1,1,1", "0
                 "max 100000", "0 0", "4 5 6", "9" * 400, "1e9", "nan", "inf", "1\u0660", "0-3,", ",", "", "32K", "0G")  # fmt: skip
 
 
+PIPE, FOLDER, LINK = b"<pipe>", b"<folder>", b"->"
+"""What, as content, makes something else of a file of a tree; a link goes on with where it leads."""
+_IN_PLACE = [mark.decode() for mark in (PIPE, FOLDER, LINK + b"loop", LINK + b"..", LINK + b"/dev/zero", LINK + b"/")]
+
+
 def join_tree(files: dict[str, str]) -> bytes:
     """A tree as one piece of bytes, as `targets` takes it apart."""
     return b"\0\0".join(f"{name}={content}".encode("utf-8", "surrogatepass") for name, content in files.items())
@@ -236,7 +241,7 @@ def _changed_tree(data: bytes, dice: random.Random) -> bytes:
         del files[name]
     for _ in range(dice.choice((1, 2, 4))):
         name = dice.choice((*TREE, *files))
-        files[name] = dice.choice((*NUMBER_TEXTS, *TREE.values(), *TEXTS))
+        files[name] = dice.choice((*NUMBER_TEXTS, *TREE.values(), *TEXTS) if dice.random() < 0.8 else _IN_PLACE)
         if dice.random() < 0.3:
             files[name.replace("cpu0", f"cpu{dice.choice((1, 2, 9, 65535, 65536, 99999))}")] = files.pop(name)
     return join_tree(files)

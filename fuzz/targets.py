@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import itertools
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -148,13 +149,27 @@ def _tree(data: bytes) -> None:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 made += reversed(missing)
-                path.write_bytes(content)
+                _make(path, content)
                 made.append(path)
         _check_topology(detect(root))
     finally:
         for path in reversed(made):
-            path.rmdir() if path.is_dir() else path.unlink()
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         root.rmdir()
+
+
+def _make(path: Path, content: bytes) -> None:
+    """A file, or what the content says is to stand in its place."""
+    if content == hostile_documents.PIPE:
+        os.mkfifo(path)
+    elif content == hostile_documents.FOLDER:
+        path.mkdir()
+    elif content.startswith(hostile_documents.LINK):
+        path.symlink_to(
+            content.removeprefix(hostile_documents.LINK).replace(b"\0", b"").decode("ascii", "ignore") or "."
+        )
+    else:
+        path.write_bytes(content)
 
 
 def _check_topology(topology: Topology) -> None:

@@ -131,6 +131,41 @@ def test_a_changed_byte_is_read_or_refused(position, character):
         assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("name", [b'"\\ud800"', b'"a\\udc00b"', b'"\xed\xa0\x80"', b'"\xff"'])
+def test_text_that_is_no_unicode_is_refused(name):
+    plan = changed(PLAN, ["planner"], "NAME").encode()
+    with pytest.raises(DocumentError, match="not valid JSON"):
+        Plan.from_json(plan.replace(b'"NAME"', name))
+
+
+def test_half_a_character_in_a_string_is_refused():
+    with pytest.raises(DocumentError, match="not valid JSON"):
+        Plan.from_json('{"planner": "\ud800"}')
+
+
+def test_characters_beyond_ascii_are_read():
+    for planner in ("ř", "\U0001f600"):
+        plan = Plan.from_json(changed(PLAN, ["planner"], planner))
+        assert plan.planner == planner
+        assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_long_key_is_not_repeated_in_full():
+    with pytest.raises(DocumentError) as caught:
+        Plan.from_json(changed(PLAN, ["k" * 100_000], 1), "p.json")
+    assert len(str(caught.value)) <= 2000
+
+
+def test_a_file_without_end_is_not_read_whole():
+    with pytest.raises(DocumentError, match="/dev/zero: larger than 64 MiB, not a corepipe-plan"):
+        Plan.read("/dev/zero")
+
+
+def test_a_path_that_cannot_be_is_refused(tmp_path):
+    with pytest.raises(DocumentError, match="cannot read corepipe-plan: embedded null byte; check the path"):
+        Plan.read(f"{tmp_path}/a\0b.json")
+
+
 def test_deep_nesting_is_refused():
     with pytest.raises(DocumentError, match="not valid JSON"):
         CostTable.from_json("[" * 100_000)

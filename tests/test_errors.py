@@ -12,7 +12,7 @@ def test_a_message_is_given_as_it_is():
 
 
 def test_a_message_is_one_printable_line():
-    assert str(ModelError("a\nb\tc\x1b[31m\0\ud800")) == "a b c\\x1b[31m\\x00\\ud800"
+    assert str(ModelError("a\nb\tc\x1b[31m\0\ud800")) == "a b c\\u001b[31m\\u0000\\ud800"
 
 
 def test_a_long_message_keeps_what_is_wrong_and_what_to_do():

@@ -6,7 +6,8 @@ import pytest
 from onnx import parser
 
 from corepipe.errors import ModelError
-from corepipe.network.load import load_network
+from corepipe.network.infer import Inference
+from corepipe.network.load import DEFAULT_LIMITS, load_network
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> g '
 
@@ -20,7 +21,7 @@ def load(text):
     ["i.j", "i....j", "ij.", "ij,jk->ik", "ijk->i", "", "->", "i1->i", "...ijk->...i", "ij->i.j", "ij,", "é"],
 )
 def test_an_equation_that_does_not_fit_is_refused(equation):
-    with pytest.raises(ModelError, match="'y' \\(Einsum\\): the equation .* does not fit its inputs"):
+    with pytest.raises(ModelError, match=r"'y' \(Einsum\): the equation .* does not fit its inputs"):
         load(f'(float[2, 3] x) => (float[M] y) {{ y = Einsum <equation: string = "{equation}"> (x) }}')
 
 
@@ -45,3 +46,10 @@ def test_batch_dims_below_zero_are_refused(batch_dims):
             f"(float[2, 3] x) => (float y) <int64[2, 1] i = {{0, 1}}> "
             f"{{ y = GatherND <batch_dims: int = {batch_dims}> (x, i) }}"
         )
+
+
+def test_inference_is_not_asked_about_inputs_of_no_type():
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (string[N] x) => (bool[N] y) { y = RegexFullMatch (x) }'
+    model = parser.parse_model(text)
+    inference = Inference(model, "m", DEFAULT_LIMITS)
+    assert inference.outputs(model.graph.node[0], {}, {}) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -105,3 +106,17 @@ def test_any_mixture_of_cores_gives_each_core_once(make_tree, chip, cores):
     capacities = [c.capacity for c in topology.clusters]
     assert capacities == sorted(capacities, reverse=True)
     assert len({c.name for c in topology.clusters}) == len(topology.clusters)
+
+
+def test_pipes_folders_and_links_in_a_tree_are_not_waited_for(tmp_path):
+    cpu = tmp_path / "sys/devices/system/cpu"
+    (cpu / "cpu0/topology").mkdir(parents=True)
+    (cpu / "online").write_text("0")
+    os.mkfifo(cpu / "cpu0/cpu_capacity")
+    (cpu / "cpu0/topology/thread_siblings_list").mkdir()
+    (cpu / "present").symlink_to("present")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").symlink_to("/dev/zero")
+    before = len(os.listdir("/proc/self/fd"))
+    assert detect(tmp_path).cpus == (0,)
+    assert len(os.listdir("/proc/self/fd")) == before
