@@ -35,7 +35,8 @@ from corepipe.topology.macos import read_macos
 from corepipe.topology.model import CoreConfig, Topology
 from corepipe.topology.overlay import file_topology
 
-ENDS = ("loaded", *sorted(name for name, kind in vars(errors).items() if isinstance(kind, type)))
+_REFUSALS = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, CorepipeError)]
+ENDS = ("loaded", *sorted(kind.__name__ for kind in _REFUSALS))
 """How an input can end where nothing is wrong: it is taken, or refused by one of these."""
 
 _CUT_LAYERS = 2000

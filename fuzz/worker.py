@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import hashlib
+import importlib
 import json
 import resource
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hostile_documents
 import hostile_models
 from watched import Watched
 
+KEPT = 10
+"""Inputs with the same defect that are kept; there may be thousands."""
 FOUND = "found.jsonl"
 DEFECT = "defect"
 
@@ -26,30 +31,49 @@ def main() -> None:
     options = _options()
     resource.setrlimit(resource.RLIMIT_AS, (options.memory_mib << 20, options.memory_mib << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if options.guided:
-        import atheris
-
-        with atheris.instrument_imports(include=["corepipe"]):
-            import targets
-    else:
-        import targets
+    targets = _targets(options.guided)
     names = tuple(targets.READERS)
-    watched = Watched(options.folder / f"{options.kind}.watched", (*targets.ENDS, DEFECT))
-
-    def run(data: bytes) -> None:
-        watched.begin(data)
-        try:
-            how = targets.run_model(data) if options.kind == "models" else _run_reader(targets, names, data)
-        except Exception as error:
-            note(options.folder, options.kind, "foreign error", describe(error), "".join(traceback.format_exc()), data)
-            how = DEFECT
-        watched.end(how)
-
+    run = _runner(options, targets, names)
     if options.guided:
         _run_guided(options, names, run)
         return
     for number in range(options.first, options.first + options.count):
         run(_made(options.kind, names, number, options.seed))
+
+
+def _targets(guided: bool) -> Any:
+    """The targets, and corepipe with them; told apart branch by branch where coverage is to guide."""
+    if guided:
+        import atheris
+
+        with atheris.instrument_imports(include=["corepipe"]):
+            return importlib.import_module("targets")
+    return importlib.import_module("targets")
+
+
+def _runner(options: argparse.Namespace, targets: Any, names: tuple[str, ...]) -> Run:
+    """What runs an input and notes how it ended."""
+    seen: collections.Counter[str] = collections.Counter()
+    watched = Watched(options.folder / f"{options.kind}.watched", (*targets.ENDS, DEFECT))
+
+    def end_of(data: bytes) -> str:
+        if options.kind == "models":
+            return str(targets.run_model(data))
+        # The first byte of a reader's input says which reader it is for.
+        return str(targets.run_reader(names[(data or b"\0")[0] % len(names)], data[1:]))
+
+    def run(data: bytes) -> None:
+        watched.begin(data)
+        try:
+            how = end_of(data)
+        except Exception as error:
+            summary, how = describe(error), DEFECT
+            seen[summary] += 1
+            kept = data if seen[summary] <= KEPT else None
+            note(options.folder, options.kind, "foreign error", summary, traceback.format_exc(), kept)
+        watched.end(how)
+
+    return run
 
 
 def describe(error: Exception) -> str:
@@ -58,8 +82,8 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__} in {' > '.join(frames)}: {str(error)[:120]}"
 
 
-def note(folder: Path, kind: str, what: str, summary: str, details: str, data: bytes) -> None:
-    """Keep a finding: the input as a file, and a line about it.
+def note(folder: Path, kind: str, what: str, summary: str, details: str, data: bytes | None) -> None:
+    """Keep a finding: a line about it, and the input as a file.
 
     Args:
         folder: where findings go.
@@ -67,11 +91,13 @@ def note(folder: Path, kind: str, what: str, summary: str, details: str, data: b
         what: `foreign error`, `crash` or `hang`.
         summary: one line.
         details: such as a traceback.
-        data: the input.
+        data: the input; None where enough like it are kept.
     """
-    file = folder / f"{kind}-{what.replace(' ', '-')}-{hashlib.sha256(data).hexdigest()[:16]}"
-    file.write_bytes(data)
-    line = {"kind": kind, "what": what, "summary": summary, "file": file.name, "details": details[-4000:]}
+    line = {"kind": kind, "what": what, "summary": summary}
+    if data is not None:
+        file = folder / f"{kind}-{what.replace(' ', '-')}-{hashlib.sha256(data).hexdigest()[:16]}"
+        file.write_bytes(data)
+        line |= {"file": file.name, "details": details[-4000:]}
     with (folder / FOUND).open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(line) + "\n")
 
@@ -84,12 +110,6 @@ def _options() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--guided", action="store_true")
     return parser.parse_args()
-
-
-def _run_reader(targets: object, names: tuple[str, ...], data: bytes) -> str:
-    """The first byte of an input says which reader it is for."""
-    end: str = targets.run_reader(names[data[0] % len(names)] if data else names[0], data[1:])  # type: ignore[attr-defined]
-    return end
 
 
 def _made(kind: str, names: tuple[str, ...], number: int, seed: int) -> bytes:
