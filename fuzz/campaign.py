@@ -8,8 +8,10 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +54,8 @@ def main() -> int:
         The exit code: 1 where anything was found.
     """
     options = _options()
+    # What ends this process must end the one under test, and remove its files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     guided = _guided(options.guided)
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / worker.FOUND).unlink(missing_ok=True)
@@ -109,11 +113,11 @@ def _run_once(kind: str, count: int, watched: Watched, settings: Settings) -> st
     numbers = {"first": watched.begun, "count": count, "seed": settings.seed, "memory-mib": settings.memory_mib}
     command += [f"--{name}={number}" for name, number in numbers.items()]
     command += ["--guided"] if settings.guided else []
-    # Threads of the numeric libraries reserve address space, which is limited.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     log = settings.folder / f"{kind}.log"
     before = watched.begun
-    with log.open("wb") as output:
+    with log.open("wb") as output, tempfile.TemporaryDirectory(prefix="corepipe-fuzz-", dir=_in_memory()) as scratch:
+        # Threads of the numeric libraries reserve address space, which is limited.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TMPDIR": scratch}
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
             hung = _watch(process, watched, settings.seconds)
@@ -129,6 +133,12 @@ def _run_once(kind: str, count: int, watched: Watched, settings: Settings) -> st
     details = log.read_bytes()[-3000:].decode("utf-8", "replace")
     worker.note(settings.folder, kind, what, summary, details, watched.data)
     return what
+
+
+def _in_memory() -> Path | None:
+    """Where files cost no writing to a disk, if there is such a place."""
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else None
 
 
 def _watch(process: subprocess.Popen[bytes], watched: Watched, seconds: float) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import itertools
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -139,24 +139,24 @@ def _machine_file(data: bytes) -> None:
 
 def _tree(data: bytes) -> None:
     root = Path(tempfile.mkdtemp(dir=_folder()))
-    made: list[Path] = []
     try:
         for part in data.split(b"\0\0")[:64]:
             name, _, content = part.partition(b"=")
             path = root / "".join(c for c in name.decode("ascii", "ignore") if c.isprintable())[:200].strip("/.")
-            if ".." in path.parts or path == root or path.exists():
-                continue
-            missing = [p for p in (path.parent, *path.parent.parents) if p.is_relative_to(root) and not p.exists()]
-            with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                made += reversed(missing)
-                _make(path, content)
-                made.append(path)
+            if _is_free(path, root):
+                with contextlib.suppress(OSError):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    _make(path, content)
         _check_topology(detect(root))
     finally:
-        for path in reversed(made):
-            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        root.rmdir()
+        shutil.rmtree(root)
+
+
+def _is_free(path: Path, root: Path) -> bool:
+    """Whether something can be put there without leaving the tree: no link may lead out of it."""
+    if ".." in path.parts or path == root or os.path.lexists(path):
+        return False
+    return os.path.realpath(path.parent) == str(path.parent)
 
 
 def _make(path: Path, content: bytes) -> None:
@@ -220,11 +220,8 @@ READERS: dict[str, Callable[[bytes], None]] = {
 
 @functools.cache
 def _folder() -> Path:
-    """A folder for files that are read, in memory where there is such a place; it goes with the process."""
-    memory = Path("/dev/shm")
-    kept = tempfile.TemporaryDirectory(prefix="corepipe-fuzz-", dir=memory if memory.is_dir() else None)
-    atexit.register(kept.cleanup)
-    return Path(kept.name)
+    """A folder for files that are read; the campaign removes it, as this process may not come to it."""
+    return Path(tempfile.mkdtemp(prefix="corepipe-fuzz-")).resolve()
 
 
 @functools.cache

@@ -19,7 +19,8 @@ def read_text(path: Path) -> str | None:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
-            return file.read(_MAX_BYTES).decode("utf-8", "replace").strip().strip("\0").strip()
+            # Nothing at all comes of a file that would have to be waited for, as `/proc/kmsg`.
+            return (file.read(_MAX_BYTES) or b"").decode("utf-8", "replace").strip().strip("\0").strip()
     except (OSError, ValueError):
         return None
 
