@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corepipe.errors import CorepipeError
-from corepipe.topology import detect, to_toml
+from corepipe.topology import detect, sysfs, to_toml
 from corepipe.topology.cgroup import read_limits
 from corepipe.topology.machine_file import MachineFile
 
@@ -120,3 +120,11 @@ def test_pipes_folders_and_links_in_a_tree_are_not_waited_for(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     assert detect(tmp_path).cpus == (0,)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_has_nothing_to_say_yet_reads_as_nothing(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "kmsg")
+    writer = os.open(tmp_path / "kmsg", os.O_RDWR | os.O_NONBLOCK)
+    monkeypatch.setattr(sysfs.stat, "S_ISREG", lambda _: True)
+    assert not sysfs.read_text(tmp_path / "kmsg")
+    os.close(writer)
