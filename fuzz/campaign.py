@@ -24,6 +24,8 @@ from watched import Watched
 
 HERE = Path(__file__).resolve().parent
 POLL_S = 0.2
+LOST = "lost"
+"""How an input ends that ends the process, or hangs."""
 _PAUSED = 6
 """An input may take so many times its seconds where the machine gives the process no time to compute."""
 
@@ -89,17 +91,17 @@ def run(kind: str, count: int, settings: Settings) -> dict[str, Any]:
     """
     path = settings.folder / f"{kind}.watched"
     path.unlink(missing_ok=True)
-    watched = Watched(path, (*ENDS, worker.DEFECT))
+    watched = Watched(path, (*ENDS, worker.DEFECT, LOST))
     started = time.monotonic()
     crashes = hangs = 0
     while watched.begun < count:
-        before = watched.begun
-        how = _run_once(kind, count - before, watched, settings)
+        how = _run_once(kind, count - watched.begun, watched, settings)
         crashes += how == "crash"
         hangs += how == "hang"
-        if how == "done" or watched.begun == before:
+        if how == "done":
             break
     ends = watched.counts
+    ends.pop(LOST, None)
     path.unlink()
     return {
         "inputs": watched.begun, "seconds": round(time.monotonic() - started, 1), "crashes": crashes, "hangs": hangs,
@@ -114,7 +116,6 @@ def _run_once(kind: str, count: int, watched: Watched, settings: Settings) -> st
     command += [f"--{name}={number}" for name, number in numbers.items()]
     command += ["--guided"] if settings.guided else []
     log = settings.folder / f"{kind}.log"
-    before = watched.begun
     with log.open("wb") as output, tempfile.TemporaryDirectory(prefix="corepipe-fuzz-", dir=_in_memory()) as scratch:
         # Threads of the numeric libraries reserve address space, which is limited.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TMPDIR": scratch}
@@ -127,8 +128,9 @@ def _run_once(kind: str, count: int, watched: Watched, settings: Settings) -> st
     if not hung and process.returncode == 0:
         return "done"
     what = "hang" if hung else "crash"
-    if watched.begun == before:
-        raise SystemExit(f"the process under test does not start; its last words are in {log}")
+    if not watched.running:
+        raise SystemExit(f"input {watched.begun} cannot be made ({process.returncode}); the last words are in {log}")
+    watched.end(LOST)
     summary = f"over {settings.seconds:g} s" if hung else f"ended with {process.returncode}"
     details = log.read_bytes()[-3000:].decode("utf-8", "replace")
     worker.note(settings.folder, kind, what, summary, details, watched.data)

@@ -286,7 +286,10 @@ def _change(model: ModelProto, dice: random.Random) -> None:
                 values.add().CopyFrom(dice.choice(values))
             else:
                 others = [v for m, f in _fields(model) if f is field for v in getattr(m, f.name)]
-                values[dice.randrange(len(values))].CopyFrom(dice.choice(others))
+                # Through a copy: protobuf ends the process where a message is put into one inside it.
+                other = type(values[0])()
+                other.CopyFrom(dice.choice(others))
+                values[dice.randrange(len(values))].CopyFrom(other)
         elif dice.random() < 0.3:
             if dice.random() < 0.5:
                 del values[dice.randrange(len(values))]

@@ -7,7 +7,8 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-_HEAD = struct.Struct("<QQ")
+_HEAD = struct.Struct("<QQQ")
+"""How many have begun, the length of the latest, whether it is running."""
 _COUNT = struct.Struct("<Q")
 _MOST_ENDS = 64
 _DATA_AT = _HEAD.size + _MOST_ENDS * _COUNT.size
@@ -33,10 +34,11 @@ class Watched:
         """An input is about to run; of one that does not fit the start is kept."""
         kept = data[: _SIZE - _DATA_AT]
         self._memory[_DATA_AT : _DATA_AT + len(kept)] = kept
-        _HEAD.pack_into(self._memory, 0, self.begun + 1, len(kept))
+        _HEAD.pack_into(self._memory, 0, self.begun + 1, len(kept), 1)
 
     def end(self, how: str) -> None:
         """It ended, in one of the ways that are counted."""
+        _HEAD.pack_into(self._memory, 0, *_HEAD.unpack_from(self._memory, 0)[:2], 0)
         at = self._ends[how]
         _COUNT.pack_into(self._memory, at, _COUNT.unpack_from(self._memory, at)[0] + 1)
 
@@ -44,6 +46,11 @@ class Watched:
     def begun(self) -> int:
         """How many inputs have begun."""
         return int(_HEAD.unpack_from(self._memory, 0)[0])
+
+    @property
+    def running(self) -> bool:
+        """Whether the latest has not ended."""
+        return bool(_HEAD.unpack_from(self._memory, 0)[2])
 
     @property
     def data(self) -> bytes:

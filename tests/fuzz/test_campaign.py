@@ -65,6 +65,14 @@ def test_crash_hang_and_foreign_error_are_found_and_the_rest_is_run(campaign, mo
     assert kept == {"crash": b"input 2", "hang": b"input 4", "foreign error": b"input 5"}
 
 
+def test_a_process_that_cannot_make_its_inputs_is_no_finding(campaign, monkeypatch, tmp_path):
+    (tmp_path / "worker.py").write_text("import os\nos.abort()\n")
+    monkeypatch.setattr(campaign, "HERE", tmp_path)
+    settings = campaign.Settings(tmp_path, seed=0, seconds=1.0, memory_mib=4096, guided=False)
+    with pytest.raises(SystemExit, match=r"input 0 cannot be made \(-6\)"):
+        campaign.run("models", 8, settings)
+
+
 def test_the_same_seed_makes_the_same_inputs(campaign):
     models, documents = importlib.import_module("hostile_models"), importlib.import_module("hostile_documents")
     assert list(models.hostile_models(60, 3)) == list(models.hostile_models(60, 3))
