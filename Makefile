@@ -1,7 +1,7 @@
 # make demo   set up, then compare the ways to run a real CNN on this machine's cores
 # make test   set up, then run the tests
-# make fuzz   feed hostile models and documents to what reads them: half an hour; less with MODELS=1000 INPUTS=50000,
-#             FUZZ_OPTIONS="--seed 1 --json report.json" for others (fuzz/campaign.py --help)
+# make fuzz   feed hostile models and documents to what reads them: half an hour; less with MODELS=1000 INPUTS=50000, other
+#             options in FUZZ_OPTIONS (docs/reliability.md)
 # make rivals install what corepipe is compared with (gigabytes), and compare: an hour or two
 PYTHON ?= python3
 VENV := .venv
