@@ -28,3 +28,10 @@ def test_refused_by_name(make_model, operator, constants):
     network = load_network(make_model(nodes, {"x": [1, 4]}, ["y"], constants))
     with pytest.raises(BatchError, match=rf"'t' \({operator}\): .*"):
         batched(network, 2)
+
+
+def test_a_slope_of_more_dims_than_the_input(make_model):
+    nodes = [helper.make_node("PRelu", ["x", "slope"], ["y"])]
+    network = load_network(make_model(nodes, {"x": [4]}, ["y"], {"slope": np.ones((2, 4), np.float32)}))
+    with pytest.raises(BatchError, match="do not fit each other; export the model again"):
+        batched(network, 2)

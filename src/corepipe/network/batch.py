@@ -66,6 +66,9 @@ def batched(network: Network, batch: int, limits: Limits = DEFAULT_LIMITS) -> Ne
     return network if batch == 1 else _Batcher(network, batch, limits).run()
 
 
+_MISFIT = "its inputs and attributes do not fit each other; export the model again"
+
+
 class _Batcher:
     """One network being batched; it is what `Constants` asks for."""
 
@@ -143,7 +146,10 @@ class _Batcher:
             for output, axis in zip(node.output, found, strict=False):
                 if not output or axis is None:
                     continue
-                if self.old.get(output, UNKNOWN).shape is not None:
+                shape = self.old.get(output, UNKNOWN).shape
+                if shape is not None and not 0 <= axis < len(shape):
+                    raise Refusal(_MISFIT)
+                if shape is not None:
                     self._place(output, axis)
                 elif output in self.wanted:
                     raise Refusal(f"the shape of {output!r} depends on the data")
@@ -301,4 +307,4 @@ def _places(step: Step) -> int | Sequence[Axis]:
         return rule_for(step)(step)
     except (LookupError, ValueError, ArithmeticError, StopIteration):
         # The rules take a node's parameters to fit its inputs, and loading a model does not check all of them.
-        raise Refusal("its inputs and attributes do not fit each other; export the model again") from None
+        raise Refusal(_MISFIT) from None
