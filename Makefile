@@ -1,6 +1,8 @@
 # make demo   set up, then compare the ways to run a real CNN on this machine's cores
 # make test   set up, then run the tests
 # make soak   run a stream for 5 minutes (MINUTES=480 for a night) and tell whether anything grows
+# make fuzz   feed hostile models and documents to what reads them: half an hour; less with MODELS=1000 INPUTS=50000, other
+#             options in FUZZ_OPTIONS (docs/reliability.md)
 # make rivals install what corepipe is compared with (gigabytes), and compare: an hour or two
 PYTHON ?= python3
 VENV := .venv
@@ -8,8 +10,11 @@ BIN := $(VENV)/bin
 RIVALS := .venv-rivals
 MINUTES ?= 5
 READY := $(VENV)/.ready
+MODELS ?= 10000
+INPUTS ?= 1000000
+FUZZ_OPTIONS ?=
 
-.PHONY: demo test test-slow lint bench soak rivals clean
+.PHONY: demo test test-slow lint bench soak fuzz rivals clean
 
 demo: $(READY)
 	$(BIN)/corepipe doctor
@@ -22,8 +27,8 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
 lint: $(READY)
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench fuzz
+	$(BIN)/ruff format --check src tests bench fuzz
 	$(BIN)/mypy
 
 bench: $(READY)
@@ -31,6 +36,12 @@ bench: $(READY)
 
 soak: $(READY)
 	$(BIN)/python bench/soak.py --minutes $(MINUTES)
+
+# Without atheris, which is not built for every system, the inputs are made from seeded dice alone.
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]' \
+	  || echo "atheris cannot be installed here: fuzzing without coverage"
+	$(BIN)/python fuzz/campaign.py --models $(MODELS) --inputs $(INPUTS) $(FUZZ_OPTIONS)
 
 rivals:
 	$(PYTHON) -m venv $(RIVALS)

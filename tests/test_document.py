@@ -63,6 +63,7 @@ def test_documents_survive_a_round_trip():
         (["configs", 0, "layer_s"], ..., "configs.0.layer_s"),
         (["configs", 0, "config"], "big3", "no such cores"),
         (["configs", 0, "config"], "big", "not a core config"),
+        (["configs", 0, "config"], "big" + "9" * 5000, "not a core config"),
         (["configs", 1, "config"], "big1", "appears twice"),
         (["network", "cut_bytes"], [4, 4], "needs 3 entries"),
         (["configs", 0, "layer_s"], [1.0, 1e308], "configs.0.layer_s.1"),
@@ -102,6 +103,7 @@ def test_a_bad_cost_table_is_refused_with_the_place(path, value, message):
         (["workers", 0, "config"], "big4", "'x' has the config big4, but 1 cores; list 4"),
         (["workers", 0, "cores"], [0, 2], "'x' has the config big1, but 2 cores; list 1"),
         (["workers", 0, "config"], "nonsense", "'nonsense' is not a core config"),
+        (["workers", 0, "config"], "big" + "9" * 5000, "is not a core config"),
     ],
 )
 def test_a_bad_plan_is_refused_with_the_place(path, value, message):
@@ -127,6 +129,41 @@ def test_a_changed_byte_is_read_or_refused(position, character):
         Plan.from_json(text[:position] + character + text[position + 1 :])
     except CorepipeError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", [b'"\\ud800"', b'"a\\udc00b"', b'"\xed\xa0\x80"', b'"\xff"'])
+def test_text_that_is_no_unicode_is_refused(name):
+    plan = changed(PLAN, ["planner"], "NAME").encode()
+    with pytest.raises(DocumentError, match="not valid JSON"):
+        Plan.from_json(plan.replace(b'"NAME"', name))
+
+
+def test_half_a_character_in_a_string_is_refused():
+    with pytest.raises(DocumentError, match="not valid JSON"):
+        Plan.from_json('{"planner": "\ud800"}')
+
+
+def test_characters_beyond_ascii_are_read():
+    for planner in ("ř", "\U0001f600"):
+        plan = Plan.from_json(changed(PLAN, ["planner"], planner))
+        assert plan.planner == planner
+        assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_long_key_is_not_repeated_in_full():
+    with pytest.raises(DocumentError) as caught:
+        Plan.from_json(changed(PLAN, ["k" * 100_000], 1), "p.json")
+    assert len(str(caught.value)) <= 2000
+
+
+def test_a_file_without_end_is_not_read_whole():
+    with pytest.raises(DocumentError, match="/dev/zero: larger than 64 MiB, not a corepipe-plan"):
+        Plan.read("/dev/zero")
+
+
+def test_a_path_that_cannot_be_is_refused(tmp_path):
+    with pytest.raises(DocumentError, match="cannot read corepipe-plan: embedded null byte; check the path"):
+        Plan.read(f"{tmp_path}/a\0b.json")
 
 
 def test_deep_nesting_is_refused():

@@ -46,7 +46,7 @@ class Document(Part):
         """
         what = cls.KIND
         try:
-            data = json.loads(text, parse_constant=lambda c: c)
+            data = _parse(text)
         except (ValueError, RecursionError) as error:
             raise DocumentError(f"{source}: not a {what}: not valid JSON ({error})") from None
         if not isinstance(data, dict):
@@ -73,14 +73,7 @@ class Document(Part):
         Raises:
             DocumentError: the file cannot be read, is too large, or `from_json` refuses it.
         """
-        path = Path(path)
-        try:
-            if path.stat().st_size > MAX_DOCUMENT_BYTES:
-                raise DocumentError(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB, not a {cls.KIND}")
-            text = path.read_bytes()
-        except OSError as error:
-            raise DocumentError(f"{path}: cannot read {cls.KIND}: {error.strerror or error}") from None
-        return cls.from_json(text, str(path))
+        return cls.from_json(read_limited(path, MAX_DOCUMENT_BYTES, cls.KIND), str(path))
 
     def write(self, path: str | os.PathLike[str], *, private: bool = False) -> None:
         """Write the document atomically.
@@ -93,6 +86,29 @@ class Document(Part):
             DocumentError: the file cannot be written; an older file at `path` is left as it was.
         """
         write_atomically(path, self.to_json(), private=private)
+
+
+def read_limited(path: str | os.PathLike[str], limit: int, what: str) -> bytes:
+    """A file, pipe or device, of which no more than the limit is read: a device may have no end.
+
+    Args:
+        path: the file.
+        limit: in bytes.
+        what: it ought to be, for messages.
+
+    Raises:
+        DocumentError: it cannot be read, or is larger.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        # A path with a NUL in it is a ValueError.
+        reason = getattr(error, "strerror", None) or error
+        raise DocumentError(f"{path}: cannot read {what}: {reason}; check the path") from None
+    if len(data) > limit:
+        raise DocumentError(f"{path}: larger than {limit >> 20} MiB, not a {what}; check the path")
+    return data
 
 
 def write_atomically(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
@@ -157,6 +173,22 @@ def _is_stream(path: str | os.PathLike[str]) -> bool:
     if os.path.abspath(path).startswith(_OPEN_FILES):
         return True
     return os.path.exists(path) and not os.path.isfile(path)
+
+
+def _parse(text: str | bytes) -> Any:
+    """What JSON says; NaN and infinity become text, which no field takes.
+
+    Raises:
+        ValueError: it is not JSON, or holds text that is not Unicode.
+        RecursionError: it is too deep.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
+    data = json.loads(text, parse_constant=lambda c: c)
+    if "\\u" in text or not text.isascii():
+        # An escape can stand for half a character: it could be read, but not checked or written.
+        json.dumps(data, ensure_ascii=False).encode()
+    return data
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -16,7 +16,8 @@
     ├── EmulationError        slowing a core is not possible here
     └── NotTrustworthyError   measured, but too noisy to rely on (exit code 3)
 
-Every message says what failed, on what, and what to do next.
+Every message says what failed, on what, and what to do next, in one printable line: names in it may come from a file
+that was made to harm.
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MAX_MESSAGE = 2000
+"""Characters of a message; of a longer one the start and the end are shown."""
+
 
 class CorepipeError(Exception):
     """Base of all corepipe errors; `exit_code` is what the command line returns for it."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return _one_line(super().__str__())
 
 
 class UsageError(CorepipeError):
@@ -101,3 +108,13 @@ class NotTrustworthyError(CorepipeError):
     """A measurement is too noisy to rely on; the figures were still given."""
 
     exit_code = 3
+
+
+def _one_line(text: str) -> str:
+    """The text without line ends and control characters, shortened in the middle."""
+    if len(text) > MAX_MESSAGE:
+        half = MAX_MESSAGE // 2 - 3
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else f"\\u{ord(c):04x}" for c in text)

@@ -55,6 +55,19 @@ def test_pipe_is_not_opened_for_ever(tmp_path):
     refused(tmp_path / "m.onnx", "not a plain file")
 
 
+@pytest.mark.parametrize("field", ["node name", "operator", "tensor", "comment", "key"])
+def test_names_that_are_no_text(small, tmp_path, field):
+    node = small.graph.node[1]
+    if field == "tensor":
+        small.graph.node[0].output[0] = node.input[0] = "MARK"
+    elif field == "key":
+        small.metadata_props.add(key="MARK", value="")
+    else:
+        setattr(node, {"node name": "name", "operator": "op_type", "comment": "doc_string"}[field], "MARK")
+    (tmp_path / "m.onnx").write_bytes(small.SerializeToString().replace(b"MARK", b"\xff\xfea "))
+    refused(tmp_path / "m.onnx", "holds a name that is not text; the file is damaged")
+
+
 @pytest.mark.parametrize("content", [b"hello world, this is no model", b"\x89PNG\r\n\x1a\n" * 9, bytes(100)])
 def test_not_onnx(tmp_path, content):
     (tmp_path / "m.onnx").write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corepipe.errors import CorepipeError
-from corepipe.topology import detect, to_toml
+from corepipe.topology import detect, sysfs, to_toml
 from corepipe.topology.cgroup import read_limits
 from corepipe.topology.machine_file import MachineFile
 
@@ -105,3 +106,25 @@ def test_any_mixture_of_cores_gives_each_core_once(make_tree, chip, cores):
     capacities = [c.capacity for c in topology.clusters]
     assert capacities == sorted(capacities, reverse=True)
     assert len({c.name for c in topology.clusters}) == len(topology.clusters)
+
+
+def test_pipes_folders_and_links_in_a_tree_are_not_waited_for(tmp_path):
+    cpu = tmp_path / "sys/devices/system/cpu"
+    (cpu / "cpu0/topology").mkdir(parents=True)
+    (cpu / "online").write_text("0")
+    os.mkfifo(cpu / "cpu0/cpu_capacity")
+    (cpu / "cpu0/topology/thread_siblings_list").mkdir()
+    (cpu / "present").symlink_to("present")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").symlink_to("/dev/zero")
+    before = len(os.listdir("/proc/self/fd"))
+    assert detect(tmp_path).cpus == (0,)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_has_nothing_to_say_yet_reads_as_nothing(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "kmsg")
+    writer = os.open(tmp_path / "kmsg", os.O_RDWR | os.O_NONBLOCK)
+    monkeypatch.setattr(sysfs.stat, "S_ISREG", lambda _: True)
+    assert not sysfs.read_text(tmp_path / "kmsg")
+    os.close(writer)

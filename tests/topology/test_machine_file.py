@@ -177,6 +177,8 @@ def test_unreadable_files(tmp_path):
         MachineFile.read(tmp_path / "none.toml")
     with pytest.raises(DocumentError, match="cannot read machine file"):
         MachineFile.read(tmp_path)
+    with pytest.raises(DocumentError, match="cannot read machine file: embedded null byte; check the path"):
+        MachineFile.read(f"{tmp_path}/a\0b.toml")
     (tmp_path / "large").write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(DocumentError, match="larger than 1 MiB"):
         MachineFile.read(tmp_path / "large")

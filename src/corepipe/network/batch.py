@@ -19,8 +19,8 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from corepipe.errors import BatchError, ModelError, UsageError
 from corepipe.network._batch_rules import RANDOM, rule_for
-from corepipe.network._batch_step import Refusal, Step, scaled
-from corepipe.network.check import DEFAULT_LIMITS, Limits
+from corepipe.network._batch_step import Axis, Refusal, Step, scaled
+from corepipe.network.check import DEFAULT_LIMITS, Limits, title
 from corepipe.network.describe import describe
 from corepipe.network.graph import (
     INTEGER_TYPES,
@@ -64,6 +64,9 @@ def batched(network: Network, batch: int, limits: Limits = DEFAULT_LIMITS) -> Ne
     if batch < 1:
         raise UsageError(f"{network.name}: a batch of {batch} frames; give at least 1")
     return network if batch == 1 else _Batcher(network, batch, limits).run()
+
+
+_MISFIT = "its inputs and attributes do not fit each other; export the model again"
 
 
 class _Batcher:
@@ -133,24 +136,27 @@ class _Batcher:
 
     def _walk(self, node: NodeProto) -> None:
         if _draws(node):
-            self._refuse(f"node {_title(node)} draws random numbers, which differ with the batch; export it without")
+            self._refuse(f"node {title(node)} draws random numbers, which differ with the batch; export it without")
         if not any(name in self.axes for name in reads(node)):
             return
         step = Step(node, self.batch, self.opset, self.old, self.axes, self)
         try:
-            places = rule_for(step)(step)
+            places = _places(step)
             found = [places] * len(node.output) if isinstance(places, int) else list(places)
             for output, axis in zip(node.output, found, strict=False):
                 if not output or axis is None:
                     continue
-                if self.old.get(output, UNKNOWN).shape is not None:
+                shape = self.old.get(output, UNKNOWN).shape
+                if shape is not None and not 0 <= axis < len(shape):
+                    raise Refusal(_MISFIT)
+                if shape is not None:
                     self._place(output, axis)
                 elif output in self.wanted:
                     raise Refusal(f"the shape of {output!r} depends on the data")
             self._verify(node)
         except Refusal as reason:
             hint = "" if ";" in str(reason) else "; change the model there, or give it one frame at a time"
-            self._refuse(f"node {_title(node)}: {reason}{hint}")
+            self._refuse(f"node {title(node)}: {reason}{hint}")
 
     def _verify(self, node: NodeProto) -> None:
         """Hold the rule's shapes against those that inference finds for the changed node."""
@@ -295,5 +301,10 @@ def _draws(node: NodeProto) -> bool:
     )
 
 
-def _title(node: NodeProto) -> str:
-    return f"{node.name!r} ({node.op_type})"
+def _places(step: Step) -> int | Sequence[Axis]:
+    """Where the frames lie in what a node makes."""
+    try:
+        return rule_for(step)(step)
+    except (LookupError, ValueError, ArithmeticError, StopIteration):
+        # The rules take a node's parameters to fit its inputs, and loading a model does not check all of them.
+        raise Refusal(_MISFIT) from None

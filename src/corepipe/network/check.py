@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -82,6 +84,7 @@ def check_structure(model: ModelProto, name: str, limits: Limits) -> None:
     if not model.graph.node:
         raise ModelError(f"{name}: the graph has no nodes, so there is nothing to run; export the model again")
     _check_sizes(model, name, limits)
+    _check_text(model, name)
     _check_functions(model, name, limits)
     _sort(model.graph, name)
     _check_names(model.graph, name, set())
@@ -174,6 +177,30 @@ def _check_sizes(model: ModelProto, name: str, limits: Limits) -> None:
         check_value(value, name, limits)
 
 
+def _check_text(message: Any, name: str) -> None:
+    """Refuse text that is not UTF-8: some versions of protobuf hand it out as bytes."""
+    texts, messages = _fields_to_check(message.DESCRIPTOR)
+    for field in texts:
+        text = getattr(message, field)
+        if isinstance(text, bytes) or (not isinstance(text, str) and any(isinstance(item, bytes) for item in text)):
+            raise ModelError(f"{name}: holds a name that is not text; the file is damaged, export it again")
+    for field in messages:
+        inner = getattr(message, field)
+        if not hasattr(inner, "DESCRIPTOR"):
+            for item in inner:
+                _check_text(item, name)
+        elif message.HasField(field):
+            _check_text(inner, name)
+
+
+@functools.cache
+def _fields_to_check(descriptor: Any) -> tuple[list[str], list[str]]:
+    """Names of the fields of a kind of message that hold text, and that hold messages."""
+    fields = descriptor.fields
+    texts = [field.name for field in fields if field.type == field.TYPE_STRING]
+    return texts, [field.name for field in fields if field.type == field.TYPE_MESSAGE]
+
+
 def _measure(nodes: Iterable[NodeProto], name: str, limits: Limits, depth: int) -> int:
     """Number of nodes, subgraphs included; refuses deep nesting and sparse tensors on the way."""
     if depth > limits.depth:
@@ -182,7 +209,7 @@ def _measure(nodes: Iterable[NodeProto], name: str, limits: Limits, depth: int) 
     for node in nodes:
         count += 1
         if any(item.HasField("sparse_tensor") or item.sparse_tensors for item in node.attribute):
-            raise ModelError(f"{name}: node {_title(node)} holds a sparse tensor; export the model with dense weights")
+            raise ModelError(f"{name}: node {title(node)} holds a sparse tensor; export the model with dense weights")
         for graph in subgraphs(node):
             if graph.sparse_initializer:
                 raise ModelError(f"{name}: sparse initializers are not supported; export the model with dense weights")
@@ -269,7 +296,7 @@ def _longest_arguments(model: ModelProto, functions: Container[_FunctionKey], na
             if _key(node) in functions:
                 if next(subgraphs(node), None) is not None:
                     raise ModelError(
-                        f"{name}: node {_title(node)} gives a subgraph to a function, which is not supported; "
+                        f"{name}: node {title(node)} gives a subgraph to a function, which is not supported; "
                         f"export the model without functions"
                     )
                 names += [len(tensor.encode()) for tensor in (*node.input, *node.output)]
@@ -307,7 +334,7 @@ def _sort(graph: GraphProto, name: str) -> None:
     if len(order) < len(needs):
         stuck = next(i for i, count in enumerate(missing) if count > 0)
         raise ModelError(
-            f"{name}: the graph has a cycle at or before node {_title(graph.node[stuck])}; export the model again"
+            f"{name}: the graph has a cycle at or before node {title(graph.node[stuck])}; export the model again"
         )
     nodes = [NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
     del graph.node[:]
@@ -345,14 +372,14 @@ def _check_names(graph: GraphProto, name: str, visible: set[str]) -> None:
     for node in graph.node:
         for output in node.output:
             if output:
-                define(f"an output of node {_title(node)}", output)
+                define(f"an output of node {title(node)}", output)
     for node in graph.node:
         for inner in subgraphs(node):
             _check_names(inner, name, visible)
         for tensor in reads(node):
             if tensor not in visible:
                 raise ModelError(
-                    f"{name}: node {_title(node)} reads {tensor!r}, which nothing makes; export the model again"
+                    f"{name}: node {title(node)} reads {tensor!r}, which nothing makes; export the model again"
                 )
     for value in graph.output:
         if value.name not in visible:
@@ -393,7 +420,8 @@ def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
             yield from _all_nodes(graph.node)
 
 
-def _title(node: NodeProto) -> str:
+def title(node: NodeProto) -> str:
+    """How messages call a node."""
     label = node.name or next((o for o in node.output if o), "")
     return f"{label!r} ({node.op_type})"
 

@@ -14,7 +14,7 @@ import onnx.shape_inference
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from corepipe.errors import ModelError
-from corepipe.network.check import Limits, check_value, explain
+from corepipe.network.check import Limits, check_value, explain, title
 from corepipe.network.graph import (
     INTEGER_TYPES,
     TensorType,
@@ -27,6 +27,7 @@ from corepipe.network.graph import (
     subgraphs,
     type_of,
 )
+from corepipe.network.guard import fault, has_typed_inputs
 
 _VISIBLE_BYTES = 1024
 _VISIBLE_INTEGER_BYTES = 2**16
@@ -103,6 +104,11 @@ class Inference:
         return made
 
     def _plain(self, node: NodeProto, types: Types, constants: Constants) -> dict[str, TypeProto]:
+        wrong = fault(node, types)
+        if wrong:
+            raise ModelError(f"{self._name}: node {title(node)}: {wrong}; export the model again")
+        if not has_typed_inputs(node, types):
+            return {}
         model = ModelProto(ir_version=self._ir_version)
         model.opset_import.extend(self._opsets)
         graph = model.graph

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_KILLS = 2
 """A frame that was being worked on when a worker died this often fails."""
 
-RESTART_TRIES = 3
+RESTART_TRIES = 5
 """How often a replacement for a dead worker is started before the stream ends."""
 
 _MANY = 4096

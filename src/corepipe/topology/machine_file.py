@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from corepipe.document import Part
+from corepipe.document import Part, read_limited
 from corepipe.errors import DocumentError, UnknownNameError, UsageError
 from corepipe.topology.cpulist import MAX_CPU, parse_cpu_list
 from corepipe.topology.model import ALL_CORES, Cache, Topology
@@ -130,14 +130,9 @@ class MachineFile(Part):
         Raises:
             DocumentError: it cannot be read, is too large, or `from_toml` refuses it.
         """
+        data = read_limited(path, MAX_FILE_BYTES, "machine file")
         try:
-            with open(path, "rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-            if len(data) > MAX_FILE_BYTES:
-                raise DocumentError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, not a machine file")
             return cls.from_toml(data.decode("utf-8"), str(path))
-        except OSError as error:
-            raise DocumentError(f"{path}: cannot read machine file: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise DocumentError(f"{path}: not a machine file: not UTF-8 text ({error})") from None
 

@@ -35,7 +35,7 @@ class CoreConfig:
         Raises:
             TopologyError: `text` is not a cluster name followed by a positive count.
         """
-        match = re.fullmatch(r"([a-z][a-z_-]*)([1-9][0-9]*)", text)
+        match = re.fullmatch(r"([a-z][a-z_-]*)([1-9][0-9]{0,8})", text)
         if not match:
             raise TopologyError(f"{text!r} is not a core config; write a cluster and a count, as in 'big4'")
         return cls(match[1], int(match[2]))

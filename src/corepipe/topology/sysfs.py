@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 
 from corepipe.errors import UsageError
@@ -12,12 +14,20 @@ _MAX_BYTES = 16 * 2**20
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text without surrounding white space and NULs; None if it cannot be read."""
+    """The file's text without surrounding white space and NULs; None if it cannot be read or is no plain file."""
     try:
-        with path.open("rb") as file:
-            return file.read(_MAX_BYTES).decode("utf-8", "replace").strip().strip("\0").strip()
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            # Nothing at all comes of a file that would have to be waited for, as `/proc/kmsg`.
+            return (file.read(_MAX_BYTES) or b"").decode("utf-8", "replace").strip().strip("\0").strip()
     except (OSError, ValueError):
         return None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe in a saved tree would be waited for without end."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_number(path: Path, least: int = 1, most: int = 10**9) -> int | None:

@@ -1,0 +1,55 @@
+"""Nodes that make the onnx library's shape inference crash or hang are refused before it sees them."""
+
+from __future__ import annotations
+
+import pytest
+from onnx import parser
+
+from corepipe.errors import ModelError
+from corepipe.network.infer import Inference
+from corepipe.network.load import DEFAULT_LIMITS, load_network
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17]> g '
+
+
+def load(text):
+    return load_network(parser.parse_model(HEAD + text))
+
+
+@pytest.mark.parametrize(
+    "equation",
+    ["i.j", "i....j", "ij.", "ij,jk->ik", "ijk->i", "", "->", "i1->i", "...ijk->...i", "ij->i.j", "ij,", "é"],
+)
+def test_an_equation_that_does_not_fit_is_refused(equation):
+    with pytest.raises(ModelError, match=r"'y' \(Einsum\): the equation .* does not fit its inputs"):
+        load(f'(float[2, 3] x) => (float[M] y) {{ y = Einsum <equation: string = "{equation}"> (x) }}')
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape"),
+    [("ij->ji", (3, 2)), (" i j -> j ", (3,)), ("ij", (2, 3)), ("...j->j...", (3, 2)), ("...ij->...ij", (2, 3))],
+)
+def test_an_equation_that_fits_is_taken(equation, shape):
+    network = load(f'(float[2, 3] x) => (float y) {{ y = Einsum <equation: string = "{equation}"> (x) }}')
+    assert network.outputs[0].shape == shape
+
+
+def test_two_operands_are_taken():
+    text = '(float[2, 3] x, float[3, 4] w) => (float y) { y = Einsum <equation: string = "ij,jk->ik"> (x, w) }'
+    assert load(text).outputs[0].shape == (2, 4)
+
+
+@pytest.mark.parametrize("batch_dims", [-1, -2, -(10**11)])
+def test_batch_dims_below_zero_are_refused(batch_dims):
+    with pytest.raises(ModelError, match="batch_dims is below zero; export the model again"):
+        load(
+            f"(float[2, 3] x) => (float y) <int64[2, 1] i = {{0, 1}}> "
+            f"{{ y = GatherND <batch_dims: int = {batch_dims}> (x, i) }}"
+        )
+
+
+def test_inference_is_not_asked_about_inputs_of_no_type():
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (string[N] x) => (bool[N] y) { y = RegexFullMatch (x) }'
+    model = parser.parse_model(text)
+    inference = Inference(model, "m", DEFAULT_LIMITS)
+    assert inference.outputs(model.graph.node[0], {}, {}) == {}
