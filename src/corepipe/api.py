@@ -188,15 +188,9 @@ def _aligned(
         version="+".join(sorted(one.provenance.created for one in tables))[-60:],
     )
     path = cache.path(network, topology, together, table.batches[-1])
-    kept = cache.load(path, network) if use_cache else None
-    if kept is not None:
-        return kept
-    with cache.measuring():
-        kept = cache.load(path, network) if use_cache else None
-        if kept is None:
-            kept = align(network, topology, table, on_progress=on_progress)
-            cache.save(path, kept)
-    return kept
+    return cache.kept_or_measured(
+        path, network, lambda: align(network, topology, table, on_progress=on_progress), use_kept=use_cache
+    )
 
 
 def _costs(
@@ -206,16 +200,10 @@ def _costs(
     cache = TableCache()
     # Hops cost the same whatever the engine: they are measured once.
     path, hop_path = cache.path(network, topology, name, batch), cache.hop_path(topology, engine_name())
-    table = cache.load(path, network) if use_cache else None
-    if table is not None:
-        return table
-    if batch > 1:
-        check_batch(network, batched(network, batch), runs_on(engine.get(engine.names()[0])))
-    with cache.measuring():
-        # Another process may have measured the same meanwhile.
-        table = cache.load(path, network) if use_cache else None
-        if table is not None:
-            return table
+
+    def measure() -> CostTable:
+        if batch > 1:
+            check_batch(network, batched(network, batch), runs_on(engine.get(engine.names()[0])))
         table = profile(
             network,
             topology,
@@ -225,17 +213,18 @@ def _costs(
             on_progress=on_progress,
             on_partial=lambda partial: cache.save_partial(path, hop_path, partial),
         )
-        cache.save(path, table)
-    # All cores at once wait at barriers for unequal ones: that spreads by itself.
-    noisy = [c.config for c in table.configs if c.spread > NOISY and c.core_config.cluster != ALL_CORES]
-    if noisy:
-        _log.warning(
-            "the costs of %s were measured on %s while the machine was busy: plans may be off; close other programs "
-            "and measure anew with --no-cache",
-            network.name,
-            ", ".join(noisy),
-        )
-    return table
+        # All cores at once wait at barriers for unequal ones: that spreads by itself.
+        noisy = [c.config for c in table.configs if c.spread > NOISY and c.core_config.cluster != ALL_CORES]
+        if noisy:
+            _log.warning(
+                "the costs of %s were measured on %s while the machine was busy: plans may be off; close other "
+                "programs and measure anew with --no-cache",
+                network.name,
+                ", ".join(noisy),
+            )
+        return table
+
+    return cache.kept_or_measured(path, network, measure, use_kept=use_cache)
 
 
 def find_costs(

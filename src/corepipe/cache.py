@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
@@ -66,8 +66,30 @@ class TableCache:
             return None
         return table
 
+    def kept_or_measured(
+        self, path: Path, network: Network, measure: Callable[[], CostTable], *, use_kept: bool = True
+    ) -> CostTable:
+        """The table at `path`, or else what `measure` finds, which is kept there.
+
+        Args:
+            path: from `path()`.
+            network: whose costs they are.
+            measure: measures them, while no other process does.
+            use_kept: whether a kept table will do.
+        """
+        table = self.load(path, network) if use_kept else None
+        if table is not None:
+            return table
+        with self._measuring():
+            # Another process may have measured the same meanwhile.
+            table = self.load(path, network) if use_kept else None
+            if table is None:
+                table = measure()
+                self.save(path, table)
+        return table
+
     @contextlib.contextmanager
-    def measuring(self) -> Iterator[None]:
+    def _measuring(self) -> Iterator[None]:
         """While one process measures this machine, others that want to wait: they would disturb each other.
 
         The lock goes with the process that holds it. Where the folder cannot be written there is none.

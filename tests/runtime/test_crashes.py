@@ -10,10 +10,9 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
+from reference import assert_same, frames_for, whole
 
-from corepipe import engine
 from corepipe.runtime.stream import Stream
 
 PLANS = {
@@ -28,15 +27,8 @@ PLANS = {
 def test_workers_killed_at_random_moments(chain, two_cores, make_plan, name, kills):
     """Three plans, 70 kills each: over 200 in `make test-slow`."""
     generator = random.Random(name)
-    shape = chain.inputs[0].shape
-    frames = [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in range(5)]
-    segment = chain.segment(0, len(chain.layers))
-    compiled = engine.get("onnxruntime").compile(segment.model.SerializeToString(), 1)
-    expected = []
-    for frame in frames:
-        out = np.empty(segment.outputs[0].shape, np.float32)
-        compiled.bind({segment.inputs[0].name: frame}, {segment.outputs[0].name: out})()
-        expected.append(out)
+    frames = frames_for(chain, 5)
+    expected = whole(chain, frames)
     over = threading.Event()
 
     with Stream(chain, make_plan(chain, PLANS[name]), two_cores) as stream:
@@ -80,7 +72,7 @@ def test_workers_killed_at_random_moments(chain, two_cores, make_plan, name, kil
         assert len(failed) <= 1 + kills // 10
         for number, result in enumerate(results):
             if not isinstance(result, Exception):
-                np.testing.assert_allclose(result, expected[number % len(frames)], rtol=1e-4, atol=1e-4)
+                assert_same(result, expected[number % len(frames)], number)
 
 
 SCRIPT = """

@@ -9,11 +9,11 @@ import threading
 import time
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from reference import assert_equal, frames_for, whole
 
 from corepipe.errors import FrameError, PlanError
 from corepipe.network.load import load_network
@@ -35,24 +35,6 @@ def shared(plan, batch, parts=None):
     )
     data = plan.model_copy(update={"batch": batch, "routes": routes})
     return type(plan).from_json(data.to_json())
-
-
-def frames_for(network, count, seed=1):
-    generator = np.random.default_rng(seed)
-    return [generator.standard_normal(network.inputs[0].shape, np.float32) for _ in range(count)]
-
-
-def whole(network, frames):
-    session = ort.InferenceSession(network.model.SerializeToString())
-    name = network.inputs[0].name
-    return [session.run(None, {name: frame})[0] for frame in frames]
-
-
-def assert_equal(outputs, expected):
-    outputs = list(outputs)
-    assert len(outputs) == len(expected)
-    for number, (output, want) in enumerate(zip(outputs, expected, strict=True)):
-        np.testing.assert_allclose(output, want, rtol=1e-4, atol=1e-5, err_msg=f"frame {number}")
 
 
 @st.composite

@@ -14,39 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from reference import assert_equal, frames_for, whole
 
 from corepipe.errors import FrameError, PlanError, StreamClosedError, UsageError, WorkerError
 from corepipe.network.load import load_network
 from corepipe.runtime.pool import check_cores
 from corepipe.runtime.stream import Stream
 from corepipe.topology.model import Cluster
-
-
-def frames_for(network, count, seed=1):
-    generator = np.random.default_rng(seed)
-    return [generator.standard_normal(network.inputs[0].shape, np.float32) for _ in range(count)]
-
-
-def whole(network, frames):
-    """What the whole, unsplit model gives: the oracle of the runtime."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(network.model.SerializeToString(), options)
-    name = network.inputs[0].name
-    return [session.run(None, {name: frame})[0] for frame in frames]
-
-
-def assert_equal(outputs, expected):
-    outputs = list(outputs)
-    assert len(outputs) == len(expected)
-    for number, (output, want) in enumerate(zip(outputs, expected, strict=True)):
-        np.testing.assert_allclose(output, want, rtol=1e-4, atol=1e-5, err_msg=f"frame {number}")
-
 
 PLANS = {
     "one worker": [(1, [(0, 0, 6)])],

@@ -7,10 +7,9 @@ import signal
 import threading
 import time
 
-import numpy as np
 import pytest
+from reference import assert_same, frames_for, whole
 
-from corepipe import engine
 from corepipe.errors import CorepipeError, PlanError, StreamClosedError, WorkerError
 from corepipe.runtime.stream import Stream
 
@@ -20,26 +19,10 @@ OTHER_WAY = [(1, [(1, 0, 2), (0, 2, 6)])]
 LONE = [(1, [(0, 0, 6)])]
 
 
-def frames_for(network, count):
-    shape = network.inputs[0].shape
-    return [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in range(count)]
-
-
-def whole(network, frames):
-    segment = network.segment(0, len(network.layers))
-    compiled = engine.get("onnxruntime").compile(segment.model.SerializeToString(), 1)
-    results = []
-    for frame in frames:
-        out = np.empty(segment.outputs[0].shape, np.float32)
-        compiled.bind({segment.inputs[0].name: frame}, {segment.outputs[0].name: out})()
-        results.append(out)
-    return results
-
-
 def check_all(outputs, expected, times):
     assert len(outputs) == times
     for number, output in enumerate(outputs):
-        np.testing.assert_allclose(output, expected[number % len(expected)], rtol=1e-4, atol=1e-4)
+        assert_same(output, expected[number % len(expected)], number)
 
 
 def test_plans_change_in_mid_stream_and_no_frame_is_lost_or_out_of_order(chain, two_cores, make_plan, is_running):

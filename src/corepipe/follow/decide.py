@@ -63,9 +63,9 @@ class Step:
 class Decider:
     """Looks at a stream from time to time and says what to change.
 
-    A change needs a gain above a threshold in two looks in a row. After a new plan nothing is changed until it has been
-    seen for a while; one that does not keep its promise doubles the threshold, which falls back with time: so plans do
-    not alternate.
+    A change needs a gain above a threshold in some looks in a row, the fewer the larger it is. After a new plan nothing
+    is changed until it has been seen for a while; one that does not keep its promise doubles the threshold, which falls
+    back with time: so plans do not alternate.
 
     Args:
         table: the costs that the plan was made with.

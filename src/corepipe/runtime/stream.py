@@ -106,7 +106,8 @@ class Stream:
         self.restarts = 0
         self.dropped = 0
         """Frames that were dropped or refused because the stream was full."""
-        self._topology = topology
+        self.topology = topology
+        """The machine, as it was when the stream was opened."""
         self.lanes: tuple[Lane, ...] = (Lane(network, plan, topology),)
         """The plan at work last, before it those that still hold frames."""
         self._state = threading.Condition()
@@ -165,11 +166,6 @@ class Stream:
         """Tell another one of each frame's record, as `on_record` is; it must not raise."""
         self._watchers.append(watcher)
 
-    @property
-    def topology(self) -> Topology:
-        """The machine, as it was when the stream was opened."""
-        return self._topology
-
     def set_rates(self, plan: Plan) -> None:
         """Share new frames out by other rates at once; nothing is loaded.
 
@@ -200,7 +196,7 @@ class Stream:
             StreamClosedError: the stream was closed meanwhile.
         """
         with self._switching:
-            lane = Lane(self.network, plan, self._topology, self.lanes[-1].number + 1)
+            lane = Lane(self.network, plan, self.topology, self.lanes[-1].number + 1)
             with self._state:
                 if self.closed or self._broken:
                     lane.pool.close()

@@ -1,0 +1,30 @@
+"""The oracle of the runtime: what the whole, unsplit model gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+
+
+def frames_for(network, count, seed=1):
+    generator = np.random.default_rng(seed)
+    return [generator.standard_normal(network.inputs[0].shape, np.float32) for _ in range(count)]
+
+
+def whole(network, frames):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(network.model.SerializeToString(), options)
+    name = network.inputs[0].name
+    return [session.run(None, {name: frame})[0] for frame in frames]
+
+
+def assert_same(output, expected, number):
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5, err_msg=f"frame {number}")
+
+
+def assert_equal(outputs, expected):
+    outputs = list(outputs)
+    assert len(outputs) == len(expected)
+    for number, (output, want) in enumerate(zip(outputs, expected, strict=True)):
+        assert_same(output, want, number)
