@@ -32,7 +32,10 @@ def read_until(fd: int, text: str) -> str:
     while text not in got:
         assert time.monotonic() < deadline, got
         if select.select([fd], [], [], 0.2)[0]:
-            got += os.read(fd, 4096).decode()
+            try:
+                got += os.read(fd, 4096).decode()
+            except OSError:  # its other end is closed
+                pytest.fail(f"ended without {text!r}: {got!r}")
     return got
 
 
@@ -91,11 +94,12 @@ while time.monotonic() < end:
 print("end", flush=True)
 exit(3)
 """
+    command = emulate(cpu, [sys.executable, "-c", code])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, emulate(cpu, [sys.executable, "-c", code]))
+        os.execv(command[0], command)
     read_until(terminal, "here")
     os.write(terminal, b"\x03")
     assert read_until(terminal, "end").count("interrupt") == 1

@@ -68,16 +68,18 @@ def test_burners_die_with_a_killed_owner_though_its_fork_lives_on(cpu: int) -> N
     fork = """
     import warnings
     warnings.simplefilter("ignore")
-    print(os.fork(), flush=True)
+    os.write(1, f"{os.fork()}\\n".encode())  # at once: print() may write the number and the end of the line apart
     time.sleep(60)
     """
     process = owner(cpu, fork)
-    assert process.stdout is not None
-    burner, path = process.stdout.readline().split()
-    forks = [int(process.stdout.readline()) for _ in range(2)]
-    assert not gone(int(burner))
-    process.kill()
-    process.wait(10)
+    try:
+        assert process.stdout is not None
+        burner, path = process.stdout.readline().split()
+        forks = [int(process.stdout.readline()) for _ in range(2)]
+        assert not gone(int(burner))
+    finally:
+        process.kill()  # also where the test fails: a burner that stays would fail all tests after this one
+        process.wait(10)
     wait_until_gone((int(burner),))
     assert not gone(max(forks))
     os.kill(max(forks), signal.SIGKILL)

@@ -32,8 +32,9 @@ CONTROL_BYTES = mmap.PAGESIZE
 _PR_SET_PDEATHSIG = 1
 _IDLE_S = 5e-3
 _FULL_WINDOW_S, _SLOWED_WINDOW_S, _SETTLE_S = 0.025, 0.060, 0.012
-_PAIRS, _ROUNDS = 4, 4
-_CLOSE_ENOUGH = 0.015
+_PAIRS = 4
+_ROUNDS, _MOST_ROUNDS = 4, 12  # more are needed where others disturb the measuring (a busy host of a virtual machine)
+_CLOSE_ENOUGH, _ACCEPTABLE = 0.015, 0.05
 
 
 def _refuse(reason: str, detail: object = "-") -> None:
@@ -151,7 +152,7 @@ def _probe(cpu: int, speed: float, max_share: float, control: memoryview[float])
     work = _Work()
     share = min(1 - speed, max_share)
     best_share, best = share, float("inf")
-    for attempt in range(_ROUNDS):
+    for attempt in range(_MOST_ROUNDS):
         ratios = []
         for _ in range(_PAIRS):
             control[0] = 0.0
@@ -165,7 +166,7 @@ def _probe(cpu: int, speed: float, max_share: float, control: memoryview[float])
         close = attempt > 0 and abs(measured - speed) <= _CLOSE_ENOUGH * speed  # one good round may be luck
         if close or abs(measured - speed) < abs(best - speed):
             best_share, best = share, measured
-        if close:
+        if close or (attempt + 1 >= _ROUNDS and abs(best - speed) <= _ACCEPTABLE * speed):
             break
         share = min(max(share + measured - speed, 1e-3), max_share)
     control[0] = best_share
