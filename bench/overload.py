@@ -6,7 +6,8 @@
 
 Capacity is what the stream reaches when frames wait for it. Then frames come at their own pace, as from a camera, and
 `when_full` decides: `wait` (the source is held up, so that more than capacity cannot be offered to the cores),
-`drop-oldest`, `error`. Goodput is results a second; memory is that of all processes.
+`drop-oldest`, `error`. Goodput is results a second; memory is the most that all processes have held since they began,
+so a row that raises it needed more than all before it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,6 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
-import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -83,8 +84,7 @@ def run(stream: Stream, frames: Sequence[Any], rate: float, policy: WhenFull, se
         results += isinstance(result, np.ndarray)
         errors += not isinstance(result, np.ndarray)
     took = time.monotonic() - began
-    # Looking costs tens of milliseconds: not while frames flow. What was in use at the most is still held then.
-    peak = memory(stream)
+    peak = peak_memory(stream)
     latency = np.percentile([record.latency_s for record in records], [50, 99]) if records else [float("nan")] * 2
     return {
         "offered_fps": offered / took,
@@ -93,27 +93,38 @@ def run(stream: Stream, frames: Sequence[Any], rate: float, policy: WhenFull, se
         "unaccounted": offered - results - errors,
         "latency_ms_p50": float(latency[0]) * 1e3,
         "latency_ms_p99": float(latency[1]) * 1e3,
-        "memory_mb": peak / 1e6,
+        "peak_memory_mb": peak / 1e6,
     }
 
 
-def memory(stream: Stream) -> int:
-    """Bytes that all processes hold for themselves."""
-    total = 0
+def peak_memory(stream: Stream) -> float:
+    """Bytes that all processes have held at the most since they began, shared ones counted in each; Linux only."""
+    total = 0.0
     for pid in (os.getpid(), *stream.worker_pids.values()):
-        total += psutil.Process(pid).memory_full_info().uss
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M)
+        total += int(found[1]) * 1024 if found else float("nan")
     return total
 
 
 def show(model: str, capacity: float, rows: Sequence[dict[str, Any]]) -> None:
     """A table."""
-    heads = ("when full", "offered", "offered frames/s", "goodput", "of capacity", "dropped", "p50 ms", "p99 ms", "MB")
+    heads = (
+        "when full",
+        "offered",
+        "offered frames/s",
+        "goodput",
+        "of capacity",
+        "dropped",
+        "p50 ms",
+        "p99 ms",
+        "peak MB",
+    )
     table = Table(*heads, title=f"{model}: capacity {capacity:.1f} frames/s (measured on this machine)")
     for row in rows:
         latencies = (f"{row['latency_ms_p50']:.0f}", f"{row['latency_ms_p99']:.0f}")
         goodput = (f"{row['goodput_fps']:.1f}", f"{row['goodput_fps'] / capacity:.2f}")
         offered = (f"{row['offered']:g}x", f"{row['offered_fps']:.1f}")
-        cells = (*offered, *goodput, str(row["dropped"]), *latencies, f"{row['memory_mb']:.0f}")
+        cells = (*offered, *goodput, str(row["dropped"]), *latencies, f"{row['peak_memory_mb']:.0f}")
         table.add_row(row["when_full"], *cells)
     console = Console(width=140)
     console.print(table)

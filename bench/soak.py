@@ -11,6 +11,7 @@ with its standard error. Exit code 1 where frames were lost, or memory grows by 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -74,8 +75,9 @@ def soak(stream: Stream, options: argparse.Namespace) -> dict[str, Any]:
         nonlocal kills
         generator = np.random.default_rng(0)
         while options.kill_every and not over.wait(options.kill_every):
-            os.kill(int(generator.choice(list(stream.worker_pids.values()))), signal.SIGKILL)
-            kills += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(generator.choice(list(stream.worker_pids.values()))), signal.SIGKILL)
+                kills += 1
 
     def feed() -> Iterator[Any]:
         nonlocal fed
@@ -157,6 +159,11 @@ def show(result: dict[str, Any]) -> None:
         f"{result['minutes']:g} minutes: {result['frames']} frames, {result['results']} results, {result['errors']} "
         f"errors by name ({result['unexpected_errors']} of them of good frames), {result['lost']} lost; "
         f"{result['kills']} workers killed, {result['restarts']} restarted"
+    )
+    console.print(
+        f"memory grows: more than {_GROWTH:.0%} of it in an hour, and more than twice the standard error"
+        if result["grows"]
+        else "memory does not grow"
     )
 
 

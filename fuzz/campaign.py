@@ -27,6 +27,7 @@ POLL_S = 0.2
 LOST = "lost"
 """How an input ends that ends the process, or hangs."""
 _PAUSED = 6
+_START_S = 300.0
 """An input may take so many times its seconds where the machine gives the process no time to compute."""
 
 
@@ -146,10 +147,16 @@ def _in_memory() -> Path | None:
 def _watch(process: subprocess.Popen[bytes], watched: Watched, seconds: float) -> bool:
     """Wait for the end of a process; whether it hangs in one input."""
     at, since, used = watched.begun, time.monotonic(), 0.0
+    started = False
     while process.poll() is None:
         time.sleep(POLL_S)
         now = _computed(process.pid)
-        if watched.begun != at or at == 0:
+        if not started:  # importing, and instrumenting what is imported, is no input's doing
+            started = watched.begun != at or watched.running
+            used = now
+            if time.monotonic() - since > _START_S:
+                return True
+        elif watched.begun != at:
             at, since, used = watched.begun, time.monotonic(), now
         elif now - used > seconds or time.monotonic() - since > _PAUSED * seconds:
             return True

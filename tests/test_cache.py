@@ -85,7 +85,25 @@ def test_a_damaged_hop_file_is_made_anew(chain, here, measured):
     path.write_text("rubbish")
     TableCache().path(chain, here, api.engine_name()).unlink()
     api.costs(chain, here)
-    assert TableCache().load_partial(path.with_suffix(".none"), path).hop is not None
+    assert TableCache().load_partial(path.with_suffix(".none"), path, chain).hop is not None
+
+
+def test_what_another_network_has_left_is_not_gone_on_with(chain, two_cores, measured, make_chain, monkeypatch):
+    def interrupt(self, *args):
+        save(self, *args)
+        raise KeyboardInterrupt
+
+    save = TableCache.save_partial
+    with monkeypatch.context() as patch:
+        patch.setattr(TableCache, "save_partial", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            api.costs(chain, two_cores)
+    cache, other = TableCache(), load_network(make_chain(layers=3))
+    paths = [cache.path(network, two_cores, api.engine_name()) for network in (chain, other)]
+    kept, taken = (path.with_name(path.name.replace(".costs.", ".partial.")) for path in paths)
+    os.replace(kept, taken)
+    assert api.costs(other, two_cores).layer_count == 3
+    assert len(measured) == 1 + len(profiling.core_configs(two_cores))
 
 
 def test_a_very_long_network_name_is_no_error(make_chain, here, tmp_path, measured):
@@ -140,7 +158,7 @@ def test_two_processes_that_measure_the_same_take_turns_and_agree(tmp_path, make
     assert [process.returncode for process in processes] == [0, 0], said + also_said
     assert one == other, "the second one takes what the first one measured"
     assert (said + also_said).count("another corepipe measures this machine") == 1
-    assert not [path for path in TableCache().folder.iterdir() if path.name.startswith("..")]
+    assert not [path for path in TableCache().folder.iterdir() if path.name.startswith(".") and path.name != LOCK]
 
 
 def test_a_process_that_is_killed_while_it_measures_leaves_no_lock(tmp_path, make_chain):
@@ -150,6 +168,7 @@ def test_a_process_that_is_killed_while_it_measures_leaves_no_lock(tmp_path, mak
     deadline = time.monotonic() + 20
     while not (TableCache().folder / LOCK).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert (TableCache().folder / LOCK).exists()
     first.kill()
     first.communicate()
     second = measuring(tmp_path, make_chain)

@@ -368,13 +368,13 @@ def test_a_run_whose_plan_changes_says_so_and_shows_both(classifier, tmp_path, m
     steps = [Step("plan", Plan.read(plan), "the chip [got] hot")]
     monkeypatch.setattr("corepipe.follow.follower.PERIOD_S", 0.3)
     monkeypatch.setattr("corepipe.follow.decide.Decider.look", lambda *_: steps.pop() if steps else None)
-    np.save(tmp_path / "frames.npy", np.zeros((60, 3, 96, 96), np.float32))
-    arguments = ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "out.jsonl", "--rate", "40"]
+    np.save(tmp_path / "frames.npy", np.zeros((400, 3, 96, 96), np.float32))
+    arguments = ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "out.jsonl", "--rate", "100"]
     arguments += ["--trace", tmp_path / "t.json", "--report", tmp_path / "page.html"]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     assert "the plan changes: the chip [got] hot" in result.stderr
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 60
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 400
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     names = [e["args"]["name"] for e in events if e["ph"] == "M" and e["name"] == "process_name"]
     assert [name for name in names if "all-cores" in name or "routes" in name] == names[:2]

@@ -67,7 +67,7 @@ def open(
         batch: how many frames may be run at once, where that pays: more throughput, more latency.
         use_cache: whether measured costs may be read from the cache.
         follow: whether the plan is corrected while it runs where cores turn out slower or faster than their costs say
-            (throttling, other programs, a lost core); a plan that is given stays as it is.
+            (throttling, other programs, a lost core); a plan that is given or of another planner stays as it is.
 
     Returns:
         A stream; close it, or use it in a `with` statement.
@@ -209,7 +209,7 @@ def _costs(
             topology,
             name,
             batch=batch,
-            done=cache.load_partial(path, hop_path) if use_cache else None,
+            done=cache.load_partial(path, hop_path, network) if use_cache else None,
             on_progress=on_progress,
             on_partial=lambda partial: cache.save_partial(path, hop_path, partial),
         )

@@ -90,7 +90,7 @@ class TableCache:
 
     @contextlib.contextmanager
     def _measuring(self) -> Iterator[None]:
-        """While one process measures this machine, others that want to wait: they would disturb each other.
+        """While one process measures networks here, others with the same cache wait: they would disturb it.
 
         The lock goes with the process that holds it. Where the folder cannot be written there is none.
         """
@@ -101,23 +101,19 @@ class TableCache:
             yield
             return
         with os.fdopen(lock):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                _log.warning("another corepipe measures this machine; waiting until it has finished")
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    _log.warning("another corepipe measures this machine; waiting until it has finished")
                     fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def load_partial(self, path: Path, hop_path: Path) -> PartialProfile:
-        """What an interrupted profile has left for the table at `path`, and the machine's hop costs."""
-        partial, hop = _partial(path), PartialProfile()
-        found = PartialProfile()
-        with contextlib.suppress(DocumentError):
-            found = PartialProfile.read(partial)
-        with contextlib.suppress(DocumentError):
-            hop = PartialProfile.read(hop_path)
-        return PartialProfile(configs=found.configs, hop=hop.hop or found.hop)
+    def load_partial(self, path: Path, hop_path: Path, network: Network) -> PartialProfile:
+        """What an interrupted profile of a network has left for the table at `path`, and the machine's hop costs."""
+        found, hop = (_read_partial(one) for one in (_partial(path), hop_path))
+        fitting = tuple(costs for costs in found.configs if len(costs.layer_s) == len(network.layers))
+        return PartialProfile(configs=fitting, hop=hop.hop or found.hop)
 
     def save(self, path: Path, table: CostTable) -> None:
         """Keep a finished table and drop what is left of its making."""
@@ -143,6 +139,14 @@ class TableCache:
 
 def _machine(topology: Topology, engine: EngineName) -> tuple[str, ...]:
     return (topology.fingerprint(), engine.name, engine.version, f"m{MEASUREMENT_VERSION}")
+
+
+def _read_partial(path: Path) -> PartialProfile:
+    try:
+        return PartialProfile.read(path) if path.exists() else PartialProfile()
+    except (OSError, DocumentError) as error:
+        _log.warning("ignoring a damaged cache file: %s", error)
+        return PartialProfile()
 
 
 def _partial(path: Path) -> Path:

@@ -22,6 +22,7 @@ from corepipe.cost.table import CostTable
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan, evaluate, hop_s
 from corepipe.runtime.stream import FrameRecord, Output, Stream
+from corepipe.topology.memory import available_memory
 from corepipe.topology.model import Topology
 
 RELATIVE_TOLERANCE = 1e-3
@@ -371,7 +372,7 @@ def _fits_in_memory(network: Network, plans: Any) -> bool:
     total = sum(
         2 * sum(weights[s.start : s.stop]) for plan in plans for w in plan.workers for s in plan.segments_of(w.name)
     )
-    return total < _MEMORY_SHARE * psutil.virtual_memory().available
+    return total < _MEMORY_SHARE * available_memory()
 
 
 def _resident(stream: Stream) -> int:

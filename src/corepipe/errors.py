@@ -112,9 +112,9 @@ class NotTrustworthyError(CorepipeError):
 
 def _one_line(text: str) -> str:
     """The text without line ends and control characters, shortened in the middle."""
+    half = MAX_MESSAGE // 2 - 3
     if len(text) > MAX_MESSAGE:
-        half = MAX_MESSAGE // 2 - 3
         text = f"{text[:half]} ... {text[-half:]}"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else " " if c.isspace() else f"\\u{ord(c):04x}" for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " if c.isspace() else f"\\u{ord(c):04x}" for c in text)
+    return text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}"

@@ -44,11 +44,12 @@ class RunSummary:
     def sentences(self) -> list[str]:
         """The summary for people."""
         done = self.frames + self.failed
+        read = done + self.dropped
         rate = done / self.seconds if self.seconds > 0 else 0.0
         text = f"{self.frames} frames in {self.seconds:.2f} s: {rate:.1f} frames/s, reading and preprocessing included"
         if done:
             text += (
-                f" ({self.read_s / done * 1e3:.2f} ms a frame to read, {self.prepare_s / done * 1e3:.2f} ms to "
+                f" ({self.read_s / read * 1e3:.2f} ms a frame to read, {self.prepare_s / done * 1e3:.2f} ms to "
                 f"preprocess, beside the workers)"
             )
         sentences = [text]
@@ -114,9 +115,11 @@ def run_frames(
     began = time.perf_counter()
 
     def feed() -> Iterator[Any]:
-        for number, frame in enumerate(itertools.islice(source, limit)):
+        due = began
+        for frame in itertools.islice(source, limit):
             if rate_fps is not None:
-                time.sleep(max(began + number / rate_fps - time.perf_counter(), 0.0))
+                time.sleep(max(due - time.perf_counter(), 0.0))
+                due = max(due + 1 / rate_fps, time.perf_counter())  # what was missed is not made up for
             names.append(frame.name)
             yield _writer(frame, stream.network, prepare, summary)
 

@@ -61,12 +61,15 @@ def test_exit_code_environment_and_report(cpu: int, capfd: pytest.CaptureFixture
 def test_signals_reach_the_command_and_its_death_is_told(cpu: int) -> None:
     command = ["sh", "-c", 'trap "echo got" USR1; echo here; while :; do sleep 0.05; done']
     with subprocess.Popen(emulate(cpu, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "here\n"
-        process.send_signal(signal.SIGUSR1)
-        assert process.stdout.readline() == "got\n"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 128 + signal.SIGTERM
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "here\n"
+            process.send_signal(signal.SIGUSR1)
+            assert process.stdout.readline() == "got\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
 
 
 @pytest.mark.privileged

@@ -112,19 +112,23 @@ def test_the_starting_thread_may_end(cpu: int) -> None:
     thread = threading.Thread(target=lambda: entered.append(context.__enter__()))
     thread.start()
     thread.join()
-    time.sleep(0.3)
-    entered[0].check()
-    context.__exit__(None, None, None)
+    try:
+        time.sleep(0.3)
+        entered[0].check()
+    finally:
+        context.__exit__(None, None, None)
     assert all(map(gone, entered[0].burner_pids))
 
 
 def test_a_burner_that_ended_is_reported(cpu: int) -> None:
     context = slowed({cpu: 0.5})
     emulation = context.__enter__()
-    os.kill(emulation.burner_pids[0], signal.SIGTERM)
-    wait_until_gone(emulation.burner_pids)
-    with pytest.raises(EmulationError, match="no longer slowed"):
-        context.__exit__(None, None, None)
+    try:
+        os.kill(emulation.burner_pids[0], signal.SIGTERM)
+        wait_until_gone(emulation.burner_pids)
+    finally:
+        with pytest.raises(EmulationError, match="no longer slowed"):
+            context.__exit__(None, None, None)
 
 
 def test_without_the_privilege(cpu: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +24,7 @@ from corepipe.cost.table import (
 from corepipe.follow.belief import Belief
 from corepipe.follow.decide import PLAN_GAIN, Decider
 from corepipe.follow.observe import Seen
+from corepipe.follow.probe import UNEQUAL, Probe, core_speeds
 from corepipe.follow.rates import LEAST_SHARE, best_rates, mix_fps
 from corepipe.plan.model import hop_s
 from corepipe.topology.model import CoreConfig
@@ -55,15 +59,22 @@ def table_of(clusters, layers=8, seed=0):
 class World:
     """Cores with true factors, and a plan on them that a decider changes."""
 
-    def __init__(self, table, noise=0.0, seed=0):
+    def __init__(self, table, noise=0.0, seed=0, planner=planners.plan):
         self.table = table
         self.factors = dict.fromkeys((core for c in table.machine.clusters for core in c.cores), 1.0)
         self.usable = set(self.factors)
-        self.plan = planners.plan(table)
-        self.decider = Decider(table, planners.plan)
+        self.plan = planner(table)
+        self.planner = planner
+        self.decider = Decider(table, planner, Probe(self.speeds))
         self.now, self.since = 100.0, 100.0
         self.steps = []
+        self.probes = 0
         self._noise, self._generator = noise, np.random.default_rng(seed)
+
+    def speeds(self, cores):
+        """What a probe would see: the worker's own threads take some of it, and as much of each core."""
+        self.probes += 1
+        return {core: 1000 * (core + 1) / self.factors[core] for core in cores}
 
     def hop_s(self, hop):
         worker = self.plan.worker(hop.worker)
@@ -88,7 +99,7 @@ class World:
         belief = Belief(self.table)
         belief._factors = {c: np.full(self.table.layer_count, f) for c, f in self.factors.items()}
         belief._at = dict.fromkeys(self.factors, 0.0)
-        return planners.plan(belief.table(0.0, self.usable)[0]).predicted_fps
+        return self.planner(belief.table(0.0, self.usable)[0]).predicted_fps
 
     def seen(self, offered=np.inf):
         rate = min(self.fps(), offered)
@@ -135,6 +146,58 @@ def test_after_a_change_of_speed_the_plan_is_near_the_best_within_five_seconds(c
     assert world.fps() >= 0.95 * world.best_fps()
 
 
+@pytest.mark.parametrize("core", [0, 1])
+@pytest.mark.parametrize("factor", [2.0, 4.0])
+def test_a_worker_of_several_cores_is_left_where_one_of_them_becomes_slow(core, factor):
+    """Whole operators over two cores are the best pipeline on equal cores, and a bad plan on unequal ones."""
+    table = table_of(EQUAL)
+    wide = table.configs[1]
+    table = table.replaced(configs=(table.configs[0], wide.model_copy(update={"layer_s": tuple(
+        s / 2 for s in table.configs[0].layer_s)})))  # fmt: skip
+    world = World(table, planner=lambda costs: planners.plan(costs, "pipeline"))
+    world.run(4)
+    assert [len(worker.cores) for worker in world.plan.workers] == [2]
+    world.factors[core] = factor
+    world.run(5)
+    assert world.fps() >= 0.95 * world.best_fps()
+    world.factors[core] = 1.0
+    world.run(6)
+    assert world.fps() >= 0.95 * world.best_fps()
+    assert world.probes <= 5
+
+
+def test_a_probe_that_cannot_tell_leaves_the_cores_equal():
+    answers = [{0: 10.0, 1: 30.0}, {0: 5.0, 1: 30.0}, {}, {0: 10.0, 1: 30.0 / UNEQUAL * 1.05}]
+    probe = Probe(lambda cores: answers.pop(0))
+    assert probe.shares((0,), 3.0, 0.0) == {0: 1.0}, "one core is not probed"
+    assert probe.shares((0, 1), 1.0, 0.0) == {0: 1.0, 1: 1.0}, "the first answer is what others are held against"
+    assert probe.shares((0, 1), 1.1, 9.0) == {0: 1.0, 1: 1.0}
+    assert len(answers) == 3, "no change, no probe"
+    assert probe.shares((0, 1), 2.0, 10.0) == {0: 1.0, 1: 0.5}
+    assert probe.shares((0, 1), 4.0, 10.5) == {0: 1.0, 1: 0.5}, "too soon"
+    assert probe.shares((0, 1), 4.0, 20.0) == {0: 1.0, 1: 1.0}
+    assert probe.shares((0, 1), 1.0, 30.0) == {0: 1.0, 1: 1.0}
+    assert not answers
+
+
+def test_core_speeds_of_this_machine(two_cores):
+    ids = [core.id for core in two_cores.cores[:2]]
+    mask = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    speeds = core_speeds(two_cores, ids)
+    if mask is None:
+        assert speeds == {}
+        return
+    assert set(speeds) == set(ids)
+    assert min(speeds.values()) > 0
+    assert os.sched_getaffinity(0) == mask
+    assert not [thread for thread in threading.enumerate() if thread.name == "corepipe-probe"]
+
+
+def test_core_speeds_where_a_core_may_not_be_used(two_cores, monkeypatch):
+    monkeypatch.setattr(type(two_cores), "cpus_of", lambda self, cores: (4000,))
+    assert core_speeds(two_cores, [core.id for core in two_cores.cores[:2]]) == {}
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 10_000), st.lists(st.sampled_from([0.5, 0.7, 1.0, 1.4, 2.0, 3.0]), min_size=4, max_size=4))
 def test_it_comes_near_the_best_whatever_the_factors(seed, factors):
@@ -176,6 +239,41 @@ def test_a_lost_core_is_done_without_at_once_and_used_again_when_it_is_back():
     world.usable.add(lost)
     world.run(10)
     assert world.fps() >= 0.95 * world.best_fps()
+
+
+def test_a_refused_plan_without_a_lost_core_is_asked_for_again():
+    world = World(table_of(BIG_LITTLE))
+    world.usable.discard(world.plan.workers[0].cores[0])
+    first = world.plan
+    (step,) = world.run(0.5)
+    world.plan = first
+    assert not world.run(5), "it is being made"
+    world.decider.refused(world.now)
+    assert not world.run(9)
+    (again,) = world.run(2)
+    assert again.reason == step.reason
+
+
+def test_what_is_refused_again_and_again_is_asked_for_ever_more_seldom():
+    world = World(table_of(BIG_LITTLE))
+    world.run(4)
+    world.factors[world.plan.workers[0].cores[0]] = 4.0
+    kept, asked = world.plan, 0
+    for _ in range(600):
+        for step in world.run(0.5):
+            asked += step.kind == "plan"
+            if step.kind == "plan":
+                world.plan = kept
+                world.decider.refused(world.now)
+    assert 2 <= asked <= 6
+
+
+def test_a_plan_is_not_replaced_by_itself():
+    """Cores that differ little are equal for the search, and not for what the present plan is believed to give."""
+    world = World(table_of(EQUAL), planner=lambda costs: planners.plan(costs, "replicas-per-core"))
+    world.factors[1] = 1.18
+    world.run(300)
+    assert [step for step in world.steps if step.kind == "plan"] == []
 
 
 def test_plans_do_not_alternate_where_promises_are_not_kept():

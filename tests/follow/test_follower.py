@@ -7,7 +7,6 @@ import itertools
 import os
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,7 +102,8 @@ def test_a_core_that_is_taken_away_is_done_without(big_chain, two_cores, quick):
         assert outputs
         assert f"core {lost}" in follower.changes[0].reason
         assert lost not in {core for worker in stream.plan.workers for core in worker.cores}
-        assert len(list(stream(feed_until(lambda: len(stream.lanes) == 1, big_chain)))) >= 0
+        list(stream(feed_until(lambda: len(stream.lanes) == 1, big_chain)))
+        assert len(stream.lanes) == 1
 
 
 def test_a_worker_whose_core_is_gone_comes_up_on_those_that_are_left(big_chain, two_cores, make_plan, monkeypatch):
@@ -135,12 +135,25 @@ def test_a_plan_that_cannot_be_had_leaves_the_stream_at_work(big_chain, two_core
 
 def test_no_other_plan_is_loaded_where_memory_is_short(big_chain, two_cores, quick, caplog, monkeypatch):
     table = table_for(big_chain, two_cores, [1, 1, 1, 1, 1, 40])
-    monkeypatch.setattr(following.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+    monkeypatch.setattr(following, "available_memory", lambda: 1 << 20)
     with Stream(big_chain, planners.plan(table, "pipeline"), two_cores) as stream:
         follower = Follower(stream, table)
         assert list(stream(feed_until(lambda: "are available" in caplog.text, big_chain)))
         assert "1 MiB are available" in caplog.text
         assert follower.changes == []
+
+
+def test_a_stream_that_its_user_switches_is_followed_from_there(big_chain, two_cores, quick, caplog):
+    table = table_for(big_chain, two_cores, [1] * 6)
+    wide, narrow = (planners.plan(table, name) for name in ("replicas-per-core", "pipeline"))
+    with Stream(big_chain, wide, two_cores) as stream:
+        follower = Follower(stream, table, planner=lambda _: wide)
+        list(stream(feed_until(lambda: False, big_chain, seconds=0.5)))
+        stream.switch(narrow)
+        list(stream(feed_until(lambda: False, big_chain, seconds=1)))
+        assert follower._number == stream.lanes[-1].number >= 1
+        assert follower._observer.seen(time.monotonic_ns()).hop_s
+        assert "not followed" not in caplog.text
 
 
 def test_the_follower_ends_with_its_stream(big_chain, two_cores, quick):

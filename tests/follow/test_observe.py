@@ -16,9 +16,10 @@ MS = 1_000_000
 
 
 def record(frame, at_ms, a_ms, b_ms, failed=False):
-    a = HopTime("a", 0, 2, at_ms * MS, int((at_ms + a_ms) * MS))
+    at_ns = int(at_ms * MS)
+    a = HopTime("a", 0, 2, at_ns, at_ns + int(a_ms * MS))
     b = HopTime("b", 2, 4, a.ended_ns, a.ended_ns + int(b_ms * MS))
-    return FrameRecord(frame, 0, at_ms * MS, b.ended_ns, (a, b), failed)
+    return FrameRecord(frame, 0, at_ns, b.ended_ns, (a, b), failed)
 
 
 def observed(records, now_ms, began_ms=0):
@@ -49,6 +50,25 @@ def test_how_busy_workers_are():
     seen = observed([record(i, 20 * i, 10, 5) for i in range(100)], 2000)
     assert seen.utilization == {"a": pytest.approx(0.5, abs=0.02), "b": pytest.approx(0.25, abs=0.02)}
     assert seen.fps == pytest.approx(50, abs=1)
+
+
+@pytest.mark.parametrize("now_ms", [7000, 7200, 7450])
+def test_a_worker_in_the_middle_of_a_long_hop_is_busy(now_ms):
+    """Hops are known when their frames have ended: of the last 550 ms nothing is."""
+    records = [record(i, 500 * i, 500, 50) for i in range(20)]
+    seen = observed([one for one in records if one.done_ns <= now_ms * MS], now_ms)
+    assert seen.utilization["a"] == pytest.approx(1.0, abs=0.01)
+    assert seen.utilization["b"] < 0.2
+
+
+def test_a_worker_that_has_run_dry_is_not_busy():
+    assert observed([record(i, 20 * i, 20, 5) for i in range(50)], 2500).utilization["a"] == 0.0
+
+
+def test_more_frames_than_are_kept():
+    seen = observed([record(i, i / 4, 0.25, 0.125) for i in range(8000)], 2000)
+    assert seen.utilization == {"a": pytest.approx(1.0, abs=0.02), "b": pytest.approx(0.5, abs=0.02)}
+    assert seen.fps == pytest.approx(4000, rel=0.02)
 
 
 def test_failed_frames_tell_nothing():

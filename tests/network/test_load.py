@@ -447,6 +447,18 @@ def test_functions_that_explode(make_model):
     refused(calling(make_model, functions(40, 2)), "functions grow to 1099511627776 nodes")
 
 
+@pytest.mark.parametrize("given", [["x"], ["x", ""]])
+def test_arguments_that_a_call_leaves_out(make_model, given):
+    """Inlined, the node in the function has an empty name where it needs a tensor."""
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
+    body = [helper.make_node("RegexFullMatch", ["w"], ["m"], pattern="a"), helper.make_node("Relu", ["a"], ["b"])]
+    made = helper.make_function("local", "f0", ["a", "w"], ["b"], body, opsets)
+    model = make_model([helper.make_node("f0", given, ["y"], domain="local")], {"x": [1, 4]}, ["y"], local=1)
+    model.functions.append(made)
+    model.opset_import[0].version = 20
+    refused(model, "RegexFullMatch")
+
+
 def constant(**value):
     return helper.make_node("Constant", [], ["b"], **value)
 

@@ -35,7 +35,7 @@ def test_workers_killed_at_random_moments(chain, two_cores, make_plan, name, kil
 
         def kill():
             done = 0
-            while done < kills:
+            while done < kills and not stream.closed:
                 time.sleep(generator.uniform(0, 0.05))
                 pid = generator.choice(list(stream.worker_pids.values()))
                 before = stream.restarts
@@ -51,7 +51,7 @@ def test_workers_killed_at_random_moments(chain, two_cores, make_plan, name, kil
                     time.sleep(0.005)
             over.set()
 
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
 
         def feed():
             killer.start()

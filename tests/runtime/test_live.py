@@ -45,7 +45,7 @@ def run_stopped(stream, network, when_full, on_error, count=40):
         for number in range(count):
             fed.append(number)
             yield frame_of(network, number)
-            time.sleep(0.002)
+            time.sleep(0.1 if number < 4 else 0.002)  # the first ones fill the stream, whoever gets the cores
         os.kill(pid, signal.SIGCONT)
 
     return list(stream(feed(), on_error, when_full)), fed
@@ -85,13 +85,18 @@ def test_where_errors_are_raised_dropped_frames_are_passed_over_and_refused_ones
 
 @pytest.mark.parametrize("when_full", ["drop-oldest", "error"])
 def test_a_source_that_is_slow_enough_loses_nothing(chain, two_cores, make_plan, when_full):
+    turn = threading.Semaphore(1)
+
     def feed():
         for number in range(30):
+            turn.acquire()
             yield frame_of(chain, number)
-            time.sleep(0.02)
 
     with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
-        outputs = list(stream(feed(), "raise", when_full))
+        outputs = []
+        for output in stream(feed(), "raise", when_full):
+            outputs.append(output)
+            turn.release()
         assert stream.dropped == 0
         assert scaled(outputs, chain, stream) == list(range(30))
 
@@ -113,6 +118,16 @@ def test_bad_frames_and_a_source_that_fails_are_told_at_their_turn(chain, two_co
         running = stream(feed(), "return", when_full)
         kinds = [type(next(running)) for _ in range(3)]
         assert kinds == [np.ndarray, FrameError, np.ndarray]
+
+
+@pytest.mark.parametrize("when_full", ["drop-oldest", "error"])
+def test_a_source_that_wants_to_exit_is_not_taken_for_one_that_has_ended(chain, two_cores, make_plan, when_full):
+    def feed():
+        yield frame_of(chain, 0)
+        raise SystemExit(3)
+
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream, pytest.raises(SystemExit):
+        list(stream(feed(), "return", when_full))
 
 
 @pytest.mark.parametrize("when_full", ["drop-oldest", "error"])

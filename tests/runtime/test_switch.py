@@ -139,6 +139,8 @@ def test_rates_shift_at_once(chain, two_cores, make_plan):
         assert all(record.route == 1 for record in seen)
         with pytest.raises(PlanError, match="other workers or routes"):
             stream.set_rates(make_plan(chain, PIPELINE))
+        with pytest.raises(PlanError, match="switch to that plan"):
+            stream.set_rates(stream.plan.model_copy(update={"batch": 2}))
 
 
 def test_a_route_without_a_rate_gets_none_later(chain, two_cores, make_plan):

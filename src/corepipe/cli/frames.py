@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -152,7 +153,9 @@ def run(
     ] = "wait",
     follow: Annotated[
         bool,
-        typer.Option("--follow/--no-follow", help="Correct the plan while it runs, as cores slow down or recover."),
+        typer.Option(
+            "--follow/--no-follow", help="Correct a plan of `routes` while it runs, as cores slow down or recover."
+        ),
     ] = True,
     trace: Trace = None,
     report: Report = None,
@@ -173,6 +176,7 @@ def run(
     """Run a model on real frames: top classes as text, or everything as JSONL or .npz."""
     from corepipe import frames as io
     from corepipe import plan as planners
+    from corepipe.api import BEST_PLANNER
     from corepipe.follow import Change, Follower
     from corepipe.report.recording import LeftOut, Recording
     from corepipe.report.trace import TracedPlan, write_traces
@@ -182,6 +186,12 @@ def run(
 
     if plan_file is not None:
         refuse(context, "with --plan", "planner", "no_cache", "calibration", "force", "engine", "batch")
+    if follow and plan_file is not None:
+        refuse(context, "with --plan", "follow")
+    if follow and planner != BEST_PLANNER:
+        refuse(context, f"with a planner other than {BEST_PLANNER}", "follow")
+    if rate is not None and not math.isfinite(rate):
+        raise UsageError(f"--rate {rate:g} is not a number of frames a second")
     if when_full not in get_args(WhenFull):
         raise UnknownNameError("choice for --when-full", when_full, get_args(WhenFull))
     check_writable(output, trace, report)
@@ -211,7 +221,7 @@ def run(
             Stream(network, chosen, topology, on_record=recording.add if trace or report else None) as stream,
         ):
             changes: list[Change] = []
-            if follow and table is not None and planner == "routes":
+            if follow and table is not None and planner == BEST_PLANNER:
                 changes = Follower(stream, table, on_change=_say_change).changes
             summary = run_frames(
                 stream, source, sink, prepare, limit, when_full=cast("WhenFull", when_full), rate_fps=rate
@@ -248,11 +258,12 @@ def _write_report(
     from corepipe.report.summary import result_of_records
 
     records = {name: recording.of_plan(number) for number, (name, *_) in enumerate(ran)}
-    first = ran[0][0]
+    done = {name: sum(not record.failed for record in records[name]) for name in records}
+    most = max(done, key=lambda name: done[name])
     results = [
         result_of_records(name, plan, records[name], table)
         for name, plan, _ in ran
-        if name == first or sum(not record.failed for record in records[name]) > _FEW
+        if name == most or done[name] > _FEW
     ]
     said = f"{len(recording.records)} frames of {input_spec}, read and preprocessed meanwhile"
     if recording.left_out is not None:

@@ -63,10 +63,10 @@ def slowed(slow: Mapping[int, float]) -> Iterator[Emulation]:
     """Slow CPUs for everyone who runs on them, this process included, until the block ends.
 
     A real-time process pinned to each CPU takes the rest of its time, in slices of at most 1 ms; a calibrated loop
-    sets the share so that the work done there is the asked fraction (one to two seconds). A core with several CPUs
-    (SMT) is slowed as a whole. Inside the block `COREPIPE_MACHINE` names a machine file in which the slowed cores are a
-    cluster of their own; a machine file that was in force before describes the machine to slow, so blocks on different
-    CPUs nest.
+    sets the share so that the work done there is the asked fraction (one to two seconds; up to five where others
+    disturb it). A core with several CPUs (SMT) is slowed as a whole. Inside the block `COREPIPE_MACHINE` names a
+    machine file in which the slowed cores are a cluster of their own; a machine file that was in force before describes
+    the machine to slow, so blocks on different CPUs nest.
 
     Args:
         slow: speed by logical CPU, as a fraction of its own speed.

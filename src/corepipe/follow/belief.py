@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from corepipe.cost.table import ConfigCosts, CostTable, TableCluster
 from corepipe.follow.observe import HopKey
+from corepipe.follow.probe import Probe
 from corepipe.plan.model import Plan, hop_s
 from corepipe.topology.model import CoreConfig
 
@@ -32,10 +33,12 @@ class Belief:
 
     Args:
         table: the costs that the first plan was made with.
+        probe: tells the cores of a worker apart; without it all are taken to be as slow as the worker.
     """
 
-    def __init__(self, table: CostTable) -> None:
+    def __init__(self, table: CostTable, probe: Probe | None = None) -> None:
         self._table = table
+        self._probe = probe
         self._factors = {core: np.ones(table.layer_count) for c in table.machine.clusters for core in c.cores}
         self._at: dict[int, float] = dict.fromkeys(self._factors, 0.0)
 
@@ -71,13 +74,20 @@ class Belief:
             # Of hops with layers in common the shorter one says more of them.
             for start, stop, factor in sorted(layers, key=lambda one: one[0] - one[1]):
                 factors[start:stop] = factor
+            shares = self._probe.shares(worker.cores, _mean(factors), now_s) if self._probe else {}
             for core in worker.cores:
-                self._factors[core], self._at[core] = _smoothed(self.factors(core, now_s), factors), now_s
+                # The slowest core is what the worker waits for, layer by layer.
+                own = np.clip(factors * shares.get(core, 1.0), _LEAST, _MOST)
+                self._factors[core], self._at[core] = _smoothed(self.factors(core, now_s), own), now_s
 
     def factors(self, core: int, now_s: float) -> Floats:
         """The factor of each layer on a core, shape (layers,)."""
         weight = 0.5 ** (max(now_s - self._at[core], 0.0) / _HALF_LIFE_S)
         return np.asarray(np.exp(weight * np.log(self._factors[core])))
+
+    def slowest(self, cores: Collection[int], now_s: float) -> Floats:
+        """The factor of each layer on some cores together, which wait for the slowest: shape (layers,)."""
+        return np.asarray(np.max([self.factors(core, now_s) for core in cores], axis=0))
 
     def table(self, now_s: float, usable: Collection[int] | None = None) -> tuple[CostTable, dict[str, str]]:
         """The cost table as it is by now, and for each of its clusters the cluster of the machine that it belongs to.

@@ -17,6 +17,7 @@ from corepipe.cost.table import CostTable
 from corepipe.errors import PlanError
 from corepipe.follow.belief import Belief
 from corepipe.follow.observe import Seen
+from corepipe.follow.probe import Probe
 from corepipe.follow.rates import best_rates, mix_fps
 from corepipe.plan.model import Plan, Worker, hop_s
 
@@ -46,6 +47,10 @@ _URGENT_GAIN = 0.15
 _URGENT_AGREEING = 2
 """The same where so much is to be gained."""
 
+_RETRY_S = 10.0
+_MOST_RETRIES = 6
+"""After a refused step no other plan is asked for in so long, twice as long after the next one, and so on."""
+
 _KEPT_PROMISE = 0.3
 _MOST_CAUTIOUS = 8.0
 _FORGIVEN_S = 60.0
@@ -70,18 +75,22 @@ class Decider:
     Args:
         table: the costs that the plan was made with.
         planner: finds the best plan on a table.
+        probe: tells the cores of a worker apart.
     """
 
-    def __init__(self, table: CostTable, planner: Callable[[CostTable], Plan]) -> None:
-        self.belief = Belief(table)
+    def __init__(self, table: CostTable, planner: Callable[[CostTable], Plan], probe: Probe | None = None) -> None:
+        self.belief = Belief(table, probe)
         self._table = table
         self._planner = planner
         self._asked = 0
         self._lost: frozenset[int] = frozenset()
+        self._refusals = 0
+        self._not_before_s = float("-inf")
+        self._hops: list[object] = []
         self._caution = 1.0
         self._cautious_s = float("-inf")
         self._promise: tuple[float, float] | None = None
-        self._found: tuple[dict[int, Floats], Plan] | None = None
+        self._found: tuple[dict[int, Floats], Plan | None] | None = None
 
     def look(self, plan: Plan, seen: Seen, usable: Collection[int], now_s: float) -> Step | None:
         """What to change now, if anything.
@@ -95,6 +104,9 @@ class Decider:
         Raises:
             PlanError: a core that the plan uses is lost, and the table has no plan for those that are left.
         """
+        hops = [plan.workers, *(route.hops for route in plan.routes)]
+        if hops != self._hops:
+            self._hops, self._refusals = hops, 0
         lost = frozenset(core for worker in plan.workers for core in worker.cores) - frozenset(usable)
         if lost:
             return self._without(lost, usable, now_s)
@@ -109,20 +121,22 @@ class Decider:
             return None
         self._asked = 0
         if step.kind == "plan":
-            self._promise = (seen.fps, (step.plan.predicted_fps or 0.0) / seen.fps) if seen.fps else None
+            self._promise = seen.fps, 1 + gain
         return step
 
     def refused(self, now_s: float) -> None:
         """The step could not be made (no memory for another plan, say): be slower to ask again."""
         self._promise = None
-        self._be_cautious(now_s)
+        self._lost = frozenset()
+        self._not_before_s = now_s + _RETRY_S * 2**self._refusals
+        self._refusals = min(self._refusals + 1, _MOST_RETRIES)
 
     def _without(self, lost: frozenset[int], usable: Collection[int], now_s: float) -> Step | None:
-        if lost == self._lost:
+        if lost == self._lost or now_s < self._not_before_s:
             return None
-        self._lost = lost
+        self._lost, self._promise = lost, None
         names = ", ".join(str(core) for core in sorted(lost))
-        found = self._best_plan(usable, now_s)
+        found = self._search(usable, now_s)
         return Step("plan", found, f"core {names} is offline or may not be used any more")
 
     def _better(self, plan: Plan, usable: Collection[int], now_s: float) -> tuple[Step | None, float]:
@@ -133,13 +147,11 @@ class Decider:
         shifted = best_rates(plan, loads)
         shifted_fps = max(shifted.predicted_fps or 0.0, now_fps)
         caution = self._caution_at(now_s)
-        try:
-            found = self._best_plan(usable, now_s)
-        except PlanError as error:
-            _log.warning("no other plan is looked for: %s", error)
-            found = plan
-        gain = (found.predicted_fps or 0.0) / shifted_fps - 1
-        if found is not plan and gain > PLAN_GAIN * caution:
+        found = self._best_plan(usable, now_s) if now_s >= self._not_before_s else None
+        # Judged as the present one is, by each core's own factor: the search takes cores that differ little for equal.
+        gain = mix_fps(found, self._loads(found, now_s)) / shifted_fps - 1 if found else 0.0
+        if found and gain > PLAN_GAIN * caution:
+            found = found.model_copy(update={"predicted_fps": (1 + gain) * shifted_fps})
             text = f"{self._slowest(plan, now_s)}; another plan promises {_rate(found.predicted_fps)} instead of "
             return Step("plan", found, text + _rate(shifted_fps)), gain
         gain = shifted_fps / now_fps - 1
@@ -148,11 +160,15 @@ class Decider:
             return Step("rates", shifted, text), gain
         return None, 0.0
 
-    def _best_plan(self, usable: Collection[int], now_s: float) -> Plan:
-        """The best plan by what is known now; not searched for again before that has changed."""
+    def _best_plan(self, usable: Collection[int], now_s: float) -> Plan | None:
+        """The best plan by what is known now, if there is any; not searched for again before that has changed."""
         known = {core: self.belief.factors(core, now_s) for core in self.belief.cores if core in usable}
         if self._found is None or not _alike(known, self._found[0]):
-            self._found = known, self._search(usable, now_s)
+            try:
+                self._found = known, self._search(usable, now_s)
+            except PlanError as error:
+                _log.warning("no other plan is looked for: %s", error)
+                self._found = known, None
         return self._found[1]
 
     def _search(self, usable: Collection[int], now_s: float) -> Plan:
@@ -174,8 +190,7 @@ class Decider:
         for route in plan.routes:
             load: dict[str, float] = {}
             for hop in route.hops:
-                core = plan.worker(hop.worker).cores[0]
-                factors = self.belief.factors(core, now_s)[hop.start : hop.stop]
+                factors = self.belief.slowest(plan.worker(hop.worker).cores, now_s)[hop.start : hop.stop]
                 weights = self._layer_weights(plan, hop.start, hop.stop, hop.worker)
                 seconds = hop_s(plan, hop, table, busy=busy) * float(factors @ weights)
                 seconds += table.half_hop_s(hop.start) + table.half_hop_s(hop.stop)
@@ -191,7 +206,7 @@ class Decider:
 
     def _slowest(self, plan: Plan, now_s: float) -> str:
         """The worker whose time differs most from the table's, in words."""
-        factors = {w.name: float(self.belief.factors(w.cores[0], now_s).mean()) for w in plan.workers}
+        factors = {w.name: float(self.belief.slowest(w.cores, now_s).mean()) for w in plan.workers}
         name = max(factors, key=lambda name: max(factors[name], 1 / factors[name]))
         return f"{name} takes {factors[name]:.2f} times as long as the costs say"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -12,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import psutil
-
 from corepipe import plan as planners
 from corepipe.cost.table import CostTable
 from corepipe.errors import CorepipeError, StreamClosedError, WorkerError
 from corepipe.follow.decide import Decider
 from corepipe.follow.observe import Observer
+from corepipe.follow.probe import Probe, core_speeds
 from corepipe.plan.model import Plan
 from corepipe.runtime.stream import FrameRecord, Stream
+from corepipe.topology.memory import available_memory
 
 _log = logging.getLogger("corepipe")
 
@@ -72,7 +73,7 @@ class Follower:
     ) -> None:
         self.changes: list[Change] = []
         self._stream = weakref.ref(stream)
-        self._decider = Decider(table, planner)
+        self._decider = Decider(table, planner, Probe(functools.partial(core_speeds, stream.topology)))
         self._on_change = on_change
         self._observer = Observer(stream.plan, time.monotonic_ns())
         self._number = 0
@@ -107,8 +108,11 @@ class Follower:
 
     def _look(self, stream: Stream) -> None:
         now_ns = time.monotonic_ns()
+        lane = stream.lanes[-1]
+        if lane.number != self._number:  # somebody else has switched
+            self._number, self._observer = lane.number, Observer(lane.plan, now_ns)
         seen = self._observer.seen(now_ns)
-        step = self._decider.look(stream.plan, seen, self._usable(), now_ns * 1e-9)
+        step = self._decider.look(lane.plan, seen, self._usable(), now_ns * 1e-9)
         if step is None:
             return
         if step.kind == "rates":
@@ -116,7 +120,7 @@ class Follower:
         else:
             _check_memory(stream, step.plan)
             stream.switch(step.plan)
-            self._number += 1
+            self._number = stream.lanes[-1].number
         at_ns = time.monotonic_ns()
         self._observer = Observer(step.plan, at_ns)
         change = Change(at_ns, step.kind, self._number, step.plan, step.reason)
@@ -145,8 +149,9 @@ def _check_memory(stream: Stream, plan: Plan) -> None:
         WorkerError: that much is not to be had.
     """
     layers = [layer.descriptor.bytes_weights for layer in stream.network.layers]
-    needed = 2 * sum(planners.weight_bytes(plan, layers).values()) + stream.pool.arena.layout.nbytes
-    available = psutil.virtual_memory().available
+    arena = stream.pool.arena.layout.nbytes * plan.batch // stream.plan.batch
+    needed = 2 * sum(planners.weight_bytes(plan, layers).values()) + arena
+    available = available_memory()
     if needed > available:
         raise WorkerError(
             f"another plan would be better, but loading it beside this one needs {needed >> 20} MiB, and "

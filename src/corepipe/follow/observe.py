@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,19 +61,36 @@ class Observer:
     def seen(self, now_ns: int) -> Seen:
         """The last moments before `now_ns`."""
         records = list(self._records)
-        since = max(now_ns - int(WINDOW_S * 1e9), self._began_ns)
-        length_s = max((now_ns - since) * 1e-9, 1e-9)
+        began = records[0].done_ns if len(records) == _KEPT else self._began_ns
+        since = max(now_ns - int(WINDOW_S * 1e9), began)
         times: dict[HopKey, list[tuple[int, float]]] = {}
-        busy = dict.fromkeys((worker.name for worker in self._plan.workers), 0.0)
+        spans: dict[str, set[tuple[int, int]]] = {worker.name: set() for worker in self._plan.workers}
         for record in records:
             for index, hop in enumerate(record.hops):
                 seconds = (hop.ended_ns - hop.started_ns) * 1e-9
                 times.setdefault((record.route, index), []).append((hop.ended_ns, seconds))
-                busy[hop.worker] += max(min(hop.ended_ns, now_ns) - max(hop.started_ns, since), 0) * 1e-9 / length_s
+                spans[hop.worker].add((hop.started_ns, hop.ended_ns))  # once for all frames of a slot
         hop_s = {key: median for key, found in times.items() if (median := _median(found, since)) is not None}
-        fps = sum(record.done_ns >= since for record in records) / length_s
-        seconds = (now_ns - self._began_ns) * 1e-9
-        return Seen(hop_s, {name: min(share, 1.0) for name, share in busy.items()}, fps, seconds)
+        fps = sum(record.done_ns >= since for record in records) / max((now_ns - since) * 1e-9, 1e-9)
+        latency_ns = int(records[-1].latency_s * 1e9) if records else 0
+        busy = {name: _busy(found, now_ns, began, latency_ns) for name, found in spans.items()}
+        return Seen(hop_s, busy, fps, (now_ns - self._began_ns) * 1e-9)
+
+
+def _busy(spans: Collection[tuple[int, int]], now_ns: int, began_ns: int, latency_ns: int) -> float:
+    """The share of the last moments in which a worker had something to do.
+
+    A hop is known only once its frame has left the stream: of a worker that is at work the moments end with its last
+    known hop. They are several hops long.
+    """
+    if not spans:
+        return 0.0
+    last = max(ended for _, ended in spans)
+    until = last if now_ns - last <= 2 * latency_ns else now_ns
+    longest = max(ended - started for started, ended in spans)
+    since = max(until - max(int(WINDOW_S * 1e9), 4 * longest), began_ns)
+    worked = sum(max(min(ended, until) - max(started, since), 0) for started, ended in spans)
+    return min(worked / max(until - since, 1), 1.0)
 
 
 def _median(found: Iterable[tuple[int, float]], since: int) -> float | None:

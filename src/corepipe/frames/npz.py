@@ -45,6 +45,7 @@ class NpzSink(Sink):
         self._spools: dict[str, _Spool] = {}
         self._names: list[str] = []
         self._indices: list[int] = []
+        self._failed: list[tuple[str, str]] = []
         self._closed = False
         with writing(self.name), _unnamed_file(self._path.parent):
             pass
@@ -69,7 +70,7 @@ class NpzSink(Sink):
         self._indices.append(index)
 
     def _fail(self, index: int | None, frame: str, message: str) -> None:
-        """Nothing to do: `failed` is written at the end."""
+        self._failed.append((frame, message))
 
     def close(self) -> None:
         """Write the file.
@@ -82,7 +83,7 @@ class NpzSink(Sink):
         self._closed = True
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         try:
-            if self._names or self.failed:
+            if self._names or self._failed:
                 with writing(self.name):
                     self._save(temporary)
                     os.replace(temporary, self._path)
@@ -97,8 +98,8 @@ class NpzSink(Sink):
         facts: dict[str, NDArray[Any]] = {
             "frame_names": np.array(self._names, dtype=np.str_),
             "frame_index": np.array(self._indices, dtype=np.int64),
-            "failed_names": np.array([name for name, _ in self.failed], dtype=np.str_),
-            "failed_errors": np.array([error for _, error in self.failed], dtype=np.str_),
+            "failed_names": np.array([name for name, _ in self._failed], dtype=np.str_),
+            "failed_errors": np.array([error for _, error in self._failed], dtype=np.str_),
         }
         with path.open("xb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

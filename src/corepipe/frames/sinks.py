@@ -33,13 +33,11 @@ class Sink(ABC):
     Attributes:
         name: where it writes, for messages.
         written: number of results so far.
-        failed: (frame, message) of the frames that failed.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.written = 0
-        self.failed: list[tuple[str, str]] = []
 
     def write(self, index: int, frame: str, outputs: Outputs) -> None:
         """Add a result.
@@ -66,7 +64,6 @@ class Sink(ABC):
         Raises:
             CorepipeError: it cannot be written.
         """
-        self.failed.append((frame, message))
         self._fail(index, frame, message)
 
     @abstractmethod

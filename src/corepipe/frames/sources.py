@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import stat
@@ -113,4 +114,7 @@ def _standard_input(stream: BinaryIO | None, inputs: Sequence[TensorInfo] | None
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("'-' reads .npy arrays from the standard input: pipe them in")
         stream = sys.stdin.buffer
+        # A thread that reads it may be left behind: at its end the interpreter would want the lock of sys.stdin itself.
+        with contextlib.suppress(OSError):
+            stream = os.fdopen(os.dup(stream.fileno()), "rb")
     return PipeSource(stream, inputs)

@@ -213,6 +213,7 @@ def _inline_functions(model: ModelProto, name: str, limits: Limits) -> None:
     del model.opset_import[:]
     model.opset_import.extend(inlined.opset_import)
     check_structure(model, name, limits)
+    check_with_onnx(skeleton(model), name)  # an argument that a call leaves out may be one that a node needs
 
 
 def _check_ends(model: ModelProto, name: str) -> None:

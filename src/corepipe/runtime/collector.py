@@ -117,6 +117,8 @@ def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
             return
         dead |= newly_dead
     for flight in lane.under_way():
+        if not flight.started:
+            continue
         times = lane.slot(flight).times
         for index, hop in enumerate(lane.plan.routes[flight.route].hops):
             began, ended = times[index]

@@ -71,17 +71,24 @@ class Lane:
         filling: how many slots are being filled in the user's threads.
         paused: whether new frames are held back while a worker is replaced.
 
+    Args:
+        network, plan, topology: what runs, how, and where.
+        number: see above.
+        stop_fd: starting is given up when this becomes readable.
+
     Raises:
         PlanError: the plan does not fit the network or the machine.
         WorkerError: a worker could not start.
         TopologyError: the machine is not at hand.
     """
 
-    def __init__(self, network: Network, plan: Plan, topology: Topology, number: int = 0) -> None:
+    def __init__(
+        self, network: Network, plan: Plan, topology: Topology, number: int = 0, stop_fd: int | None = None
+    ) -> None:
         self.number = number
         self.plan = plan
         self._dispatcher = Dispatcher(plan, plan.batch * sum(t.nbytes or 0 for t in network.outputs))
-        self.pool = Pool(network, plan, topology, self._dispatcher.slots)
+        self.pool = Pool(network, plan, topology, self._dispatcher.slots, stop_fd)
         self.free = list(range(self._dispatcher.slots))
         self.flights: dict[int, Flight] = {}
         self.open: Flight | None = None
@@ -119,18 +126,18 @@ class Lane:
 
     def set_rates(self, plan: Plan) -> None:
         """From now on the frames are shared out by the rates of `plan`, whose routes are those of this lane's."""
-        self.plan = plan
         self._dispatcher.set_rates(plan)
+        self.plan = plan
 
     def start(self, flight: Flight) -> None:
         """Send a slot on its way; while workers are being replaced, it waits for that."""
         flight.started = True
         if flight is self.open:
             self.open = None
+        hops, slot = self.plan.routes[flight.route].hops, self.slot(flight)
+        slot.times[: len(hops)] = 0  # also where it is held back: an earlier frame's would blame this one
         if self.paused:
             return
-        hops, slot = self.plan.routes[flight.route].hops, self.slot(flight)
-        slot.times[: len(hops)] = 0
         slot.count = len(flight.frames)
         first = self.pool.number(hops[0].worker)
         self.pool.send(first, messages.RUN, flight.route, flight.slot, flight.sequence)

@@ -43,7 +43,7 @@ def run_live(
         FrameError, StreamClosedError, WorkerError: as calling the stream does.
         Exception: what the source raised, after the results of the frames before it.
     """
-    intake = _Intake(stream, frames, when_full)
+    intake = _Intake(stream, frames, when_full, tell_drops=on_error == "return")
     try:
         while (future := intake.next_ended()) is not None:
             error = future.exception()
@@ -57,7 +57,7 @@ def run_live(
         intake.stop()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Taken:
     """A frame of the source; `ran` once the stream has it."""
 
@@ -68,8 +68,9 @@ class _Taken:
 class _Intake:
     """Reads the source, keeps the newest frames, and gives the stream what it and the reader have room for."""
 
-    def __init__(self, stream: Stream, frames: Iterable[Any], when_full: WhenFull) -> None:
+    def __init__(self, stream: Stream, frames: Iterable[Any], when_full: WhenFull, *, tell_drops: bool) -> None:
         self._stream = stream
+        self._tell_drops = tell_drops
         self._drops = when_full == "drop-oldest"
         self._changed = threading.Condition()
         self._unread: deque[_Taken] = deque()
@@ -79,7 +80,7 @@ class _Intake:
         """Frames that the stream was given and whose results the reader has not taken: they are held in memory."""
         self._ended = False
         self._stopped = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         targets = [(self._read, (frames,))] + [(self._feed, ())] * self._drops
         self._threads = [
             threading.Thread(target=target, args=arguments, name="corepipe-intake", daemon=True)
@@ -127,7 +128,7 @@ class _Intake:
                     self._put(frame)
                 else:
                     self._offer(frame)
-        except Exception as error:
+        except BaseException as error:
             self._failure = error
         finally:
             with self._changed:
@@ -135,16 +136,25 @@ class _Intake:
                 self._changed.notify_all()
 
     def _put(self, frame: Any) -> None:
-        """Let a frame wait, the oldest that waits making room for it."""
+        """Let a frame wait, the oldest that waits making room for it.
+
+        Threads are woken only where one may wait for this frame: under overload that would be at each dropped one,
+        on cores that have no time for it.
+        """
         with self._changed:
             taken = _Taken()
+            awaited = not self._unread or not self._waiting
             self._unread.append(taken)
             self._waiting.append((frame, taken))
             if len(self._waiting) > self._most_waiting:
                 _, oldest = self._waiting.popleft()
                 self._stream.dropped += 1
-                oldest.future.set_exception(StreamFullError("dropped: the stream was full, and newer frames came"))
-            self._changed.notify_all()
+                if self._tell_drops or self._unread[0] is oldest:  # the reader may wait for the first one already
+                    oldest.future.set_exception(StreamFullError("dropped: the stream was full, and newer frames came"))
+                else:
+                    self._unread.remove(oldest)
+            if awaited:
+                self._changed.notify_all()
 
     def _offer(self, frame: Any) -> None:
         """Submit a frame if there is room."""
@@ -162,7 +172,8 @@ class _Intake:
         with self._changed:
             self._running += taken.ran
             self._unread.append(taken)
-            self._changed.notify_all()
+            if len(self._unread) == 1:
+                self._changed.notify_all()
 
     def _feed(self) -> None:
         """Submit the frames that wait, one after the other, as there is room."""
@@ -179,7 +190,7 @@ class _Intake:
                 self._running += 1
             try:
                 inner = self._stream.submit_own(frame)
-            except Exception as error:
+            except BaseException as error:
                 taken.future.set_exception(error)
                 continue
             inner.add_done_callback(functools.partial(_pass_on, future=taken.future))

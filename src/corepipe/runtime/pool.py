@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 from collections.abc import Sequence
+from typing import Any
 
 from corepipe.errors import PlanError, TopologyError, UnknownNameError
 from corepipe.network.batch import batched
@@ -20,6 +21,11 @@ from corepipe.topology.model import ALL_CORES, Topology
 class Pool:
     """One child process for each worker of a plan.
 
+    Args:
+        network, plan, topology: what runs, how, and where.
+        slots: how many there are to be.
+        stop_fd: starting is given up when this becomes readable.
+
     Attributes:
         arena: the slots that all workers map.
         children: by worker number (the order of `plan.workers`).
@@ -31,22 +37,24 @@ class Pool:
         TopologyError: the machine is not at hand.
     """
 
-    def __init__(self, network: Network, plan: Plan, topology: Topology, slots: int) -> None:
+    def __init__(
+        self, network: Network, plan: Plan, topology: Topology, slots: int, stop_fd: int | None = None
+    ) -> None:
         topology.check_at_hand()
         check_fits(plan, network)
         self.plan = plan
         self._network = network
         self._topology = topology
         self._numbers = {worker.name: number for number, worker in enumerate(plan.workers)}
-        self._segments: dict[HopPart, Segment] = {}
+        self._specs: dict[HopPart, dict[str, Any]] = {}
+        self._model_fds: dict[HopPart, int] = {}
         used = {part for worker in plan.workers for part in plan.segments_of(worker.name)}
         networks = {batch: batched(network, batch) for batch in {part.batch for part in used}}
         tensors: dict[str, TensorInfo] = {t.name: t for t in (*network.inputs, *network.outputs)}
-        for part in used:
-            self._segments[part] = networks[part.batch].segment(part.start, part.stop)
+        segments = {part: networks[part.batch].segment(part.start, part.stop) for part in used}
         for route in plan.routes:
             for hop in route.hops if route.rate_fps > 0 else ():
-                for tensor in crossing([self._segments[part] for part in plan.parts_of(hop)], network):
+                for tensor in crossing([segments[part] for part in plan.parts_of(hop)], network):
                     tensors.setdefault(tensor.name, tensor)
         check_cores(plan, topology)
         self.children: list[Child] = []
@@ -56,10 +64,12 @@ class Pool:
             with or_worker_error("cannot make the workers' pipes"):
                 self.results_fd, self._results_write = self._pipe()
                 self._inboxes = [self._pipe() for _ in plan.workers]
+            for part in used:
+                self._keep(part, segments.pop(part))
             for worker in plan.workers:
                 self.children.append(self._start(worker))
             for child in self.children:
-                child.wait_report()
+                child.wait_report(stop_fd)
         except BaseException:
             self.close()
             raise
@@ -102,6 +112,17 @@ class Pool:
             os.close(fd)
         self._fds.clear()
 
+    def _keep(self, part: HopPart, segment: Segment) -> None:
+        """Keep a segment as the file that its workers read, now and when they are restarted."""
+        self._model_fds[part] = memory_file(segment.model.SerializeToString(), "model")
+        self._fds.append(self._model_fds[part])
+        self._specs[part] = {
+            "engine": part.engine,
+            "batch": part.batch,
+            "inputs": [self._about(t) for t in segment.inputs],
+            "outputs": [self._about(t) for t in segment.outputs],
+        }
+
     def _about(self, tensor: TensorInfo) -> tuple[str, str, tuple[int, ...] | None]:
         """A tensor of one frame, as a worker is told of it."""
         tensor = self._network.tensors.get(tensor.name, tensor)
@@ -115,54 +136,37 @@ class Pool:
     def _start(self, worker: Worker, again: bool = False) -> Child:
         number = self._numbers[worker.name]
         mine = list(self.plan.segments_of(worker.name))
-        model_fds: list[int] = []
-        specs = []
-        try:
-            for key in mine:
-                segment = self._segments[key]
-                model_fds.append(memory_file(segment.model.SerializeToString(), "model"))
-                specs.append(
-                    {
-                        "model_fd": model_fds[-1],
-                        "engine": key.engine,
-                        "batch": key.batch,
-                        "inputs": [self._about(t) for t in segment.inputs],
-                        "outputs": [self._about(t) for t in segment.outputs],
-                    }
-                )
-            hops: list[tuple[int, int, list[int], int]] = []
-            for route_number, route in enumerate(self.plan.routes):
-                for index, hop in enumerate(route.hops):
-                    if hop.worker != worker.name or route.rate_fps <= 0:
-                        continue
-                    last = index + 1 == len(route.hops)
-                    to = self._results_write if last else self._inboxes[self._numbers[route.hops[index + 1].worker]][1]
-                    hops.append((route_number, index, [mine.index(part) for part in self.plan.parts_of(hop)], to))
-            config = {
-                "number": number,
-                "threads": len(worker.cores),
-                "layout": self.arena.layout.to_dict(),
-                "arena_fd": self.arena.fd,
-                "inbox_fd": self._inboxes[number][0],
-                "results_fd": self._results_write,
-                "segments": specs,
-                "hops": hops,
-            }
-            hand_down = [self.arena.fd, self._inboxes[number][0], self._results_write, *model_fds]
-            hand_down += [to for *_, to in hops]
-            cpus = self._topology.cpus_of(worker.cores) if self._topology.pinnable else ()
-            return Child(
-                "corepipe.runtime.worker",
-                worker.name,
-                cpus,
-                config,
-                sorted(set(hand_down)),
-                len(worker.cores),
-                strict=not again,
-            )
-        finally:
-            for fd in model_fds:
-                os.close(fd)
+        hops: list[tuple[int, int, list[int], int]] = []
+        for route_number, route in enumerate(self.plan.routes):
+            for index, hop in enumerate(route.hops):
+                if hop.worker != worker.name or route.rate_fps <= 0:
+                    continue
+                last = index + 1 == len(route.hops)
+                to = self._results_write if last else self._inboxes[self._numbers[route.hops[index + 1].worker]][1]
+                hops.append((route_number, index, [mine.index(part) for part in self.plan.parts_of(hop)], to))
+        model_fds = [self._model_fds[part] for part in mine]
+        config = {
+            "number": number,
+            "threads": len(worker.cores),
+            "layout": self.arena.layout.to_dict(),
+            "arena_fd": self.arena.fd,
+            "inbox_fd": self._inboxes[number][0],
+            "results_fd": self._results_write,
+            "segments": [{**self._specs[part], "model_fd": fd} for part, fd in zip(mine, model_fds, strict=True)],
+            "hops": hops,
+        }
+        hand_down = [self.arena.fd, self._inboxes[number][0], self._results_write, *model_fds]
+        hand_down += [to for *_, to in hops]
+        cpus = self._topology.cpus_of(worker.cores) if self._topology.pinnable else ()
+        return Child(
+            "corepipe.runtime.worker",
+            worker.name,
+            cpus,
+            config,
+            sorted(set(hand_down)),
+            len(worker.cores),
+            strict=not again,
+        )
 
 
 def crossing(parts: Sequence[Segment], network: Network) -> list[TensorInfo]:

@@ -173,10 +173,10 @@ class Stream:
             plan: the stream's own plan but for the rates of its routes (those that had none stay without).
 
         Raises:
-            PlanError: it has other workers or routes.
+            PlanError: it has other workers or routes, or another batch.
         """
         lane = self.lanes[-1]
-        if plan.workers != lane.plan.workers or [r.hops for r in plan.routes] != [r.hops for r in lane.plan.routes]:
+        if _but_rates(plan) != _but_rates(lane.plan):
             raise PlanError("these rates are of a plan with other workers or routes; switch to that plan instead")
         with self._state:
             lane.set_rates(plan)
@@ -196,7 +196,12 @@ class Stream:
             StreamClosedError: the stream was closed meanwhile.
         """
         with self._switching:
-            lane = Lane(self.network, plan, self.topology, self.lanes[-1].number + 1)
+            self._check_open()
+            try:
+                lane = Lane(self.network, plan, self.topology, self.lanes[-1].number + 1, self.wake_fd)
+            except WorkerError:
+                self._check_open()
+                raise
             with self._state:
                 if self.closed or self._broken:
                     lane.pool.close()
@@ -625,3 +630,8 @@ async def _as_async(frames: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator
     source, end = iter(frames), object()
     while (frame := await asyncio.to_thread(next, source, end)) is not end:
         yield frame
+
+
+def _but_rates(plan: Plan) -> tuple[object, ...]:
+    """What of a plan stays where only its rates change."""
+    return plan.batch, plan.workers, [route.hops for route in plan.routes]

@@ -29,22 +29,26 @@ class _Mount:
 
 def read_limits(root: Path) -> Limits:
     """The limits that hold for the process in `proc/self` of a tree; anything unreadable counts as no limit."""
-    groups = _groups(root)
-    mounts = list(_mounts(root))
     cpuset: frozenset[int] | None = None
-    quotas: list[float] = []
-    for controller in ("cpuset", "cpu"):
-        for mount in mounts:
-            if mount.controllers and controller not in mount.controllers:
-                continue
-            key = controller if mount.controllers else ""
-            path = groups.get(key, groups.get("cpuset-file", "/"))
-            for folder in _upwards(root, mount, path):
-                if controller == "cpuset":
-                    cpuset = cpuset or _cpuset(folder)
-                else:
-                    quotas += _quota(folder)
+    for folder in group_folders(root, "cpuset"):
+        cpuset = cpuset or _cpuset(folder)
+    quotas = [quota for folder in group_folders(root, "cpu") for quota in _quota(folder)]
     return Limits(cpuset, min(quotas, default=None))
+
+
+def group_folders(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's groups that have a say in what a controller gives, nearest first.
+
+    Args:
+        root: where `proc` and `sys` are.
+        controller: `cpu`, `cpuset`, `memory`.
+    """
+    groups = _groups(root)
+    for mount in _mounts(root):
+        if mount.controllers and controller not in mount.controllers:
+            continue
+        path = groups.get(controller if mount.controllers else "", groups.get("cpuset-file", "/"))
+        yield from _upwards(root, mount, path)
 
 
 def _groups(root: Path) -> dict[str, str]:
@@ -79,6 +83,7 @@ def _mounts(root: Path) -> Iterator[_Mount]:
         yield _Mount("/sys/fs/cgroup", "/", frozenset())
         yield _Mount("/sys/fs/cgroup/cpuset", "/", frozenset({"cpuset"}))
         yield _Mount("/sys/fs/cgroup/cpu", "/", frozenset({"cpu"}))
+        yield _Mount("/sys/fs/cgroup/memory", "/", frozenset({"memory"}))
 
 
 def _mount(kind: str, point: str, top: str, options: str) -> _Mount:

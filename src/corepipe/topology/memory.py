@@ -1,0 +1,37 @@
+"""How much memory this process can still get: the machine's, or what its control groups leave."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from corepipe.topology.cgroup import group_folders
+from corepipe.topology.sysfs import read_text
+
+_NAMES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes, what can be taken from caches of files included.
+
+    Args:
+        root: where `proc` and `sys` are.
+    """
+    return min([psutil.virtual_memory().available, *_left_by_groups(root)])
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    for folder in group_folders(root, "memory"):
+        for limit, used in _NAMES:
+            numbers = [read_text(folder / name) or "" for name in (limit, used)]
+            if all(re.fullmatch(r"[0-9]{1,19}\n?", number, re.ASCII) for number in numbers):
+                yield max(int(numbers[0]) - int(numbers[1]) + _cached(folder), 0)
+
+
+def _cached(folder: Path) -> int:
+    """Bytes of files that the kernel drops first when the group needs memory."""
+    found = re.search(r"^(?:total_)?inactive_file ([0-9]{1,19})$", read_text(folder / "memory.stat") or "", re.M)
+    return int(found[1]) if found else 0
