@@ -104,7 +104,7 @@ class Decider:
         Raises:
             PlanError: a core that the plan uses is lost, and the table has no plan for those that are left.
         """
-        hops = [plan.workers, *(route.hops for route in plan.routes)]
+        hops: list[object] = [plan.workers, *(route.hops for route in plan.routes)]
         if hops != self._hops:
             self._hops, self._refusals = hops, 0
         lost = frozenset(core for worker in plan.workers for core in worker.cores) - frozenset(usable)
