@@ -147,14 +147,16 @@ def test_a_stream_that_is_never_closed_ends_with_its_process(files, is_running):
 @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_when_the_users_process_is_stopped(files, what, is_running):
     process = start(["-c", FOREVER, *files])
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(pids) == 2
-    assert process.stdout.readline() == "under way\n"
-    memory = shared_memory(process.pid)
-    assert memory
-    assert memory & shared_memory(pids[0])
-    process.send_signal(what)
-    _, err = process.communicate(timeout=30)
+    try:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2
+        assert process.stdout.readline() == "under way\n"
+        memory = shared_memory(process.pid)
+        assert memory & shared_memory(pids[0])
+        process.send_signal(what)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode != 0
     if what == signal.SIGINT:
         assert err.rstrip().endswith("KeyboardInterrupt")
