@@ -167,16 +167,21 @@ def test_a_worker_of_several_cores_is_left_where_one_of_them_becomes_slow(core, 
 
 
 def test_a_probe_that_cannot_tell_leaves_the_cores_equal():
-    answers = [{0: 10.0, 1: 30.0}, {0: 5.0, 1: 30.0}, {}, {0: 10.0, 1: 30.0 / UNEQUAL * 1.05}]
+    unclear = {0: 10.0, 1: 30.0 / UNEQUAL * 1.05}
+    answers = [{0: 10.0, 1: 30.0}, {0: 5.0, 1: 30.0}, {}, unclear, unclear]
     probe = Probe(lambda cores: answers.pop(0))
     assert probe.shares((0,), 3.0, 0.0) == {0: 1.0}, "one core is not probed"
     assert probe.shares((0, 1), 1.0, 0.0) == {0: 1.0, 1: 1.0}, "the first answer is what others are held against"
     assert probe.shares((0, 1), 1.1, 9.0) == {0: 1.0, 1: 1.0}
-    assert len(answers) == 3, "no change, no probe"
+    assert len(answers) == 4, "no change, no probe"
     assert probe.shares((0, 1), 2.0, 10.0) == {0: 1.0, 1: 0.5}
     assert probe.shares((0, 1), 4.0, 10.5) == {0: 1.0, 1: 0.5}, "too soon"
     assert probe.shares((0, 1), 4.0, 20.0) == {0: 1.0, 1: 1.0}
-    assert probe.shares((0, 1), 1.0, 30.0) == {0: 1.0, 1: 1.0}
+    assert probe.shares((0, 1), 4.0, 20.5) == {0: 1.0, 1: 1.0}, "too soon to try again"
+    assert len(answers) == 2
+    assert probe.shares((0, 1), 4.0, 30.0) == {0: 1.0, 1: 1.0}
+    assert probe.shares((0, 1), 4.0, 40.0) == {0: 1.0, 1: 1.0}
+    assert probe.shares((0, 1), 4.0, 50.0) == {0: 1.0, 1: 1.0}, "it is given up"
     assert not answers
 
 

@@ -19,6 +19,9 @@ UNEQUAL = 1.4
 
 _CHANGED = 1.2
 _PAUSE_S = 1.5
+_MORE_TRIES = 2
+"""Where a change was seen and no core stands out: a moment is short, and others may have disturbed it."""
+
 _BLOCK = bytes(1 << 16)
 
 Speeds = dict[int, float]
@@ -37,7 +40,7 @@ class Probe:
     def __init__(self, measure: Callable[[Sequence[int]], Speeds]) -> None:
         self._measure = measure
         self._first: Speeds = {}
-        self._known: dict[tuple[int, ...], tuple[float, float, Speeds]] = {}
+        self._known: dict[tuple[int, ...], tuple[float, float, Speeds, int]] = {}
 
     def shares(self, cores: tuple[int, ...], factor: float, now_s: float) -> Mapping[int, float]:
         """For each core of a worker what its slowness is of that of the slowest, in (0, 1].
@@ -50,10 +53,15 @@ class Probe:
         equal = dict.fromkeys(cores, 1.0)
         if len(cores) == 1:
             return equal
-        known = self._known.get(cores)
-        if known is None or (now_s >= known[0] + _PAUSE_S and abs(math.log(factor / known[1])) > math.log(_CHANGED)):
-            known = self._known[cores] = now_s, factor, self._try(cores) or equal
-        return known[2]
+        if cores not in self._known:
+            self._known[cores] = now_s, factor, self._try(cores) or equal, 0
+        tried_s, before, shares, left = self._known[cores]
+        changed = abs(math.log(factor / before)) > math.log(_CHANGED)
+        if (changed or left) and now_s >= tried_s + _PAUSE_S:
+            shares = self._try(cores) or equal
+            left = 0 if shares != equal else _MORE_TRIES if changed else left - 1
+            self._known[cores] = now_s, factor if changed else before, shares, left
+        return shares
 
     def _try(self, cores: tuple[int, ...]) -> Speeds:
         now = self._measure(cores)
