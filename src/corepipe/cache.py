@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 
@@ -22,6 +23,8 @@ LOCK = ".measuring"
 """The file in the cache folder that a process locks while it measures."""
 
 _log = logging.getLogger("corepipe")
+
+_Kept = TypeVar("_Kept", CostTable, PartialProfile)
 
 
 class TableCache:
@@ -54,11 +57,7 @@ class TableCache:
             path: from `path()`.
             network: whose costs are looked for; None takes those of any.
         """
-        try:
-            table = CostTable.read(path) if path.exists() else None
-        except (OSError, DocumentError) as error:
-            _log.warning("ignoring a damaged cache file: %s", error)
-            return None
+        table = _read(CostTable, path)
         if table is None or network is None:
             return table
         if table.network.sha256 != network.sha256 or table.layer_count != len(network.layers):
@@ -111,7 +110,7 @@ class TableCache:
 
     def load_partial(self, path: Path, hop_path: Path, network: Network) -> PartialProfile:
         """What an interrupted profile of a network has left for the table at `path`, and the machine's hop costs."""
-        found, hop = (_read_partial(one) for one in (_partial(path), hop_path))
+        found, hop = (_read(PartialProfile, one) or PartialProfile() for one in (_partial(path), hop_path))
         fitting = tuple(costs for costs in found.configs if len(costs.layer_s) == len(network.layers))
         return PartialProfile(configs=fitting, hop=hop.hop or found.hop)
 
@@ -141,12 +140,13 @@ def _machine(topology: Topology, engine: EngineName) -> tuple[str, ...]:
     return (topology.fingerprint(), engine.name, engine.version, f"m{MEASUREMENT_VERSION}")
 
 
-def _read_partial(path: Path) -> PartialProfile:
+def _read(kind: type[_Kept], path: Path) -> _Kept | None:
+    """A kept document, None where there is none; a damaged one is reported and ignored."""
     try:
-        return PartialProfile.read(path) if path.exists() else PartialProfile()
+        return kind.read(path) if path.exists() else None
     except (OSError, DocumentError) as error:
         _log.warning("ignoring a damaged cache file: %s", error)
-        return PartialProfile()
+        return None
 
 
 def _partial(path: Path) -> Path:

@@ -117,7 +117,7 @@ class Belief:
             if config.cluster not in groups:
                 # All cores wait for the slowest of them at every barrier.
                 if len(every) == config.count:
-                    rows.append(_scaled(row, config, np.max([factors[core] for core in every], axis=0)))
+                    rows.append(_scaled(row, config, self.slowest(every, now_s)))
                 continue
             for cluster in clusters:
                 if origin[cluster.name] == config.cluster and len(cluster.cores) >= config.count:
