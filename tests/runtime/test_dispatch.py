@@ -116,16 +116,16 @@ def test_rates_are_kept_among_routes_that_share_workers_in_whatever_order_frames
     assert set(counts) <= set().union(*groups)
 
 
-@given(plans)
-def test_a_group_that_stalls_holds_no_other_up(plan):
+@given(plans, st.booleans())
+def test_a_group_that_stalls_holds_no_other_up(plan, deep):
     groups = sharing(plan)
     dispatcher = Dispatcher(plan)
     stalled = groups[0]
     stuck = 0
     for _ in range(500):
-        if not dispatcher.has_room():
+        if not dispatcher.has_room(deep):
             break
-        route = dispatcher.choose()
+        route = dispatcher.choose(deep)
         if route in stalled:
             stuck += 1
         else:
@@ -133,8 +133,20 @@ def test_a_group_that_stalls_holds_no_other_up(plan):
     hops = sum(len(plan.routes[route].hops) for route in stalled)
     workers = {hop.worker for route in stalled for hop in plan.routes[route].hops}
     room = hops * (4 if hops > len(workers) else 2)
-    assert stuck <= room
-    assert dispatcher.has_room() == (len(groups) > 1 or stuck < room)
+    assert stuck <= room + 2 * deep
+    assert dispatcher.has_room(deep) == (len(groups) > 1 or stuck < room)
+
+
+@pytest.mark.parametrize(("rate", "longer_by"), [(1.0, 0), (39.0, 0), (41.0, 1), (81.0, 2), (1000.0, 2)])
+def test_only_queues_of_short_hops_are_longer_and_only_where_latency_does_not_count(rate, longer_by):
+    dispatcher = Dispatcher(plan_of([(rate, [0])]))
+    counts = []
+    for deep in (False, True):
+        counts.append(0)
+        while dispatcher.has_room(deep):
+            dispatcher.choose(deep)
+            counts[-1] += 1
+    assert counts == [2, longer_by]
 
 
 def test_a_faster_group_takes_more_than_its_rate():

@@ -50,6 +50,8 @@ def check_frame(
 
 def _fitted(array: NDArray[Any], tensor: TensorInfo, name: str) -> NDArray[Any]:
     """One array as an input wants it."""
+    if type(array) is np.ndarray and array.shape == tensor.shape and array.dtype == tensor.dtype:
+        return np.ascontiguousarray(array) if array.ndim else array
     try:
         array = np.asarray(array)
     except ValueError as error:

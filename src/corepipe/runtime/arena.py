@@ -147,6 +147,7 @@ class Slot:
         self._memory = memory
         self._base = base
         self._places = {place.name: place for place in layout.places}
+        self._views: dict[tuple[str, int, int], NDArray[Any]] = {}
         self.times: NDArray[np.int64] = np.frombuffer(memory, np.int64, MAX_HOPS * 2, base + _TIMES_OFFSET).reshape(
             MAX_HOPS, 2
         )
@@ -170,16 +171,23 @@ class Slot:
             first: the frame in the slot.
             frames: how many from there on, side by side along the first axis.
         """
+        key = name, first, frames
+        known = self._views.get(key)
+        if known is not None:
+            return known
         place = self._places[name]
         start, shape = self._base + place.offset + first * place.capacity, place.shape
-        if shape is not None and frames > 1:
-            shape = (frames * shape[0], *shape[1:])
         if shape is None:
             header = np.frombuffer(self._memory, np.int64, MAX_RANK + 1, start)
             shape = tuple(int(d) for d in header[1 : 1 + int(header[0])])
-            start += _SHAPE_BYTES
-        count = math.prod(shape)
-        return np.frombuffer(self._memory, np.dtype(place.dtype), count, start).reshape(shape)
+            return self._array(place.dtype, shape, start + _SHAPE_BYTES)
+        if frames > 1:
+            shape = (frames * shape[0], *shape[1:])
+        self._views[key] = view = self._array(place.dtype, shape, start)
+        return view
+
+    def _array(self, dtype: str, shape: tuple[int, ...], start: int) -> NDArray[Any]:
+        return np.frombuffer(self._memory, np.dtype(dtype), math.prod(shape), start).reshape(shape)
 
     def target(self, name: str, first: int = 0, frames: int = 1) -> NDArray[Any] | DynamicOutput:
         """Where an engine is to write the tensor: memory, or a function that stores it; arguments as for `view`."""

@@ -6,6 +6,7 @@ import math
 
 from corepipe.errors import PlanError
 from corepipe.plan.model import Plan
+from corepipe.runtime.messages import HOLD_S
 
 _FRAMES_PER_HOP = 2
 """One frame in service and one waiting at each worker keep it busy."""
@@ -13,6 +14,9 @@ _FRAMES_PER_HOP = 2
 _FRAMES_PER_SHARED_HOP = 4
 """Hops that share a worker get in each other's way; so many frames keep all workers busy within 1 % of the plan's rates
 (150 random tables, bench/regret.py's kind, in the simulator)."""
+
+_MAX_SPARE = 2
+"""Frames by which the queues of short hops may be longer, so that results can be told of together: see `HOLD_S`."""
 
 _MAX_CREDIT = 2.0
 
@@ -29,7 +33,10 @@ class _Group:
         workers = {hop.worker for hop in hops}
         self.routes = routes
         shared = len(hops) > len(workers)
-        self.room = self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops)
+        rate = sum(plan.routes[route].rate_fps for route in routes) / plan.batch
+        self.spare = 0 if shared else min(_MAX_SPARE, int(HOLD_S * rate))
+        self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops) + self.spare
+        self.room = self.slots
         self.credit = 0.0
         self.set_shares(shares)
 
@@ -38,6 +45,10 @@ class _Group:
         self.share = sum(shares[route] for route in self.routes)
         self._weights = [shares[route] / (self.share or 1.0) for route in self.routes]
         self._deficits = [0.0] * len(self.routes)
+
+    def has_room(self, deep: bool) -> bool:
+        """Whether it can take a frame."""
+        return self.share > 0 and self.room > (0 if deep else self.spare)
 
     def next_route(self) -> int:
         """The route that is furthest behind its share of the group's frames."""
@@ -89,17 +100,22 @@ class Dispatcher:
             group.set_shares(shares)
         self.window = self._window_of()
 
-    def has_room(self) -> bool:
-        """Whether any route can take a frame."""
-        return any(group.room > 0 and group.share > 0 for group in self._groups)
+    def has_room(self, deep: bool = True) -> bool:
+        """Whether any route can take a frame.
 
-    def choose(self) -> int:
+        Args:
+            deep: whether queues may be as long as is best for the throughput; else they stay short, for the latency.
+        """
+        for group in self._groups:  # noqa: SIM110 - called some times for each frame
+            if group.has_room(deep):
+                return True
+        return False
+
+    def choose(self, deep: bool = True) -> int:
         """The route for the next frame; it counts as under way until `done`. Call only when `has_room`."""
         for group in self._groups:
             group.credit = min(group.credit + group.share, _MAX_CREDIT)
-        chosen = max(
-            (group for group in self._groups if group.room > 0 and group.share > 0), key=lambda group: group.credit
-        )
+        chosen = max((group for group in self._groups if group.has_room(deep)), key=lambda group: group.credit)
         chosen.credit = max(chosen.credit - 1.0, -_MAX_CREDIT)
         chosen.room -= 1
         return chosen.next_route()

@@ -106,15 +106,15 @@ class Lane:
         """Whether no frame is in a slot or on its way into one."""
         return len(self.free) == self._dispatcher.slots
 
-    def has_room(self) -> bool:
-        """Whether another frame can be taken."""
+    def has_room(self, deep: bool) -> bool:
+        """Whether another frame can be taken; `deep` as for `Dispatcher.has_room`."""
         if self.plan.batch > 1 and self.filling:
             return False
-        return self.open is not None or not (self.paused or not self.free or not self._dispatcher.has_room())
+        return self.open is not None or not (self.paused or not self.free or not self._dispatcher.has_room(deep))
 
-    def take(self) -> Flight:
+    def take(self, deep: bool) -> Flight:
         """A flight for one more frame, which is to be put back or let go; call only when there is room."""
-        flight = self.open or Flight(self._dispatcher.choose(), self.free.pop())
+        flight = self.open or Flight(self._dispatcher.choose(deep), self.free.pop())
         self.open = None
         self.filling += 1
         return flight

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 _FORMAT = struct.Struct("<BBHIQ")
 _READ_BYTES = _FORMAT.size * 256
 
+HOLD_S = 0.025
+"""Word of a result may wait so long for that of the next one, while the worker has enough to do."""
+
 RUN = 1
 """Run hop `hop` of route `route` for the frame in `slot`."""
 DONE = 2
@@ -27,9 +30,13 @@ STOP = 6
 """To a worker: end."""
 
 
+pack = _FORMAT.pack
+"""One message (kind, hop, route, slot, frame) as bytes."""
+
+
 def send(fd: int, kind: int, hop: int = 0, route: int = 0, slot: int = 0, frame: int = 0) -> None:
     """Write one message."""
-    os.write(fd, _FORMAT.pack(kind, hop, route, slot, frame))
+    os.write(fd, pack(kind, hop, route, slot, frame))
 
 
 def receive(fd: int) -> Iterator[tuple[int, int, int, int, int]]:

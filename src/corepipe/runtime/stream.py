@@ -265,15 +265,17 @@ class Stream:
         with self._state:
             self._state.wait_for(lambda: self._broken or self.closed or self._has_room())
 
-    def _submit(self, frame: Frame | Writer, timeout: float | None = None, own: bool = False) -> Future[Output]:
+    def _submit(
+        self, frame: Frame | Writer, timeout: float | None = None, own: bool = False, deep: bool = False
+    ) -> Future[Output]:
         if os.getpid() != self._owner:
             raise UsageError("a stream belongs to the process that opened it; open one in the forked process")
         with self._state:
-            if not self._state.wait_for(lambda: self._broken or self.closed or self._has_room(), timeout):
+            if not self._state.wait_for(lambda: self._broken or self.closed or self._has_room(deep), timeout):
                 raise TimeoutError(f"the stream had no room within {timeout} s")
             self._check_open()
             lane = self.lanes[-1]
-            flight = lane.take()
+            flight = lane.take(deep)
         try:
             self._fill(lane.slot(flight), frame, len(flight.frames))
         except BaseException:
@@ -359,7 +361,7 @@ class Stream:
                     more, failure = False, error
                     continue
                 try:
-                    waiting.append(self._submit(frame, own=True))
+                    waiting.append(self._submit(frame, own=True, deep=True))
                 except FrameError as error:
                     waiting.append(_failed(error))
                 except Exception as error:
@@ -370,7 +372,7 @@ class Stream:
     def _wait_for_room_or(self, oldest: Future[Output], room_helps: bool) -> None:
         """Wait until the oldest frame has its result or, if that helps, another frame can be fed."""
         with self._state:
-            self._state.wait_for(lambda: oldest.done() or (room_helps and self._has_room()))
+            self._state.wait_for(lambda: oldest.done() or (room_helps and self._has_room(deep=True)))
 
     async def aiter(
         self,
@@ -467,13 +469,15 @@ class Stream:
         if self.closed:
             raise StreamClosedError("the stream is closed; open a new one")
 
-    def _has_room(self) -> bool:
-        if not self.lanes[-1].has_room():
+    def _has_room(self, deep: bool = False) -> bool:
+        """Whether a frame can be taken; `deep` as for `Dispatcher.has_room`: for who only reads results in order."""
+        if not self.lanes[-1].has_room(deep):
             return False
-        # Deliveries wait for a callback that submits, so that callback must not wait for deliveries.
-        in_callback = threading.current_thread() is self._deliverer
         filling = sum(lane.filling for lane in self.lanes)
-        return in_callback or self._next_sequence - self._delivered + filling < self.window
+        if self._next_sequence - self._delivered + filling < self.window:
+            return True
+        # Deliveries wait for a callback that submits, so that callback must not wait for deliveries.
+        return threading.current_thread() is self._deliverer
 
     def _release(self, lane: Lane, flight: Flight) -> None:
         lane.release(flight)
@@ -485,7 +489,7 @@ class Stream:
         inputs = self.network.inputs
         views = {t.name: slot.view(t.name, position) for t in inputs}
         if callable(frame):
-            frame(views)
+            frame({name: view[...] for name, view in views.items()})
             return
         if isinstance(frame, list | tuple):
             if len(frame) != len(inputs):

@@ -119,55 +119,99 @@ class _Inbox:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._waiting: list[tuple[int, int, int, int]] = []
+        self._stopped = False
         self._poller = select.poll()
         self._poller.register(fd, select.POLLIN)
 
     def next_hop(self) -> tuple[int, int, int, int] | int:
         """(frame, hop, route, slot) of the oldest frame; STOP; or (_LAST, generation, 0, 0) for a fence, behind all."""
-        while not self._waiting or self._poller.poll(0):
-            arrived = list(messages.receive(self._fd))
-            if not arrived:
-                return messages.STOP
-            for kind, hop, route, slot, frame in arrived:
-                if kind == messages.RUN:
-                    heapq.heappush(self._waiting, (frame, hop, route, slot))
-                elif kind == messages.STOP:
-                    return kind
-                else:
-                    # The stream is held back while fences are under way: nothing else comes after one.
-                    heapq.heappush(self._waiting, (_LAST, frame, 0, 0))
-        return heapq.heappop(self._waiting)
+        while not self._stopped and (not self._waiting or self._poller.poll(0)):
+            self._take()
+        return messages.STOP if self._stopped else heapq.heappop(self._waiting)
+
+    def waiting(self) -> int:
+        """How many hops and fences wait."""
+        while self._poller.poll(0) and not self._stopped:
+            self._take()
+        return 0 if self._stopped else len(self._waiting)
+
+    def _take(self) -> None:
+        """Take in what has arrived; wait where nothing has."""
+        arrived = list(messages.receive(self._fd))
+        for kind, hop, route, slot, frame in arrived or _END:
+            if kind == messages.RUN:
+                heapq.heappush(self._waiting, (frame, hop, route, slot))
+            elif kind == messages.STOP:
+                self._stopped = True
+            else:
+                # The stream is held back while fences are under way: nothing else comes after one.
+                heapq.heappush(self._waiting, (_LAST, frame, 0, 0))
 
 
 _LAST = 2**64
 """Sorts behind every frame."""
 
+_HOLD_NS = int(messages.HOLD_S * 1e9)
+
+_END = ((messages.STOP, 0, 0, 0, 0),)
+"""What the end of the file stands for."""
+
+
+class _Outbox:
+    """Messages to the user's process. Word of a result may wait for that of the next one.
+
+    The user's process runs on the workers' cores: whenever it wakes up, it takes a core and its caches from one of
+    them. While at least two frames wait here, this worker can do without it.
+    """
+
+    def __init__(self, fd: int, inbox: _Inbox) -> None:
+        self._fd = fd
+        self._inbox = inbox
+        self._held = b""
+        self._since = 0
+
+    def send(self, kind: int, hop: int = 0, route: int = 0, slot: int = 0, frame: int = 0) -> None:
+        """Send a message at once, behind those that are held."""
+        os.write(self._fd, self._held + messages.pack(kind, hop, route, slot, frame))
+        self._held = b""
+
+    def done(self, hop: int, route: int, slot: int, frame: int, began: int, ended: int) -> None:
+        """Tell that a frame has its result, now or with the next one."""
+        if not self._held:
+            self._since = ended
+        next_end = ended + (ended - began)
+        if self._inbox.waiting() < 2 or next_end - self._since > _HOLD_NS:
+            self.send(messages.DONE, hop, route, slot, frame)
+        else:
+            self._held += messages.pack(messages.DONE, hop, route, slot, frame)
+
 
 def _loop(
     number: int, inbox_fd: int, results: int, hops: dict[tuple[int, int], tuple[list[_Segment], int]], arena: Arena
 ) -> None:
-    send, clock, inbox = messages.send, time.monotonic_ns, _Inbox(inbox_fd)
+    clock, inbox = time.monotonic_ns, _Inbox(inbox_fd)
+    outbox = _Outbox(results, inbox)
     while True:
         found = inbox.next_hop()
         if isinstance(found, int):
             return
         frame, hop, route, slot_number = found
         if frame == _LAST:
-            send(results, messages.FENCED, 0, 0, number, hop)
+            outbox.send(messages.FENCED, 0, 0, number, hop)
             continue
         segments, to = hops[route, hop]
         slot = arena.slots[slot_number]
         slot.times[hop, 1] = 0
-        slot.times[hop, 0] = clock()
+        slot.times[hop, 0] = began = clock()
         try:
             for segment in segments:
                 segment.run(slot_number)
         except Exception as error:
             slot.error = str(error) if isinstance(error, CorepipeError) else f"{type(error).__name__}: {error}"
-            send(results, messages.FAILED, hop, route, slot_number, frame)
+            outbox.send(messages.FAILED, hop, route, slot_number, frame)
             continue
-        slot.times[hop, 1] = clock()
+        slot.times[hop, 1] = ended = clock()
         if to == results:
-            send(results, messages.DONE, hop, route, slot_number, frame)
+            outbox.done(hop, route, slot_number, frame, began, ended)
         else:
-            send(to, messages.RUN, hop + 1, route, slot_number, frame)
+            messages.send(to, messages.RUN, hop + 1, route, slot_number, frame)
