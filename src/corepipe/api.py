@@ -36,15 +36,12 @@ NOISY = 0.1
 _BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")}
 """Other distributions that hold the same library."""
 
-BEST_PLANNER = "routes"
-"""What `open` uses when it is not told otherwise: no other plan is better by the cost table."""
-
 
 def open(
     model: str | os.PathLike[str],
     plan: Plan | str | os.PathLike[str] | None = None,
     *,
-    planner: str = BEST_PLANNER,
+    planner: str = planners.BEST,
     shapes: Mapping[str, Sequence[int]] | None = None,
     cores: Iterable[int] | None = None,
     engines: Sequence[str] | None = None,
@@ -86,7 +83,7 @@ def open(
         planners.check_planner(planner, (cluster.name for cluster in topology.clusters))
         table = find_costs(network, topology, engines=engines, batch=batch, use_cache=use_cache).table
         stream = Stream(network, planners.plan(table, planner, bound=False), topology)
-        if follow and planner == BEST_PLANNER:
+        if follow and planner == planners.BEST:
             Follower(stream, table)
         return stream
     return Stream(network, plan if isinstance(plan, Plan) else Plan.read(plan), topology)

@@ -23,9 +23,6 @@ from corepipe.run import image_inputs
 MAX_FRAMES = 16
 """Distinct frames kept in memory and fed again and again."""
 
-EXACT = "routes-exact"
-"""The best mix of routes where `routes` takes a simpler plan that comes near to it."""
-
 
 def bench_names(clusters: Sequence[str], only: Sequence[str], own: Sequence[str] = ()) -> list[str]:
     """The plans to compare: all cores first, each cluster, replicas, the pipelined ones, the user's own.
@@ -43,9 +40,9 @@ def bench_names(clusters: Sequence[str], only: Sequence[str], own: Sequence[str]
         UsageError: two plans have the same name.
     """
     alone = [f"cluster:{name}" for name in clusters]
-    usual = ["all-cores", *(alone if len(clusters) > 1 else []), "replicas", "pipe-it", "routes", EXACT]
+    usual = ["all-cores", *(alone if len(clusters) > 1 else []), "replicas", "pipe-it", "routes", planners.EXACT]
     others = [name for name in planners.PLANNERS if name not in usual]
-    known = ["all-cores", *alone, "replicas", "pipe-it", *others, "routes", EXACT]
+    known = ["all-cores", *alone, "replicas", "pipe-it", *others, "routes", planners.EXACT]
     for name in own:
         if name in usual or (name in only and name in known):
             raise UsageError(f"two plans are called {name!r}; rename the plan file")
@@ -85,7 +82,7 @@ def bench_plans(table: CostTable, names: Sequence[str], own: Mapping[str, Plan])
     for name in names:
         if name in own:
             plans[name] = planners.rated(own[name], table, bound_fps)
-        elif name != EXACT:
+        elif name != planners.EXACT:
             plans[name] = planners.plan(table, name, bound=False).model_copy(update={"bound_fps": bound_fps})
         elif "routes" not in plans or plans["routes"].given_up is not None:
             plans[name] = planners.plan(table, "routes", tolerance=0.0)

@@ -31,6 +31,11 @@ RELATIVE_TOLERANCE = 1e-3
 STABLE_SPREAD = 0.05
 """A result whose slices lie further from their median than this (half the range, relative) is marked unstable."""
 
+TRIAL_ROUNDS, TRIAL_SLICE_S = 3, 0.5
+"""How long candidates are tried: enough to tell 5 % on a quiet machine."""
+
+TRIAL_TOLERANCE = 0.02
+
 _FRAMES_PER_SLICE = 12
 
 _LONGER = 10
@@ -185,6 +190,20 @@ def compare(
     for name, twin in twins.items():
         results[name] = _as_twin(results[twin], name, plans[name])
     return [results[name] for name in plans]
+
+
+def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -> PlanResult:
+    """The plan to use by a comparison: the first one that comes within a tolerance of the fastest.
+
+    Plans whose outputs are wrong do not count, where there are others.
+
+    Args:
+        results: at least one, the preferred one first.
+        tolerance: the share of the fastest one's throughput that is not worth another plan.
+    """
+    right = [result for result in results if result.outputs_equal] or results
+    enough = (1 - tolerance) * max(result.throughput_fps for result in right)
+    return next(result for result in right if result.throughput_fps >= enough)
 
 
 def _twins(plans: Mapping[str, Plan]) -> dict[str, str]:

@@ -176,7 +176,6 @@ def run(
     """Run a model on real frames: top classes as text, or everything as JSONL or .npz."""
     from corepipe import frames as io
     from corepipe import plan as planners
-    from corepipe.api import BEST_PLANNER
     from corepipe.follow import Change, Follower
     from corepipe.report.recording import LeftOut, Recording
     from corepipe.report.trace import TracedPlan, write_traces
@@ -188,8 +187,8 @@ def run(
         refuse(context, "with --plan", "planner", "no_cache", "calibration", "force", "engine", "batch")
     if follow and plan_file is not None:
         refuse(context, "with --plan", "follow")
-    if follow and planner != BEST_PLANNER:
-        refuse(context, f"with a planner other than {BEST_PLANNER}", "follow")
+    if follow and planner != planners.BEST:
+        refuse(context, f"with a planner other than {planners.BEST}", "follow")
     if rate is not None and not math.isfinite(rate):
         raise UsageError(f"--rate {rate:g} is not a number of frames a second")
     if when_full not in get_args(WhenFull):
@@ -221,7 +220,7 @@ def run(
             Stream(network, chosen, topology, on_record=recording.add if trace or report else None) as stream,
         ):
             changes: list[Change] = []
-            if follow and table is not None and planner == BEST_PLANNER:
+            if follow and table is not None and planner == planners.BEST:
                 changes = Follower(stream, table, on_change=_say_change).changes
             summary = run_frames(
                 stream, source, sink, prepare, limit, when_full=cast("WhenFull", when_full), rate_fps=rate

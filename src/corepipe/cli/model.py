@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,6 +144,10 @@ def plan(
             min=0, max=1, help="Share of throughput that routes may give up for fewer workers and hops; usually 0.02."
         ),
     ] = None,
+    tried: Annotated[
+        bool,
+        typer.Option("--try", help="Run this plan and others that may be faster for a while; keep the fastest."),
+    ] = False,
     predicted: Annotated[
         bool, typer.Option("--predict", help="Measure nothing: predict the costs from this machine's calibration.")
     ] = False,
@@ -168,10 +173,12 @@ def plan(
     check_writable(output, json_to)
     if (model is None) == (table_file is None):
         raise UsageError("give either a model, or --table TABLE.json")
+    if tried and planner != planners.BEST:
+        raise UsageError(f"--try looks for the fastest of several planners' plans: leave out --planner {planner}")
     weights = None
     if table_file is not None:
         refuse(context, "with --table", "predicted", "machine", "calibration", "force", "shape", "no_cache",
-            "engine", "batch",
+            "engine", "batch", "tried",
         )  # fmt: skip
         if memory_budget_mb is not None:
             raise UsageError("a memory budget needs the model: a cost table does not tell how large its weights are")
@@ -180,10 +187,10 @@ def plan(
         network = network_of(str(model), shape)
         weights = [layer.descriptor.bytes_weights for layer in network.layers]
         if machine is not None:
-            refuse(context, "with --machine", "no_cache", "calibration", "force", "engine", "batch")
+            refuse(context, "with --machine", "no_cache", "calibration", "force", "engine", "batch", "tried")
             table = _predicted(network, machine).table
         else:
-            topology = topology_of(cores)
+            topology = machine_at_hand(cores) if tried else topology_of(cores)
             planners.check_planner(planner, [c.name for c in topology.clusters])
             table = costs_of(
                 network, topology, no_cache, engines=engine, batch=batch, predict=predicted, calibration=calibration,
@@ -191,18 +198,35 @@ def plan(
             )  # fmt: skip
     if cores is not None and (table_file or machine):
         table = restrict(table, parse_cpu_list(cores))
-    found = planners.plan(
-        table,
-        planner,
+    find = functools.partial(
+        planners.plan,
         tolerance=tolerance,
         latency_budget_s=None if latency_budget_ms is None else latency_budget_ms / 1e3,
         memory_budget_bytes=None if memory_budget_mb is None else memory_budget_mb * 1e6,
         layer_weight_bytes=weights,
         max_workers=max_workers,
     )
+    found = _fastest(network, topology, table, planners.candidates(table, find)) if tried else find(table, planner)
     if output is not None:
         found.write(output)
         use = f"simulate --table {table_file}" if model is None else f"run {model} --input FRAMES"
         say(log, f"plan written to {output}; use it with: corepipe {use} --plan {output}")
     if not write_json(json_to, found.to_json):
         render_plan(found, table, out())
+
+
+def _fastest(network: Any, topology: Any, table: Any, plans: Any) -> Any:
+    """The fastest of some plans, each of which runs on this machine for a while; what they did goes to stderr."""
+    from corepipe import compare
+    from corepipe.bench_setup import bench_frames
+    from corepipe.report.plan import render_trial
+
+    frames, _ = bench_frames(network, None)
+    with ProgressBar() as on_progress:
+        results = compare.compare(
+            network, plans, topology, table, frames,
+            rounds=compare.TRIAL_ROUNDS, slice_s=compare.TRIAL_SLICE_S, on_progress=on_progress,
+        )  # fmt: skip
+    best = compare.fastest(results)
+    render_trial(results, best, log)
+    return best.plan

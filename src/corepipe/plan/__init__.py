@@ -20,6 +20,8 @@ from corepipe.plan.routes import best_routes
 from corepipe.plan.simple import all_cores, one_cluster, replicas, replicas_per_cluster, replicas_per_core
 
 __all__ = [
+    "BEST",
+    "EXACT",
     "MEASURED_TOLERANCE",
     "PLANNERS",
     "Evaluation",
@@ -32,6 +34,7 @@ __all__ = [
     "best_pipeline",
     "best_replicas",
     "best_routes",
+    "candidates",
     "check_planner",
     "evaluate",
     "explain",
@@ -54,6 +57,14 @@ MEASURED_TOLERANCE = 0.02
 MIXING_TOLERANCE = 0.10
 """The same for a plan on one engine. Engines that take turns get in each other's way more than either shows alone:
 mixes that promised 3 to 8 % more gave -12 to +5 % in streams (2-core AMD EPYC, five networks)."""
+
+BEST = "routes"
+"""The planner whose plan no other exceeds by the table."""
+
+EXACT = "routes-exact"
+"""The best mix of routes, where `routes` takes a simpler plan that comes near to it."""
+
+_TRIED_WITHIN = 0.25
 
 _NOTHING_GIVEN_UP = 1e-9
 
@@ -153,6 +164,39 @@ def plan(
         f"the plan of {planner!r} for {table.network.name} has {excess}; this planner does not search within "
         f"limits: use 'routes', which reaches {best.predicted_fps:.1f} frames/s within them"
     )
+
+
+def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, Plan]:
+    """Plans that may turn out to be the fastest: the best one by the table first, and what is best by narrower means.
+
+    A table tells what layers cost; how engines and workers get in each other's way it tells in part. These are the best
+    plan, the best mix of routes, and for each engine the best plan and the best replicas that have it to themselves.
+    Those are left out that the table holds for much slower than the best.
+
+    Args:
+        table: the costs.
+        find: `plan`, or `plan` with limits bound to it.
+
+    Raises:
+        PlanError: nothing meets the limits.
+
+    Example:
+        >>> list(candidates(table))                                       # doctest: +SKIP
+        ['routes', 'routes-exact', 'routes on ncnn', 'replicas on ncnn']
+    """
+    found = {BEST: find(table, BEST), EXACT: find(table, BEST, tolerance=0.0)}
+    for engine in table.engines:
+        alone = table.only(engine=engine.name)
+        for planner in (BEST, "replicas"):
+            with contextlib.suppress(PlanError):
+                found[f"{planner} on {engine.name}"] = find(alone, planner)
+    bound_fps = found[BEST].bound_fps
+    least = (1 - _TRIED_WITHIN) * (found[EXACT].predicted_fps or 0.0)
+    return {
+        name: made.model_copy(update={"bound_fps": bound_fps})
+        for name, made in found.items()
+        if name == BEST or (made.predicted_fps or 0.0) >= least
+    }
 
 
 def proved_bound(table: CostTable, limits: Limits | None = None) -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
+from corepipe.compare import PlanResult
 from corepipe.cost.table import CostTable
 from corepipe.plan.explain import explain
 from corepipe.plan.model import Hop, Plan, evaluate
@@ -19,6 +22,24 @@ def hop_text(hop: Hop) -> str:
         for part in hop.parts
     )
     return f"{hop.worker} [{', '.join(parts)}]"
+
+
+def render_trial(results: Sequence[PlanResult], chosen: PlanResult, console: Console) -> None:
+    """What each candidate did, and which one is kept."""
+    table = titled(f"{chosen.plan.network.name}: candidates, tried on this machine")
+    for heading in ("plan", "frames/s", "spread", "predicted"):
+        table.add_column(heading, justify="left" if heading == "plan" else "right")
+    for result in (one for one in results if one.same_as is None):
+        low, high = result.throughput_spread_fps
+        table.add_row(
+            plain(result.name),
+            f"{result.throughput_fps:.4g}" + ("" if result.stable else " ?"),
+            f"{low:.4g}-{high:.4g}",
+            f"{result.predicted_fps:.4g}",
+            style="bold" if result is chosen else None,
+        )
+    console.print(table)
+    say(console, f"Kept: {chosen.name}, at {chosen.throughput_fps:.4g} frames/s.")
 
 
 def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
