@@ -14,6 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rival_systems.catalogue import COREPIPE
+from rival_systems.result import best_rival, networks_of, rows_of, systems_of
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 GAINING = ("pipe-it", "pipeline", "replicas", "routes")
@@ -76,27 +79,24 @@ def networks(data: dict[str, Any]) -> str:
 
 def rivals(data: dict[str, Any]) -> str:
     """The results of `bench/rivals.py`: a line for each system, the geometric means, what is absent."""
-    networks = list(data["bound_fps"])
-    rows = {(row["system"], row["network"]): row for row in data["rows"]}
-    systems = list(dict.fromkeys(system for system, _ in rows))
-    fps = {key: row["throughput_fps"] for key, row in rows.items()}
+    networks = {network: rows_of(data, network) for network in networks_of(data)}
+    best = {network: max(row["throughput_fps"] for row in rows.values()) for network, rows in networks.items()}
     lines = [f"| system | {' | '.join(networks)} |", "|---|" + "---|" * len(networks)]
-    best = {network: max(f for (_, on), f in fps.items() if on == network) for network in networks}
-    for system in systems:
+    for system in systems_of(data):
         cells = []
-        for network in networks:
-            row = rows.get((system, network))
-            low, high = row["spread_fps"] if row else (0, 0)
-            value = f"{fps[system, network]:.3g}" if row else ""
-            value = f"**{value}**" if row and fps[system, network] == best[network] else value
-            cells.append(f"{value} ({low:.3g}-{high:.3g})" if row else "-")
+        for network, rows in networks.items():
+            if system not in rows:
+                cells.append("-")
+                continue
+            fps, (low, high) = rows[system]["throughput_fps"], rows[system]["spread_fps"]
+            value = f"**{fps:.3g}**" if fps == best[network] else f"{fps:.3g}"
+            cells.append(f"{value} ({low:.3g}-{high:.3g})")
         lines.append(f"| {system} | {' | '.join(cells)} |")
     shares: dict[str, list[str]] = {"corepipe / best rival": [], "corepipe / bound": []}
-    for network in networks:
-        own = fps.get(("corepipe", network))
-        rival = max((f for (name, on), f in fps.items() if on == network and name != "corepipe"), default=None)
-        for title, other in zip(shares, (rival, data["bound_fps"][network]), strict=True):
-            shares[title].append(f"{own / other:.2f}" if own and other else "-")
+    for network, rows in networks.items():
+        own, rival = rows.get(COREPIPE), best_rival(rows)
+        for title, other in zip(shares, (rival and rival["throughput_fps"], data["bound_fps"][network]), strict=True):
+            shares[title].append(f"{own['throughput_fps'] / other:.2f}" if own and other else "-")
     lines += [f"| {title} | {' | '.join(cells)} |" for title, cells in shares.items()]
     env = data["environment"]
     how = f"cores slowed by emulation (`--slow {data['slow']}`)" if data["emulated"] else "nothing emulated"

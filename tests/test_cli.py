@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,6 +199,23 @@ def test_a_plan_is_written_edited_and_run(classifier, photos, tmp_path):
     plan.write_text(json.dumps(edited))
     message = one_message(corepipe("run", classifier, "--plan", plan, "--input", photos), 1)
     assert "starts at layer 1, 0 was expected" in message
+
+
+def test_candidates_are_tried_and_the_fastest_is_written(classifier, photos, tmp_path):
+    plan = tmp_path / "plan.json"
+    result = corepipe("plan", classifier, "--try", "-o", plan)
+    assert result.returncode == 0, result.stderr
+    kept = re.search(r"Kept: (.+), at ([0-9.]+) frames/s", result.stderr)
+    assert kept, result.stderr
+    assert json.loads(plan.read_text())["network"]["name"] == "classifier"
+    result = corepipe("run", classifier, "--plan", plan, "--input", photos)
+    assert result.returncode == 0, result.stderr
+
+
+def test_trying_needs_this_machine_and_no_planner(classifier, board):
+    _, path = board
+    assert "--try" in one_message(corepipe("plan", "--table", path, "--try"), 2)
+    assert "leave out --planner" in one_message(corepipe("plan", classifier, "--try", "--planner", "pipe-it"), 2)
 
 
 @pytest.fixture

@@ -60,6 +60,26 @@ def test_every_plan_is_measured_and_equals_the_whole_model(chain, two_cores, tab
     assert any("Bottleneck" in sentence for sentence in describe(results))
 
 
+@pytest.mark.parametrize(
+    ("measured", "kept"),
+    [
+        ([100.0, 101.0], "first"),  # not worth another plan
+        ([100.0, 104.0], "second"),
+        ([100.0, 101.9, 103.0], "second"),
+        ([100.0, None], "first"),  # its outputs are wrong
+    ],
+)
+def test_the_fastest_plan_is_kept_unless_a_preferred_one_comes_near(chain, two_cores, table, measured, kept):
+    (result,) = comparing.compare(
+        chain, {"first": all_cores(table)}, two_cores, table, frames(chain), rounds=1, slice_s=0.01
+    )
+    results = [
+        dataclasses.replace(result, name=name, throughput_fps=fps or 1e3, largest_error=1.0 if fps is None else 0.0)
+        for name, fps in zip(("first", "second", "third"), measured, strict=False)
+    ]
+    assert comparing.fastest(results).name == kept
+
+
 def far_too_fast(table):
     """The same table with costs that make slices as short as the caller allows."""
     fast = (1e-12,) * table.layer_count

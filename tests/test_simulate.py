@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tables import made_up
 
-from corepipe.cost.table import (
-    ConfigCosts,
-    CostTable,
-    EngineName,
-    HopCosts,
-    Provenance,
-    TableCluster,
-    TableMachine,
-    TableNetwork,
-)
+from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import PlanError, UsageError
 from corepipe.plan import Hop, Route, evaluate, plan, plan_latency_s
 from corepipe.report.bench import describe
@@ -49,46 +41,20 @@ def random_table(seed: int, *, latency_s: float = 0.0) -> CostTable:
             alone = layers * slower * (1 - parallel + parallel / size)
             busy = alone * generator.uniform(1, 1.4)
             configs.append(ConfigCosts(config=f"{name}{size}", layer_s=tuple(alone), layer_busy_s=tuple(busy)))
-    numbers = iter(range(99))
-    return CostTable(
-        network=TableNetwork(
-            name="random",
-            sha256="0",
-            layers=tuple(f"l{i}" for i in range(count)),
-            cut_bytes=tuple(int(b) for b in generator.integers(0, 10_000, count + 1)),
-        ),
-        machine=TableMachine(
-            description="made up",
-            fingerprint="",
-            clusters=tuple(
-                TableCluster(name=name, cores=tuple(next(numbers) for _ in range(n))) for name, n in clusters.items()
-            ),
-        ),
-        engines=(EngineName(name="onnxruntime", version="1"),),
-        configs=tuple(configs),
+    return made_up(
+        configs,
+        clusters,
+        cut_bytes=[int(b) for b in generator.integers(0, 10_000, count + 1)],
         hop=HopCosts(
             fixed_s=float(generator.choice([0.0, 2e-4, 1e-3])), per_byte_s=1e-9, edge_s=5e-5, latency_s=latency_s
         ),
-        provenance=Provenance(source="made-up"),
     )
 
 
 def alike(cores: int, layer_s: tuple[float, ...] = (1e-3, 1e-3), busy: float = 1.0) -> CostTable:
     """A machine of like cores, costs of one core only, hops for free."""
-    count = len(layer_s)
-    return CostTable(
-        network=TableNetwork(
-            name="n",
-            sha256="0",
-            layers=tuple(f"l{i}" for i in range(count)),
-            cut_bytes=(0,) * (count + 1),
-        ),
-        machine=TableMachine(
-            description="", fingerprint="", clusters=(TableCluster(name="cpu", cores=tuple(range(cores))),)
-        ),
-        engines=(EngineName(name="onnxruntime", version="1"),),
-        configs=(ConfigCosts(config="cpu1", layer_s=layer_s, layer_busy_s=tuple(busy * s for s in layer_s)),),
-        provenance=Provenance(source="made-up"),
+    return made_up(
+        [ConfigCosts(config="cpu1", layer_s=layer_s, layer_busy_s=tuple(busy * s for s in layer_s))], {"cpu": cores}
     )
 
 

@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import made_up
 
 from corepipe import plan as planners
-from corepipe.cost.table import (
-    ConfigCosts,
-    CostTable,
-    EngineName,
-    HopCosts,
-    Provenance,
-    TableCluster,
-    TableMachine,
-    TableNetwork,
-)
+from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.follow.belief import Belief
 from corepipe.follow.decide import PLAN_GAIN, Decider
 from corepipe.follow.observe import Seen
@@ -33,26 +25,17 @@ from corepipe.topology.model import CoreConfig
 def table_of(clusters, layers=8, seed=0):
     """Costs of made-up layers; clusters as {name: (cores, seconds of a layer)}."""
     generator = np.random.default_rng(seed)
-    numbers = iter(range(64))
-    machine = [TableCluster(name=n, cores=tuple(next(numbers) for _ in range(c))) for n, (c, _) in clusters.items()]
     configs = []
     for name, (count, seconds) in clusters.items():
         each = seconds * generator.uniform(0.4, 1.6, layers)
         configs += [
             ConfigCosts(config=f"{name}{k}", layer_s=tuple((each / k**0.8).tolist())) for k in range(1, count + 1)
         ]
-    return CostTable(
-        network=TableNetwork(
-            name="made-up",
-            sha256="",
-            layers=tuple(f"l{i}" for i in range(layers)),
-            cut_bytes=(1000,) * (layers + 1),
-        ),
-        machine=TableMachine(description="", fingerprint="", clusters=tuple(machine)),
-        engines=(EngineName(name="onnxruntime", version="1"),),
-        configs=tuple(configs),
+    return made_up(
+        configs,
+        {name: count for name, (count, _) in clusters.items()},
+        cut_bytes=[1000] * (layers + 1),
         hop=HopCosts(fixed_s=2e-4, edge_s=1e-4),
-        provenance=Provenance(source="made-up"),
     )
 
 

@@ -3,17 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
+from tables import made_up
 
-from corepipe.cost.table import (
-    ConfigCosts,
-    CostTable,
-    EngineName,
-    HopCosts,
-    Provenance,
-    TableCluster,
-    TableMachine,
-    TableNetwork,
-)
+from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 
 
 @pytest.fixture
@@ -30,25 +22,8 @@ def make_table() -> Callable[..., CostTable]:
         hop: HopCosts | None = None,
         segment_s: float = 0.0,
     ) -> CostTable:
-        count = len(next(iter(costs.values())))
-        cores = iter(range(1000))
-        return CostTable(
-            network=TableNetwork(
-                name="net",
-                sha256="0" * 64,
-                layers=tuple(f"layer{i}" for i in range(count)),
-                cut_bytes=tuple(cut_bytes or [0] * (count + 1)),
-                illegal_cuts=tuple(illegal_cuts),
-            ),
-            machine=TableMachine(
-                description="made up",
-                fingerprint="0",
-                clusters=tuple(
-                    TableCluster(name=name, cores=tuple(next(cores) for _ in range(n))) for name, n in clusters.items()
-                ),
-            ),
-            engines=(EngineName(name="onnxruntime", version="1"),),
-            configs=tuple(
+        return made_up(
+            [
                 ConfigCosts(
                     config=name,
                     layer_s=tuple(seconds),
@@ -56,9 +31,11 @@ def make_table() -> Callable[..., CostTable]:
                     segment_s=segment_s,
                 )
                 for name, seconds in costs.items()
-            ),
-            hop=hop or HopCosts(),
-            provenance=Provenance(source="made-up"),
+            ],
+            clusters,
+            cut_bytes=cut_bytes,
+            illegal_cuts=illegal_cuts,
+            hop=hop,
         )
 
     return make

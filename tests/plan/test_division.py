@@ -9,19 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import made_up
 
-from corepipe.cost.table import (
-    ConfigCosts,
-    CostTable,
-    EngineName,
-    HopCosts,
-    Mode,
-    Provenance,
-    TableCluster,
-    TableMachine,
-    TableNetwork,
-    merged,
-)
+from corepipe.cost.table import ConfigCosts, CostTable, HopCosts, Mode, Provenance, merged
 from corepipe.errors import DocumentError, PlanError
 from corepipe.plan import best_pipeline, evaluate, explain, plan, plan_latency_s, proved_bound, weight_bytes
 from corepipe.plan.build import Grid, single_plan
@@ -34,25 +24,15 @@ ONE = CoreConfig("cpu", 1)
 
 def table_of(rows, cut_bytes=None, illegal=(), cores=2, hop=None):
     """A table of one cluster; rows are (config, engine, batch, layer seconds, fields)."""
-    count = len(rows[0][3])
-    return CostTable(
-        network=TableNetwork(
-            name="net",
-            sha256="0" * 64,
-            layers=tuple(f"l{i}" for i in range(count)),
-            cut_bytes=tuple(cut_bytes or [0] * (count + 1)),
-            illegal_cuts=tuple(illegal),
-        ),
-        machine=TableMachine(
-            description="", fingerprint="x", clusters=(TableCluster(name="cpu", cores=tuple(range(cores))),)
-        ),
-        engines=tuple(EngineName(name=name, version="1") for name in dict.fromkeys(row[1] for row in rows)),
-        configs=tuple(
+    return made_up(
+        [
             ConfigCosts(config=config, engine=engine, batch=batch, layer_s=tuple(seconds), **fields)
             for config, engine, batch, seconds, fields in rows
-        ),
-        hop=hop or HopCosts(),
-        provenance=Provenance(source="made-up"),
+        ],
+        {"cpu": cores},
+        cut_bytes=cut_bytes,
+        illegal_cuts=illegal,
+        hop=hop,
     )
 
 

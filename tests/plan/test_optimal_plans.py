@@ -9,17 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
+from tables import made_up
 
-from corepipe.cost.table import (
-    ConfigCosts,
-    CostTable,
-    EngineName,
-    HopCosts,
-    Provenance,
-    TableCluster,
-    TableMachine,
-    TableNetwork,
-)
+from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import PlanError
 from corepipe.plan import (
     Plan,
@@ -71,30 +63,17 @@ def tables(draw, max_layers=5, busy=(1.0, 1.5), all_cores=True):
             ConfigCosts(config=f"all{total}", layer_s=tuple(draw(st.lists(seconds, min_size=count, max_size=count))))
         )
     cores = iter(range(total))
-    return CostTable(
-        network=TableNetwork(
-            name="net",
-            sha256="0",
-            layers=tuple(f"l{i}" for i in range(count)),
-            cut_bytes=tuple(draw(st.lists(st.integers(0, 1000), min_size=count + 1, max_size=count + 1))),
-            illegal_cuts=tuple(sorted(draw(st.sets(st.integers(1, max(1, count - 1)), max_size=1)))),
-        ),
-        machine=TableMachine(
-            description="",
-            fingerprint="",
-            clusters=tuple(
-                TableCluster(name=name, cores=tuple(next(cores) for _ in range(n))) for name, n in clusters.items()
-            ),
-        ),
-        engines=(EngineName(name="onnxruntime", version="1"),),
-        configs=tuple(configs),
+    return made_up(
+        configs,
+        clusters,
+        cut_bytes=draw(st.lists(st.integers(0, 1000), min_size=count + 1, max_size=count + 1)),
+        illegal_cuts=sorted(draw(st.sets(st.integers(1, max(1, count - 1)), max_size=1))),
         hop=HopCosts(
             fixed_s=draw(st.sampled_from([0.0, 1e-4, 1e-3])),
             per_byte_s=draw(st.sampled_from([0.0, 1e-6])),
             edge_s=draw(st.sampled_from([0.0, 1e-4])),
             latency_s=draw(st.sampled_from([0.0, 1e-3])),
         ),
-        provenance=Provenance(source="made-up"),
     )
 
 

@@ -3,32 +3,18 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import made_up
 
-from corepipe.cost.table import (
-    ConfigCosts,
-    CostTable,
-    EngineName,
-    HopCosts,
-    Provenance,
-    TableCluster,
-    TableMachine,
-    TableNetwork,
-)
+from corepipe.cost.table import ConfigCosts, HopCosts
 from corepipe.plan import explain, plan
 
 
 def nearly_alike(source):
     """Two cores for which the best mix is 1 % better than replicas."""
-    return CostTable(
-        network=TableNetwork(name="n", sha256="", layers=("a", "b"), cut_bytes=(0, 0, 0)),
-        machine=TableMachine(
-            description="",
-            fingerprint="",
-            clusters=(TableCluster(name="big", cores=(0,)), TableCluster(name="little", cores=(1,))),
-        ),
-        engines=(EngineName(name="onnxruntime", version="1"),),
-        configs=(ConfigCosts(config="big1", layer_s=(0.5, 0.5)), ConfigCosts(config="little1", layer_s=(0.49, 0.51))),
-        provenance=Provenance(source=source),
+    return made_up(
+        [ConfigCosts(config="big1", layer_s=(0.5, 0.5)), ConfigCosts(config="little1", layer_s=(0.49, 0.51))],
+        {"big": 1, "little": 1},
+        source=source,
     )
 
 
@@ -40,19 +26,10 @@ def hops(made):
 def tables(draw):
     layers = draw(st.integers(1, 6))
     seconds = st.lists(st.floats(1e-3, 1e-2), min_size=layers, max_size=layers).map(tuple)
-    return CostTable(
-        network=TableNetwork(
-            name="n", sha256="", layers=tuple(f"l{i}" for i in range(layers)), cut_bytes=(0,) * (layers + 1)
-        ),
-        machine=TableMachine(
-            description="",
-            fingerprint="",
-            clusters=(TableCluster(name="big", cores=(0,)), TableCluster(name="little", cores=(1,))),
-        ),
-        engines=(EngineName(name="onnxruntime", version="1"),),
-        configs=tuple(ConfigCosts(config=name, layer_s=draw(seconds)) for name in ("big1", "little1", "all2")),
+    return made_up(
+        [ConfigCosts(config=name, layer_s=draw(seconds)) for name in ("big1", "little1", "all2")],
+        {"big": 1, "little": 1},
         hop=HopCosts(fixed_s=1e-5),
-        provenance=Provenance(source="made-up"),
     )
 
 
