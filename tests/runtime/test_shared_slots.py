@@ -157,6 +157,28 @@ def test_frames_whose_slot_killed_a_worker_run_one_by_one(two_cores, make_plan, 
         assert_equal([future.result(60) for future in futures], whole(network, frames))
 
 
+def test_a_slot_that_is_being_filled_has_no_part_in_a_workers_death(two_cores, make_plan, monkeypatch):
+    network = load_network(gather_model())
+    good, bad = np.array([[0, 1, 2]], np.int64), np.array([[2, 99, 2]], np.int64)
+    apart = []
+    with Stream(network, shared(make_plan(network, [(1, [(0, 0, len(network.layers))])]), 2), two_cores) as stream:
+        pid = stream.worker_pids["w0"]
+        # Two slots whose last frames failed: their times say that work was begun in them and never ended.
+        os.kill(pid, signal.SIGSTOP)
+        futures = [stream.submit(bad) for _ in range(3)]
+        os.kill(pid, signal.SIGCONT)
+        assert all(isinstance(future.exception(30), FrameError) for future in futures)
+        monkeypatch.setattr(stream, "run_apart", lambda lane, flight: apart.append(flight))
+        os.kill(pid, signal.SIGSTOP)
+        under_way = [stream.submit(good), stream.submit(good)]
+        assert [flight.started for flight in stream.lanes[-1].under_way()] == [True, False]
+        os.kill(pid, signal.SIGKILL)
+        for future in under_way:
+            np.testing.assert_array_equal(future.result(30), [[0.0, 10.0, 20.0]])
+        assert stream.restarts == 1
+        assert not apart
+
+
 def working(stream, flight):
     began, ended = stream.pool.arena.slots[flight.slot].times[0]
     return flight.started and began > 0 and ended == 0
