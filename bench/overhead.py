@@ -80,7 +80,8 @@ def probe(source: Path, side: int, hops: int, seconds: float) -> dict[str, float
 
 def run_probe(side: int, hops: int, seconds: float) -> dict[str, float]:
     """Frames of 3 x side x side through a stream of `hops` workers that do next to nothing."""
-    from corepipe.runtime.stream import FrameRecord, Stream
+    from corepipe.runtime.record import FrameRecord
+    from corepipe.runtime.stream import Stream
     from corepipe.topology import detect
 
     network, topology = nothing(side), detect()

@@ -31,7 +31,8 @@ from corepipe import open as open_stream
 from corepipe.bench_setup import bench_frames
 from corepipe.report.bench import environment
 from corepipe.runtime.live import WhenFull
-from corepipe.runtime.stream import FrameRecord, Stream
+from corepipe.runtime.record import FrameRecord
+from corepipe.runtime.stream import Stream
 from corepipe.topology import detect
 
 LOADS = (0.5, 0.8, 1.0, 1.25, 2.0, 4.0)

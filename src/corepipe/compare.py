@@ -21,7 +21,8 @@ from corepipe import engine
 from corepipe.cost.table import CostTable
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan, evaluate, hop_s
-from corepipe.runtime.stream import FrameRecord, Output, Stream
+from corepipe.runtime.record import FrameRecord
+from corepipe.runtime.stream import Output, Stream
 from corepipe.topology.memory import available_memory
 from corepipe.topology.model import Topology
 

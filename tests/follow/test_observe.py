@@ -4,7 +4,7 @@ import pytest
 
 from corepipe.follow.observe import Observer
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
-from corepipe.runtime.stream import FrameRecord, HopTime
+from corepipe.runtime.record import FrameRecord, HopTime
 
 PLAN = Plan(
     planner="by hand",

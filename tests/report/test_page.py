@@ -34,7 +34,7 @@ from corepipe.report.page import page, write_page
 from corepipe.report.page_frames import typical
 from corepipe.report.sources import Sheet, milliseconds, number, percent
 from corepipe.report.summary import result_of_records
-from corepipe.runtime.stream import FrameRecord, HopTime
+from corepipe.runtime.record import FrameRecord, HopTime
 from corepipe.topology.model import Cache, Cluster, Core, Topology
 
 EVIL = (

@@ -19,7 +19,7 @@ from corepipe.report.frequency import MAX_SAMPLES, CounterSample, FrequencySampl
 from corepipe.report.life import hops_done, segment_name, shorten, waits
 from corepipe.report.recording import LeftOut, Recording
 from corepipe.report.trace import TracedPlan, write_trace, write_traces
-from corepipe.runtime.stream import FrameRecord, HopTime
+from corepipe.runtime.record import FrameRecord, HopTime
 
 LAYERS = ("conv1", "pool1", "<script>alert(1)</script>", "fc")
 PLAN = Plan(

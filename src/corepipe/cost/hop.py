@@ -17,7 +17,8 @@ from corepipe.cost.table import HopCosts
 from corepipe.network.load import load_network
 from corepipe.network.model import Network
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
-from corepipe.runtime.stream import FrameRecord, Stream
+from corepipe.runtime.record import FrameRecord
+from corepipe.runtime.stream import Stream
 from corepipe.topology.model import CoreConfig, Topology
 
 _CHANNELS = 16

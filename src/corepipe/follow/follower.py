@@ -20,7 +20,8 @@ from corepipe.follow.decide import Decider
 from corepipe.follow.observe import Observer
 from corepipe.follow.probe import Probe, core_speeds
 from corepipe.plan.model import Plan
-from corepipe.runtime.stream import FrameRecord, Stream
+from corepipe.runtime.record import FrameRecord
+from corepipe.runtime.stream import Stream
 from corepipe.topology.memory import available_memory
 
 _log = logging.getLogger("corepipe")

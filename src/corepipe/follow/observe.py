@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from corepipe.plan.model import Plan
-from corepipe.runtime.stream import FrameRecord
+from corepipe.runtime.record import FrameRecord
 
 WINDOW_S = 1.0
 """What is older does not count where there are `_ENOUGH` younger ones."""

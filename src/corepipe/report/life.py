@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from corepipe.runtime.stream import FrameRecord, HopTime
+from corepipe.runtime.record import FrameRecord, HopTime
 
 
 def hops_done(record: FrameRecord) -> tuple[HopTime, ...]:

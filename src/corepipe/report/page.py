@@ -20,7 +20,7 @@ from corepipe.report.page_compare import comparison, headline
 from corepipe.report.page_frames import plan_details
 from corepipe.report.page_layers import layers, machine
 from corepipe.report.sources import Sheet, number
-from corepipe.runtime.stream import FrameRecord
+from corepipe.runtime.record import FrameRecord
 from corepipe.topology.model import Topology
 
 

@@ -13,7 +13,7 @@ from corepipe.plan.model import Hop, Route, evaluate
 from corepipe.report.html import Html, join, tag
 from corepipe.report.life import hops_done, layers_text, shorten
 from corepipe.report.sources import Sheet, milliseconds, number, percent
-from corepipe.runtime.stream import FrameRecord, HopTime
+from corepipe.runtime.record import FrameRecord, HopTime
 
 _FRAMES = 14
 _LABEL_SHARE = 0.022

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from corepipe.runtime.stream import FrameRecord
+from corepipe.runtime.record import FrameRecord
 
 MAX_FRAMES = 10_000
 """Frames in a trace at most (a frame of two hops takes some 2 KB); the earliest are kept."""

@@ -15,7 +15,7 @@ from corepipe.cost.table import CostTable
 from corepipe.errors import FrameError
 from corepipe.plan.model import Plan, evaluate, hop_s
 from corepipe.report.life import hops_done
-from corepipe.runtime.stream import FrameRecord
+from corepipe.runtime.record import FrameRecord
 
 _PARTS = 5
 

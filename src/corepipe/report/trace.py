@@ -23,7 +23,7 @@ from corepipe.plan.model import Plan
 from corepipe.report.frequency import CounterSample
 from corepipe.report.life import hops_done, segment_name, waits
 from corepipe.report.recording import MAX_FRAMES, LeftOut
-from corepipe.runtime.stream import FrameRecord
+from corepipe.runtime.record import FrameRecord
 
 _Event = dict[str, Any]
 

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from corepipe.network.model import Network
@@ -141,6 +142,16 @@ class Lane:
         slot.count = len(flight.frames)
         first = self.pool.number(hops[0].worker)
         self.pool.send(first, messages.RUN, flight.route, flight.slot, flight.sequence)
+
+    def start_next_apart(self, flight: Flight) -> None:
+        """Send the next of the frames that run one by one on its way; copies of it fill the slot."""
+        frame, inputs = flight.waiting.pop(0)
+        flight.frames, flight.kills, flight.apart = [frame], 0, True
+        slot = self.slot(flight)
+        for name, array in inputs.items():
+            for position in range(self.plan.batch):
+                np.copyto(slot.view(name, position), array)
+        self.start(flight)
 
     def start_if_idle(self) -> None:
         """Let a slot that is not full go if its workers have nothing else to do: more frames may never come."""

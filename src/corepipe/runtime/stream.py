@@ -12,7 +12,6 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -28,6 +27,7 @@ from corepipe.runtime.delivery import Deliveries, Ended, deliver
 from corepipe.runtime.lane import Flight, Lane, Submitted
 from corepipe.runtime.live import WhenFull, run_live
 from corepipe.runtime.pool import Pool
+from corepipe.runtime.record import FrameRecord, records_of
 from corepipe.topology.model import Topology
 
 Array = NDArray[Any]
@@ -40,35 +40,6 @@ _FILLING_S = 5.0
 
 Writer = Callable[[dict[str, Array]], None]
 """Fills a frame's input arrays in place."""
-
-
-@dataclass(frozen=True)
-class HopTime:
-    """What one worker did for one frame, on CLOCK_MONOTONIC in nanoseconds."""
-
-    worker: str
-    start: int
-    stop: int
-    started_ns: int
-    ended_ns: int
-
-
-@dataclass(frozen=True)
-class FrameRecord:
-    """The life of one frame, on CLOCK_MONOTONIC in nanoseconds; `plan` counts the plans that its stream had before."""
-
-    frame: int
-    route: int
-    submitted_ns: int
-    done_ns: int
-    hops: tuple[HopTime, ...]
-    failed: bool = False
-    plan: int = 0
-
-    @property
-    def latency_s(self) -> float:
-        """Seconds from submission to the result's arrival in the user's process."""
-        return (self.done_ns - self.submitted_ns) * 1e-9
 
 
 class Stream:
@@ -524,17 +495,7 @@ class Stream:
         inputs = [{t.name: slot.view(t.name, i).copy() for t in self.network.inputs} for i in range(len(flight.frames))]
         with self._state:
             flight.waiting = list(zip(flight.frames, inputs, strict=True))
-            self._run_next_apart(lane, flight)
-
-    def _run_next_apart(self, lane: Lane, flight: Flight) -> None:
-        """The next of the frames that run one by one; copies of it fill the slot."""
-        frame, inputs = flight.waiting.pop(0)
-        flight.frames, flight.kills, flight.apart = [frame], 0, True
-        slot = lane.slot(flight)
-        for name, array in inputs.items():
-            for position in range(lane.plan.batch):
-                np.copyto(slot.view(name, position), array)
-        lane.start(flight)
+            lane.start_next_apart(flight)
 
     def fail(self, lane: Lane, flight: Flight, error: CorepipeError) -> None:
         """End the frames of a slot with an error (for the collector)."""
@@ -553,7 +514,7 @@ class Stream:
                 return
             self._ended |= {frame.sequence: end for frame, end in zip(flight.frames, ended, strict=True)}
             if flight.waiting:
-                self._run_next_apart(lane, flight)
+                lane.start_next_apart(flight)
             else:
                 del lane.flights[flight.slot]
                 self._release(lane, flight)
@@ -568,25 +529,17 @@ class Stream:
             self._state.notify_all()
 
     def _record(self, lane: Lane, flight: Flight, failed: bool) -> None:
-        """Tell `on_record` of each frame; of the time that a worker spent on a slot, each has an equal part."""
+        """Tell whoever wants to know of each frame."""
         if self.on_record is None and not self._watchers:
             return
-        count, now = len(flight.frames), time.monotonic_ns()
-        times = lane.slot(flight).times.tolist()
-        hops = lane.plan.routes[flight.route].hops
-        for position, frame in enumerate(flight.frames):
-            parts = tuple(
-                HopTime(hop.worker, hop.start, hop.stop, *_share(began, ended, position, count))
-                for hop, (began, ended) in zip(hops, times, strict=False)
-            )
-            record = FrameRecord(frame.sequence, flight.route, frame.submitted_ns, now, parts, failed, lane.number)
+        for record in records_of(lane, flight, failed, time.monotonic_ns()):
             for watcher in self._watchers:
                 watcher(record)
             try:
                 if self.on_record is not None:
                     self.on_record(record)
             except Exception:
-                _log.exception("on_record failed for frame %d; it is not called any more", frame.sequence)
+                _log.exception("on_record failed for frame %d; it is not called any more", record.frame)
                 self.on_record = None
 
     def _fail_all(self, error: CorepipeError) -> None:
@@ -603,13 +556,6 @@ class Stream:
             for _, ended in sorted(failed.items()):
                 self._deliveries.put(ended)
             self._state.notify_all()
-
-
-def _share(began: int, ended: int, position: int, count: int) -> tuple[int, int]:
-    """Start and end of one of `count` equal parts of a time; the time itself where it has not ended."""
-    if not ended:
-        return began, ended
-    return began + (ended - began) * position // count, began + (ended - began) * (position + 1) // count
 
 
 def _failed(error: CorepipeError) -> Future[Output]:

@@ -22,7 +22,7 @@ from corepipe.cost.table import CostTable
 from corepipe.errors import UnknownNameError, UsageError
 from corepipe.plan.model import Plan, hop_s
 from corepipe.runtime.dispatch import Dispatcher
-from corepipe.runtime.stream import FrameRecord, HopTime
+from corepipe.runtime.record import FrameRecord, HopTime
 from corepipe.simulate.fits import check_fits
 from corepipe.simulate.result import Simulation
 

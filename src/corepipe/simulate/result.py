@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from corepipe.plan.model import Plan
-from corepipe.runtime.stream import FrameRecord
+from corepipe.runtime.record import FrameRecord
 
 _WARM_UP_SHARE = 0.4
 

@@ -1,0 +1,65 @@
+"""The life of a frame: what streams and the simulator tell of each, and whatever looks at runs reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from corepipe.runtime.lane import Flight, Lane
+
+
+@dataclass(frozen=True)
+class HopTime:
+    """What one worker did for one frame, on CLOCK_MONOTONIC in nanoseconds."""
+
+    worker: str
+    start: int
+    stop: int
+    started_ns: int
+    ended_ns: int
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """The life of one frame, on CLOCK_MONOTONIC in nanoseconds; `plan` counts the plans that its stream had before."""
+
+    frame: int
+    route: int
+    submitted_ns: int
+    done_ns: int
+    hops: tuple[HopTime, ...]
+    failed: bool = False
+    plan: int = 0
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from submission to the result's arrival in the user's process."""
+        return (self.done_ns - self.submitted_ns) * 1e-9
+
+
+def records_of(lane: Lane, flight: Flight, failed: bool, now_ns: int) -> Iterator[FrameRecord]:
+    """The records of a slot's frames, which end now; of the time that a worker spent on it, each has an equal part.
+
+    Args:
+        lane, flight: the frames, before their slot is used again.
+        failed: whether they end with an error.
+        now_ns: on CLOCK_MONOTONIC.
+    """
+    count = len(flight.frames)
+    times = lane.slot(flight).times.tolist()
+    hops = lane.plan.routes[flight.route].hops
+    for position, frame in enumerate(flight.frames):
+        parts = tuple(
+            HopTime(hop.worker, hop.start, hop.stop, *_share(began, ended, position, count))
+            for hop, (began, ended) in zip(hops, times, strict=False)
+        )
+        yield FrameRecord(frame.sequence, flight.route, frame.submitted_ns, now_ns, parts, failed, lane.number)
+
+
+def _share(began: int, ended: int, position: int, count: int) -> tuple[int, int]:
+    """Start and end of one of `count` equal parts of a time; the time itself where it has not ended."""
+    if not ended:
+        return began, ended
+    return began + (ended - began) * position // count, began + (ended - began) * (position + 1) // count
