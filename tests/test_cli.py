@@ -207,7 +207,7 @@ def test_candidates_are_tried_and_the_fastest_is_written(classifier, photos, tmp
     assert result.returncode == 0, result.stderr
     kept = re.search(r"Kept: (.+), at ([0-9.]+) frames/s", result.stderr)
     assert kept, result.stderr
-    assert json.loads(plan.read_text())["network"]["name"] == "classifier"
+    assert json.loads(plan.read_text())["planner"] == kept[1]
     result = corepipe("run", classifier, "--plan", plan, "--input", photos)
     assert result.returncode == 0, result.stderr
 
@@ -215,6 +215,7 @@ def test_candidates_are_tried_and_the_fastest_is_written(classifier, photos, tmp
 def test_trying_needs_this_machine_and_no_planner(classifier, board):
     _, path = board
     assert "--try" in one_message(corepipe("plan", "--table", path, "--try"), 2)
+    assert "--predict" in one_message(corepipe("plan", classifier, "--try", "--predict"), 2)
     assert "leave out --planner" in one_message(corepipe("plan", classifier, "--try", "--planner", "pipe-it"), 2)
 
 

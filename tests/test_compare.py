@@ -10,7 +10,7 @@ from corepipe.bench_setup import bench_names, bench_plans
 from corepipe.cost.measuring import core_configs
 from corepipe.cost.profile import table_machine, table_network
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance, TableCluster, TableMachine, TableNetwork
-from corepipe.errors import UnknownNameError, UsageError
+from corepipe.errors import CorepipeError, UnknownNameError, UsageError
 from corepipe.plan import PLANNERS, all_cores, proved_bound, replicas_per_core
 from corepipe.report.bench import bench_json, describe, results_json
 from corepipe.report.page import page
@@ -78,6 +78,23 @@ def test_the_fastest_plan_is_kept_unless_a_preferred_one_comes_near(chain, two_c
         for name, fps in zip(("first", "second", "third"), measured, strict=False)
     ]
     assert comparing.fastest(results).name == kept
+    with pytest.raises(CorepipeError, match="no plan that was tried"):
+        comparing.fastest([dataclasses.replace(one, largest_error=1.0) for one in results])
+
+
+def test_a_plan_that_cannot_run_is_left_out_with_its_reason(chain, two_cores, table):
+    good, bad = all_cores(table), replicas_per_core(table)
+    bad = bad.model_copy(update={"workers": tuple(w.model_copy(update={"engine": "none"}) for w in bad.workers)})
+    failures = {}
+    plans = {"bad": bad, "good": good, "twin": bad}
+    results = comparing.compare(
+        chain, plans, two_cores, table, frames(chain), rounds=2, slice_s=0.05, on_failure=failures.__setitem__
+    )
+    assert [(one.name, one.slices) for one in results] == [("good", 2)]
+    assert set(failures) == {"bad"}
+    assert "none" in str(failures["bad"])
+    with pytest.raises(CorepipeError):
+        comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.05)
 
 
 def far_too_fast(table):

@@ -7,9 +7,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from cost_tables import made_up
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tables import made_up
 
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import PlanError, UsageError

@@ -16,6 +16,7 @@ from corepipe.bench_setup import bench_frames
 from corepipe.compare import TRIAL_ROUNDS, TRIAL_SLICE_S, compare, fastest
 from corepipe.network.load import open_network
 from corepipe.report.plan import hop_text
+from corepipe.runtime.dispatch import Dispatcher
 from corepipe.topology import detect
 from rival_systems.child import Array, Runner
 from rival_systems.prepare import model_path
@@ -36,14 +37,14 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
         )
     ).plan
     done: list[int] = []
-    stream = Stream(network, plan, topology, on_record=lambda record: done.append(record.done_ns))
+    stream = Stream(network, plan, topology, on_record=lambda record: done.append(record.computed_ns))
     return _Stream(stream, plan, done)
 
 
 class _Stream:
     def __init__(self, stream: Stream, plan: Plan, done: list[int]) -> None:
         self._stream, self._done = stream, done
-        self.filling = 2 * plan.batch * sum(len(route.hops) for route in plan.routes)
+        self.filling = plan.batch * Dispatcher(plan).slots
         self.about = {"settings": _words(plan), "bound_fps": plan.bound_fps, "predicted_fps": plan.predicted_fps}
 
     def infer(self, batch: Array) -> Array:

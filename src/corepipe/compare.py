@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from corepipe import engine
 from corepipe.cost.table import CostTable
+from corepipe.errors import CorepipeError
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan, evaluate, hop_s
+from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.record import FrameRecord
 from corepipe.runtime.stream import Output, Stream
 from corepipe.topology.memory import available_memory
@@ -36,6 +38,7 @@ TRIAL_ROUNDS, TRIAL_SLICE_S = 3, 0.5
 """How long candidates are tried: enough to tell 5 % on a quiet machine."""
 
 TRIAL_TOLERANCE = 0.02
+"""What a trial cannot tell apart; by so much less the preferred plan is kept."""
 
 _FRAMES_PER_SLICE = 12
 
@@ -140,14 +143,15 @@ def compare(
     rounds: int = 5,
     slice_s: float = 1.0,
     on_progress: Callable[[float, str], None] = lambda share, text: None,
+    on_failure: Callable[[str, CorepipeError], None] | None = None,
 ) -> list[PlanResult]:
     """Measure plans against each other.
 
     In each round every plan runs for a slice of time, the order rotating from round to round, so that a machine that
-    drifts or throttles does so for all of them. A slice counts the results that arrive after the stream has filled and
-    before feeding stops; it goes on, within bounds, until there are a dozen of them. The outputs of every frame are
-    checked before the first slice, and those of the last frames after each slice: never while it runs. Plans that are
-    the same but for their names are measured once.
+    drifts or throttles does so for all of them. A slice counts the frames whose last hop ends after the stream has
+    filled and before feeding stops; it goes on, within bounds, until there are a dozen of them. The outputs of every
+    frame are checked before the first slice, and those of the last frames after each slice: never while it runs. Plans
+    that are the same but for their names are measured once.
 
     Args:
         network: the network of all plans.
@@ -158,6 +162,8 @@ def compare(
         rounds: slices for each plan.
         slice_s: seconds of a slice at the least; slow plans get longer ones.
         on_progress: told of the progress.
+        on_failure: told of a plan that cannot run, which is left out with those that equal it; None to raise its
+            error.
 
     Raises:
         FrameError: the network failed on a frame.
@@ -168,41 +174,57 @@ def compare(
     contenders = [_Contender(name, plan) for name, plan in plans.items() if name not in twins]
     keep_open = _fits_in_memory(network, plans.values())
     steps = rounds * len(contenders)
+    failed: set[str] = set()
     with contextlib.ExitStack() as opened:
         for number in range(rounds):
             shift = number % len(contenders)
             for index, contender in enumerate(contenders[shift:] + contenders[:shift]):
                 on_progress((number * len(contenders) + index) / steps, contender.name)
-                with contextlib.ExitStack() as brief:
-                    if contender.stream is None:
-                        stream = Stream(network, contender.plan, topology, on_record=contender.records.append)
-                        (opened if keep_open else brief).enter_context(stream)
-                        contender.stream = stream
-                        for output, want in zip(stream(frames), expected, strict=True):
-                            contender.check(output, want)
-                    _run_slice(contender, contender.stream, frames, expected, _slice_seconds(contender, table, slice_s))
-                    contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(contender.stream))
-                    contender.restarts += contender.stream.restarts
-                    contender.stream.restarts = 0
+                if contender.name in failed:
+                    continue
+                try:
+                    with contextlib.ExitStack() as brief:
+                        if contender.stream is None:
+                            stream = Stream(network, contender.plan, topology, on_record=contender.records.append)
+                            (opened if keep_open else brief).enter_context(stream)
+                            contender.stream = stream
+                            for output, want in zip(stream(frames), expected, strict=True):
+                                contender.check(output, want)
+                        seconds = _slice_seconds(contender, table, slice_s)
+                        _run_slice(contender, contender.stream, frames, expected, seconds)
+                        contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(contender.stream))
+                        contender.restarts += contender.stream.restarts
+                        contender.stream.restarts = 0
+                except CorepipeError as error:
+                    if on_failure is None:
+                        raise
+                    failed.add(contender.name)
+                    on_failure(contender.name, error)
                 if not keep_open:
                     contender.stream = None
     on_progress(1.0, "done")
-    results = {contender.name: _result(contender, table) for contender in contenders}
+    results = {one.name: _result(one, table) for one in contenders if one.name not in failed}
     for name, twin in twins.items():
-        results[name] = _as_twin(results[twin], name, plans[name])
-    return [results[name] for name in plans]
+        if twin in results:
+            results[name] = _as_twin(results[twin], name, plans[name])
+    return [results[name] for name in plans if name in results]
 
 
 def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -> PlanResult:
     """The plan to use by a comparison: the first one that comes within a tolerance of the fastest.
 
-    Plans whose outputs are wrong do not count, where there are others.
+    Plans whose outputs are wrong do not count.
 
     Args:
-        results: at least one, the preferred one first.
+        results: the preferred one first.
         tolerance: the share of the fastest one's throughput that is not worth another plan.
+
+    Raises:
+        CorepipeError: no plan has the whole model's outputs.
     """
-    right = [result for result in results if result.outputs_equal] or results
+    right = [result for result in results if result.outputs_equal]
+    if not right:
+        raise CorepipeError("no plan that was tried has the whole model's outputs; name another --engine")
     enough = (1 - tolerance) * max(result.throughput_fps for result in right)
     return next(result for result in right if result.throughput_fps >= enough)
 
@@ -266,7 +288,7 @@ def _least_frames(plan: Plan) -> int:
 
 def _filling(plan: Plan) -> int:
     """How many frames fill the stream."""
-    return 2 * plan.batch * sum(len(route.hops) for route in plan.routes)
+    return plan.batch * Dispatcher(plan).slots
 
 
 def _run_slice(
@@ -292,16 +314,16 @@ def _run_slice(
     last = deque(enumerate(stream(feed())), maxlen=len(frames))
     for number, output in last:
         contender.check(output, expected[number % len(frames)])
-    done = sorted(contender.records, key=lambda record: record.done_ns)
-    steady = [record for record in done[filling:] if record.done_ns <= ended]
+    done = sorted(contender.records, key=lambda record: record.computed_ns)
+    steady = [record for record in done[filling:] if record.computed_ns <= ended]
     if len(steady) >= least:
-        # Frames that share a slot are done at one moment.
-        since = steady[0].done_ns
-        counted = [record for record in steady if record.done_ns > since]
+        # Frames that share a slot are computed at one moment.
+        since = steady[0].computed_ns
+        counted = [record for record in steady if record.computed_ns > since]
     else:
         contender.short_slices += 1
         since, counted = began, done
-    span = (counted[-1].done_ns - since) * 1e-9
+    span = (counted[-1].computed_ns - since) * 1e-9
     contender.slices.append(len(counted) / span)
     contender.kept.extend(counted)
     contender.seconds += span

@@ -7,9 +7,9 @@ import threading
 
 import numpy as np
 import pytest
+from cost_tables import made_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import made_up
 
 from corepipe import plan as planners
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts

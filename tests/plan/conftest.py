@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
-from tables import made_up
+from cost_tables import made_up
 
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 

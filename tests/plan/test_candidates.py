@@ -31,6 +31,7 @@ def test_the_best_plan_by_the_table_comes_first_and_each_engine_has_its_own(two_
     found = candidates(table, functools.partial(plan, tolerance=0.02))
     assert next(iter(found)) == "routes"
     assert found["routes"] == plan(table, tolerance=0.02)
+    assert all(made.planner == name for name, made in found.items())
     assert found["routes-exact"].engines == ("ncnn", "onnxruntime")
     assert "routes on onnxruntime" not in found, "40 % of the best mix is not worth trying"
 
@@ -43,6 +44,7 @@ def test_plans_on_one_engine_have_it_to_themselves_and_figures_of_the_whole_tabl
             made = found[f"{planner} on {engine}"]
             assert made.engines == (engine,)
             assert made.bound_fps == found["routes"].bound_fps
+            assert made.given_up is None, "of what the engine can do alone, which says nothing beside the others"
             assert made.predicted_fps == pytest.approx(evaluate(made, table).throughput_fps)
             assert made.predicted_fps <= found["routes-exact"].predicted_fps * (1 + 1e-9)
 

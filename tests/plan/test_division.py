@@ -7,9 +7,9 @@ import json
 
 import numpy as np
 import pytest
+from cost_tables import made_up
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import made_up
 
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts, Mode, Provenance, merged
 from corepipe.errors import DocumentError, PlanError

@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+from cost_tables import made_up
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
-from tables import made_up
 
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import PlanError

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from cost_tables import made_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import made_up
 
 from corepipe.cost.table import ConfigCosts, HopCosts
 from corepipe.plan import explain, plan

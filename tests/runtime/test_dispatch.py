@@ -65,7 +65,7 @@ def order(routes, frames):
     dispatcher = Dispatcher(plan_of(routes))
     chosen = []
     for _ in range(frames):
-        chosen.append(dispatcher.choose())
+        chosen.append(dispatcher.choose(deep=True))
         dispatcher.done(chosen[-1])
     return chosen
 
@@ -88,7 +88,7 @@ def test_counts_follow_the_rates_where_no_route_is_full(plan):
     dispatcher = Dispatcher(plan)
     counts = Counter()
     for frames in range(1, 201):
-        counts[route := dispatcher.choose()] += 1
+        counts[route := dispatcher.choose(deep=True)] += 1
         dispatcher.done(route)
         for number, one in enumerate(plan.routes):
             assert abs(counts[number] - frames * one.rate_fps / plan.throughput_fps) <= len(plan.routes)
@@ -101,9 +101,9 @@ def test_rates_are_kept_among_routes_that_share_workers_in_whatever_order_frames
     under_way: list[int] = []
     counts = Counter()
     for _ in range(300):
-        assert dispatcher.has_room() == (len(under_way) < dispatcher.slots)
-        if dispatcher.has_room() and random.random() < 0.6:
-            under_way.append(dispatcher.choose())
+        assert dispatcher.has_room(deep=True) == (len(under_way) < dispatcher.slots)
+        if dispatcher.has_room(deep=True) and random.random() < 0.6:
+            under_way.append(dispatcher.choose(deep=True))
             counts[under_way[-1]] += 1
         elif under_way:
             dispatcher.done(under_way.pop(random.randrange(len(under_way))))
@@ -123,9 +123,9 @@ def test_a_group_that_stalls_holds_no_other_up(plan, deep):
     stalled = groups[0]
     stuck = 0
     for _ in range(500):
-        if not dispatcher.has_room(deep):
+        if not dispatcher.has_room(deep=deep):
             break
-        route = dispatcher.choose(deep)
+        route = dispatcher.choose(deep=deep)
         if route in stalled:
             stuck += 1
         else:
@@ -133,20 +133,44 @@ def test_a_group_that_stalls_holds_no_other_up(plan, deep):
     hops = sum(len(plan.routes[route].hops) for route in stalled)
     workers = {hop.worker for route in stalled for hop in plan.routes[route].hops}
     room = hops * (4 if hops > len(workers) else 2)
-    assert stuck <= room + 2 * deep
-    assert dispatcher.has_room(deep) == (len(groups) > 1 or stuck < room)
+    if deep and hops == 1:
+        room += min(2, int(0.025 * sum(plan.routes[route].rate_fps for route in stalled)))
+    assert stuck <= room
+    assert dispatcher.has_room(deep=deep) == (len(groups) > 1 or stuck < room)
+
+
+def fill(dispatcher):
+    """How many frames are taken with short queues, and how many more where latency does not count."""
+    counts = []
+    for deep in (False, True):
+        counts.append(0)
+        while dispatcher.has_room(deep=deep):
+            dispatcher.choose(deep=deep)
+            counts[-1] += 1
+    return counts
 
 
 @pytest.mark.parametrize(("rate", "longer_by"), [(1.0, 0), (39.0, 0), (41.0, 1), (81.0, 2), (1000.0, 2)])
 def test_only_queues_of_short_hops_are_longer_and_only_where_latency_does_not_count(rate, longer_by):
     dispatcher = Dispatcher(plan_of([(rate, [0])]))
-    counts = []
-    for deep in (False, True):
-        counts.append(0)
-        while dispatcher.has_room(deep):
-            dispatcher.choose(deep)
-            counts[-1] += 1
-    assert counts == [2, longer_by]
+    assert dispatcher.holds(0) == (longer_by > 0)
+    assert fill(dispatcher) == [2, longer_by]
+
+
+@pytest.mark.parametrize("routes", [[(200.0, [0, 1])], [(200.0, [0]), (200.0, [0, 1])], [(200.0, [0]), (200.0, [0])]])
+def test_word_of_results_waits_only_at_workers_that_run_nothing_but_whole_frames(routes):
+    dispatcher = Dispatcher(plan_of(routes))
+    assert not any(dispatcher.holds(route) for route in range(len(routes)))
+    assert fill(dispatcher)[1] == 0
+
+
+def test_queues_follow_the_rates_within_the_slots_that_there_are():
+    dispatcher = Dispatcher(plan_of([(200.0, [0])]))
+    for rate, counts in ((5.0, [2, 0]), (50.0, [2, 1]), (200.0, [2, 2])):
+        dispatcher.set_rates(plan_of([(rate, [0])]))
+        assert fill(dispatcher) == counts
+        for _ in range(sum(counts)):
+            dispatcher.done(0)
 
 
 def test_a_faster_group_takes_more_than_its_rate():
@@ -154,7 +178,7 @@ def test_a_faster_group_takes_more_than_its_rate():
     counts = Counter()
     slow: list[int] = []
     for frame in range(400):
-        counts[route := dispatcher.choose()] += 1
+        counts[route := dispatcher.choose(deep=True)] += 1
         if route == 0:
             dispatcher.done(route)
         else:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 
 import pytest
 
 from corepipe.runtime import messages
-from corepipe.runtime.worker import _Inbox, _Outbox
+from corepipe.runtime.arena import Arena, Layout
+from corepipe.runtime.worker import _Inbox, _loop, _Outbox
 
 MS = 1_000_000
 
@@ -19,7 +21,7 @@ def boxes():
 
     def run(*frames):
         for frame in frames:
-            messages.send(to_inbox[1], messages.RUN, 0, 0, frame, frame)
+            messages.send(to_inbox[1], messages.RUN_LAST, 0, 0, frame, frame)
 
     def told():
         if not select.select([from_outbox[0]], [], [], 0)[0]:
@@ -38,7 +40,7 @@ def test_word_of_a_result_is_held_back_only_while_more_than_one_frame_waits(boxe
     heard = []
     for _ in range(4):
         frame = inbox.next_hop()[0]
-        outbox.done(0, 0, frame, frame, began, began + MS)
+        outbox.hold(0, 0, frame, frame, began, began + MS)
         began += MS
         heard.append([frame for _, frame in told()])
     assert heard == [[], [], [1, 2, 3], [4]]
@@ -51,7 +53,7 @@ def test_word_of_a_result_is_held_back_no_longer_than_the_limit(boxes):
     heard = []
     for number in range(6):
         frame = inbox.next_hop()[0]
-        outbox.done(0, 0, frame, frame, number * hop, (number + 1) * hop)
+        outbox.hold(0, 0, frame, frame, number * hop, (number + 1) * hop)
         heard.append([frame for _, frame in told()])
     assert heard == [[], [], [0, 1, 2], [], [], [3, 4, 5]]
 
@@ -60,7 +62,7 @@ def test_a_long_hop_is_told_of_at_once(boxes):
     inbox, outbox, run, told, _ = boxes
     run(*range(10))
     inbox.next_hop()
-    outbox.done(0, 0, 0, 0, 0, int(messages.HOLD_S * 1e9) + 1)
+    outbox.hold(0, 0, 0, 0, 0, int(messages.HOLD_S * 1e9) + 1)
     assert told() == [(messages.DONE, 0)]
 
 
@@ -68,7 +70,7 @@ def test_failures_and_fences_take_what_is_held_along(boxes):
     inbox, outbox, run, told, _ = boxes
     run(*range(10))
     inbox.next_hop()
-    outbox.done(0, 0, 0, 0, 0, MS)
+    outbox.hold(0, 0, 0, 0, 0, MS)
     outbox.send(messages.FAILED, 0, 0, 1, 1)
     assert told() == [(messages.DONE, 0), (messages.FAILED, 1)]
 
@@ -79,6 +81,39 @@ def test_nothing_is_begun_or_held_back_once_the_order_to_end_has_come(boxes):
     assert inbox.next_hop()[0] == 1
     assert inbox.waiting() == 3
     messages.send(fd, messages.STOP)
-    outbox.done(0, 0, 1, 1, 0, MS)
+    outbox.hold(0, 0, 1, 1, 0, MS)
     assert told() == [(messages.DONE, 1)]
     assert inbox.next_hop() == messages.STOP
+
+
+@pytest.mark.parametrize("kind", [messages.RUN, messages.RUN_LAST])
+def test_all_that_was_asked_for_is_told_of_and_handed_on(kind):
+    """Whole frames, of which word may wait or not, among frames of another route that go on to another worker."""
+    inbox, results, other = os.pipe(), os.pipe(), os.pipe()
+    arena = Arena.create(Layout.of([], 8))
+    whole, part = (0, 0), (1, 0)
+    asked = [whole, part, part, whole, whole, whole, part, whole]
+    try:
+        for frame, (route, hop) in enumerate(asked):
+            messages.send(inbox[1], kind if route == 0 else messages.RUN, hop, route, frame, frame)
+        worker = threading.Thread(
+            target=_loop, args=(0, inbox[0], results[1], {whole: ([], results[1]), part: ([], other[1])}, arena)
+        )
+        worker.start()
+        told, handed = [], []
+        while len(told) + len(handed) < len(asked):
+            ready, _, _ = select.select([results[0], other[0]], [], [], 10)
+            assert ready, f"told of {told}, handed on {handed}"
+            for fd in ready:
+                for got, hop, route, _, frame in messages.receive(fd):
+                    assert (got, hop, route) == ((messages.DONE, 0, 0) if fd == results[0] else (messages.RUN, 1, 1))
+                    (told if fd == results[0] else handed).append(frame)
+        assert told == [frame for frame, step in enumerate(asked) if step == whole]
+        assert handed == [frame for frame, step in enumerate(asked) if step == part]
+        messages.send(inbox[1], messages.STOP)
+        worker.join(10)
+        assert not worker.is_alive()
+    finally:
+        arena.close()
+        for fd in (*inbox, *results, *other):
+            os.close(fd)

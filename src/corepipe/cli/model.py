@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,8 +34,14 @@ from corepipe.cli.common import (
     write_json,
 )
 from corepipe.document import check_writable
-from corepipe.errors import UsageError
+from corepipe.errors import CorepipeError, UsageError
 from corepipe.report.terminal import say
+
+if TYPE_CHECKING:
+    from corepipe.cost.table import CostTable
+    from corepipe.network.model import Network
+    from corepipe.plan.model import Plan
+    from corepipe.topology.model import Topology
 
 
 @app.command()
@@ -175,6 +182,8 @@ def plan(
         raise UsageError("give either a model, or --table TABLE.json")
     if tried and planner != planners.BEST:
         raise UsageError(f"--try looks for the fastest of several planners' plans: leave out --planner {planner}")
+    if tried:
+        refuse(context, "with --try, which measures,", "predicted")
     weights = None
     if table_file is not None:
         refuse(context, "with --table", "predicted", "machine", "calibration", "force", "shape", "no_cache",
@@ -215,18 +224,22 @@ def plan(
         render_plan(found, table, out())
 
 
-def _fastest(network: Any, topology: Any, table: Any, plans: Any) -> Any:
+def _fastest(network: Network, topology: Topology, table: CostTable, plans: Mapping[str, Plan]) -> Plan:
     """The fastest of some plans, each of which runs on this machine for a while; what they did goes to stderr."""
     from corepipe import compare
     from corepipe.bench_setup import bench_frames
     from corepipe.report.plan import render_trial
 
     frames, _ = bench_frames(network, None)
+    failures: dict[str, CorepipeError] = {}
     with ProgressBar() as on_progress:
         results = compare.compare(
             network, plans, topology, table, frames,
-            rounds=compare.TRIAL_ROUNDS, slice_s=compare.TRIAL_SLICE_S, on_progress=on_progress,
+            rounds=compare.TRIAL_ROUNDS, slice_s=compare.TRIAL_SLICE_S,
+            on_progress=on_progress, on_failure=failures.__setitem__,
         )  # fmt: skip
+    if not results:
+        raise next(iter(failures.values()))
     best = compare.fastest(results)
-    render_trial(results, best, log)
+    render_trial(results, failures, best, log)
     return best.plan

@@ -50,26 +50,27 @@ def check_frame(
 
 def _fitted(array: NDArray[Any], tensor: TensorInfo, name: str) -> NDArray[Any]:
     """One array as an input wants it."""
-    if type(array) is np.ndarray and array.shape == tensor.shape and array.dtype == tensor.dtype:
-        return np.ascontiguousarray(array) if array.ndim else array
     try:
         array = np.asarray(array)
     except ValueError as error:
         raise FrameError(f"{name}: input {tensor.name!r}: not an array: {error}") from None
-    found = f"{array.dtype}[{'x'.join(map(str, array.shape))}]"
     shape = tensor.shape
     if shape is not None and array.shape != shape:
         if shape[:1] != (1,) or array.shape != shape[1:]:
-            raise FrameError(f"{name}: input {tensor.name!r}: expected {tensor}, found {found}")
+            raise FrameError(f"{name}: input {tensor.name!r}: expected {tensor}, found {_text(array)}")
         array = array[None]
     if array.dtype != tensor.dtype:
         cast = _cast(array, tensor.dtype)
         if cast is None:
             raise FrameError(
-                f"{name}: input {tensor.name!r}: expected {tensor}, found {found}, whose values do not fit"
+                f"{name}: input {tensor.name!r}: expected {tensor}, found {_text(array)}, whose values do not fit"
             )
         array = cast
     return np.ascontiguousarray(array) if array.ndim else array
+
+
+def _text(array: NDArray[Any]) -> str:
+    return f"{array.dtype}[{'x'.join(map(str, array.shape))}]"
 
 
 def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:

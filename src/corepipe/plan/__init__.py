@@ -65,6 +65,7 @@ EXACT = "routes-exact"
 """The best mix of routes, where `routes` takes a simpler plan that comes near to it."""
 
 _TRIED_WITHIN = 0.25
+"""By how much less a plan may promise than the best and still be a candidate."""
 
 _NOTHING_GIVEN_UP = 1e-9
 
@@ -74,7 +75,7 @@ _BASELINES = ("pipe-it", "replicas", "replicas-per-cluster", "replicas-per-core"
 """What others do, or would: on the default engine alone."""
 
 PLANNERS: dict[str, Callable[[CostTable], Plan]] = {
-    "routes": best_routes,
+    BEST: best_routes,
     "pipeline": best_pipeline,
     "pipelines": best_replicas,
     "pipe-it": pipe_it,
@@ -104,7 +105,7 @@ def check_planner(name: str, clusters: Iterable[str]) -> None:
 
 def plan(
     table: CostTable,
-    planner: str = "routes",
+    planner: str = BEST,
     *,
     latency_budget_s: float | None = None,
     memory_budget_bytes: float | None = None,
@@ -148,7 +149,7 @@ def plan(
     table = limits.restricted(table)
     limits = dataclasses.replace(limits, cores=None)
     sizes = table.batches if batch is None else (batch,)
-    if planner == "routes":
+    if planner == BEST:
         if tolerance is None:
             tolerance = 0.0 if table.provenance.source in _EXACT_SOURCES else MEASURED_TOLERANCE
         mixes = _for_each_size(table, sizes, lambda sized: best_routes(sized, limits))
@@ -171,7 +172,7 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
 
     A table tells what layers cost; how engines and workers get in each other's way it tells in part. These are the best
     plan, the best mix of routes, and for each engine the best plan and the best replicas that have it to themselves.
-    Those are left out that the table holds for much slower than the best.
+    Those are left out that the table holds for much slower than the best. Each says in `planner` which one it is.
 
     Args:
         table: the costs.
@@ -190,12 +191,14 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
         for planner in (BEST, "replicas"):
             with contextlib.suppress(PlanError):
                 found[f"{planner} on {engine.name}"] = find(alone, planner)
-    bound_fps = found[BEST].bound_fps
+    best = found.pop(BEST)
     least = (1 - _TRIED_WITHIN) * (found[EXACT].predicted_fps or 0.0)
-    return {
-        name: made.model_copy(update={"bound_fps": bound_fps})
+    # What a plan on one engine gives up is of what that engine can do: it says nothing beside the others.
+    fields = {"bound_fps": best.bound_fps, "given_up": None}
+    return {BEST: best} | {
+        name: made.model_copy(update={"planner": name, **fields})
         for name, made in found.items()
-        if name == BEST or (made.predicted_fps or 0.0) >= least
+        if (made.predicted_fps or 0.0) >= least
     }
 
 

@@ -16,7 +16,8 @@ _FRAMES_PER_SHARED_HOP = 4
 (150 random tables, bench/regret.py's kind, in the simulator)."""
 
 _MAX_SPARE = 2
-"""Frames by which the queues of short hops may be longer, so that results can be told of together: see `HOLD_S`."""
+"""Frames by which the queue of a worker that runs whole frames may be longer, so that it can tell of several results
+at once: see `HOLD_S`."""
 
 _MAX_CREDIT = 2.0
 
@@ -33,22 +34,22 @@ class _Group:
         workers = {hop.worker for hop in hops}
         self.routes = routes
         shared = len(hops) > len(workers)
-        rate = sum(plan.routes[route].rate_fps for route in routes) / plan.batch
-        self.spare = 0 if shared else min(_MAX_SPARE, int(HOLD_S * rate))
-        self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops) + self.spare
+        self._most_spare = _spare(plan, routes) if len(hops) == 1 else 0
+        self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops) + self._most_spare
         self.room = self.slots
         self.credit = 0.0
-        self.set_shares(shares)
+        self.set_rates(plan, shares)
 
-    def set_shares(self, shares: list[float]) -> None:
-        """Of all frames, the share of each route (by its number in the plan)."""
+    def set_rates(self, plan: Plan, shares: list[float]) -> None:
+        """Go by the rates of a plan, of which `shares` has each route's share of all frames."""
+        self.spare = min(self._most_spare, _spare(plan, self.routes))
         self.share = sum(shares[route] for route in self.routes)
         self._weights = [shares[route] / (self.share or 1.0) for route in self.routes]
         self._deficits = [0.0] * len(self.routes)
 
     def has_room(self, deep: bool) -> bool:
         """Whether it can take a frame."""
-        return self.share > 0 and self.room > (0 if deep else self.spare)
+        return self.share > 0 and self.room > self._most_spare - (self.spare if deep else 0)
 
     def next_route(self) -> int:
         """The route that is furthest behind its share of the group's frames."""
@@ -97,21 +98,22 @@ class Dispatcher:
         if [route for route, share in enumerate(shares) if share > 0 and route not in self._group_of]:
             raise PlanError("these rates use a route that this plan does not have; switch to the other plan instead")
         for group in self._groups:
-            group.set_shares(shares)
+            group.set_rates(plan, shares)
         self.window = self._window_of()
 
-    def has_room(self, deep: bool = True) -> bool:
+    def has_room(self, *, deep: bool) -> bool:
         """Whether any route can take a frame.
 
         Args:
             deep: whether queues may be as long as is best for the throughput; else they stay short, for the latency.
         """
-        for group in self._groups:  # noqa: SIM110 - called some times for each frame
-            if group.has_room(deep):
-                return True
-        return False
+        return any(group.has_room(deep) for group in self._groups)
 
-    def choose(self, deep: bool = True) -> int:
+    def holds(self, route: int) -> bool:
+        """Whether word of this route's results may wait: its worker runs nothing else, and its queue is longer."""
+        return self._group_of[route].spare > 0
+
+    def choose(self, *, deep: bool) -> int:
         """The route for the next frame; it counts as under way until `done`. Call only when `has_room`."""
         for group in self._groups:
             group.credit = min(group.credit + group.share, _MAX_CREDIT)
@@ -123,6 +125,12 @@ class Dispatcher:
     def done(self, route: int) -> None:
         """A frame has left its route."""
         self._group_of[route].room += 1
+
+
+def _spare(plan: Plan, routes: list[int]) -> int:
+    """How many slots with results a worker may hold back for `HOLD_S`, at these routes' rates; at the most two."""
+    rate = sum(plan.routes[route].rate_fps for route in routes) / plan.batch
+    return int(min(_MAX_SPARE, HOLD_S * rate))
 
 
 def _shares(plan: Plan) -> list[float]:

@@ -40,6 +40,7 @@ class Flight:
         waiting: frames that came to grief together and now run one by one, each with its inputs; after those in the
             slot.
         started: whether it is on its way (or else still takes frames).
+        deep: whether all its frames were fed where latency does not count.
         apart: whether its frame has the slot to itself: where frames share slots, what an earlier frame left beside it
             may be at fault.
     """
@@ -50,6 +51,7 @@ class Flight:
     kills: int = 0
     waiting: list[tuple[Submitted, dict[str, NDArray[Any]]]] = field(default_factory=list)
     started: bool = False
+    deep: bool = True
     apart: bool = False
 
     @property
@@ -107,15 +109,16 @@ class Lane:
         """Whether no frame is in a slot or on its way into one."""
         return len(self.free) == self._dispatcher.slots
 
-    def has_room(self, deep: bool) -> bool:
+    def has_room(self, *, deep: bool) -> bool:
         """Whether another frame can be taken; `deep` as for `Dispatcher.has_room`."""
         if self.plan.batch > 1 and self.filling:
             return False
-        return self.open is not None or not (self.paused or not self.free or not self._dispatcher.has_room(deep))
+        return self.open is not None or not (self.paused or not self.free or not self._dispatcher.has_room(deep=deep))
 
-    def take(self, deep: bool) -> Flight:
+    def take(self, *, deep: bool) -> Flight:
         """A flight for one more frame, which is to be put back or let go; call only when there is room."""
-        flight = self.open or Flight(self._dispatcher.choose(deep), self.free.pop())
+        flight = self.open or Flight(self._dispatcher.choose(deep=deep), self.free.pop())
+        flight.deep = flight.deep and deep
         self.open = None
         self.filling += 1
         return flight
@@ -141,7 +144,8 @@ class Lane:
             return
         slot.count = len(flight.frames)
         first = self.pool.number(hops[0].worker)
-        self.pool.send(first, messages.RUN, flight.route, flight.slot, flight.sequence)
+        kind = messages.RUN_LAST if flight.deep and self._dispatcher.holds(flight.route) else messages.RUN
+        self.pool.send(first, kind, flight.route, flight.slot, flight.sequence)
 
     def start_next_apart(self, flight: Flight) -> None:
         """Send the next of the frames that run one by one on its way; copies of it fill the slot."""

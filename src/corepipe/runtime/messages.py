@@ -1,7 +1,7 @@
 """The control messages between the user's process and the workers, and among the workers.
 
-Each process reads one pipe, its inbox, that all others may write to. A message is smaller than PIPE_BUF, so writes
-are atomic, and no more messages can be under way than there are frames, so writes never block.
+Each process reads one pipe, its inbox, that all others may write to. A write, of one message or a few, is smaller than
+PIPE_BUF, so writes are atomic, and no more messages can be under way than there are frames, so writes never block.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _FORMAT = struct.Struct("<BBHIQ")
 _READ_BYTES = _FORMAT.size * 256
 
 HOLD_S = 0.025
-"""Word of a result may wait so long for that of the next one, while the worker has enough to do."""
+"""Where latency does not count, word of a result may wait about so long for that of the next one."""
 
 RUN = 1
 """Run hop `hop` of route `route` for the frame in `slot`."""
@@ -28,6 +28,8 @@ FENCED = 5
 """To the user's process: the answer; `slot` holds the worker's number."""
 STOP = 6
 """To a worker: end."""
+RUN_LAST = 7
+"""As RUN, for a route of one hop on a worker that has no other: word of the result may wait, see `HOLD_S`."""
 
 
 pack = _FORMAT.pack

@@ -38,6 +38,11 @@ class FrameRecord:
         """Seconds from submission to the result's arrival in the user's process."""
         return (self.done_ns - self.submitted_ns) * 1e-9
 
+    @property
+    def computed_ns(self) -> int:
+        """When its last hop ended: results of several frames may arrive together. When it failed, if it did."""
+        return self.done_ns if self.failed or not self.hops else self.hops[-1].ended_ns
+
 
 def records_of(lane: Lane, flight: Flight, failed: bool, now_ns: int) -> Iterator[FrameRecord]:
     """The records of a slot's frames, which end now; of the time that a worker spent on it, each has an equal part.

@@ -89,6 +89,8 @@ class Stream:
         self._next_delivery = 0
         self._delivered = 0
         self._generation = 0
+        self._briefly = 0
+        """How many wait for room in queues that stay short."""
         self._broken: CorepipeError | None = None
         self._closing: list[threading.Thread] = []
         self.closed = False
@@ -234,7 +236,7 @@ class Stream:
     def wait_for_room(self) -> None:
         """Wait until a frame could be submitted at once, or the stream has ended."""
         with self._state:
-            self._state.wait_for(lambda: self._broken or self.closed or self._has_room())
+            self._wait_for_room()
 
     def _submit(
         self, frame: Frame | Writer, timeout: float | None = None, own: bool = False, deep: bool = False
@@ -242,11 +244,11 @@ class Stream:
         if os.getpid() != self._owner:
             raise UsageError("a stream belongs to the process that opened it; open one in the forked process")
         with self._state:
-            if not self._state.wait_for(lambda: self._broken or self.closed or self._has_room(deep), timeout):
+            if not self._wait_for_room(timeout, deep=deep):
                 raise TimeoutError(f"the stream had no room within {timeout} s")
             self._check_open()
             lane = self.lanes[-1]
-            flight = lane.take(deep)
+            flight = lane.take(deep=deep)
         try:
             self._fill(lane.slot(flight), frame, len(flight.frames))
         except BaseException:
@@ -345,12 +347,22 @@ class Stream:
         with self._state:
             self._state.wait_for(lambda: oldest.done() or (room_helps and self._has_room(deep=True)))
 
+    def _wait_for_room(self, timeout: float | None = None, *, deep: bool = False) -> bool:
+        """Wait until a frame can be fed or the stream has ended; while others wait, who feeds deep leaves them room."""
+        self._briefly += not deep
+        try:
+            return bool(self._state.wait_for(lambda: self._broken or self.closed or self._has_room(deep=deep), timeout))
+        finally:
+            self._briefly -= not deep
+
     async def aiter(
         self,
         frames: Iterable[Frame | Writer] | AsyncIterable[Frame | Writer],
         on_error: Literal["raise", "return"] = "raise",
     ) -> AsyncIterator[Output | CorepipeError]:
         """The same for asyncio: `async for output in stream.aiter(frames)`; the event loop is never blocked.
+
+        Queues stay short, as they do for `submit`.
 
         Raises:
             FrameError: one frame failed, at its turn.
@@ -440,9 +452,9 @@ class Stream:
         if self.closed:
             raise StreamClosedError("the stream is closed; open a new one")
 
-    def _has_room(self, deep: bool = False) -> bool:
+    def _has_room(self, *, deep: bool) -> bool:
         """Whether a frame can be taken; `deep` as for `Dispatcher.has_room`: for who only reads results in order."""
-        if not self.lanes[-1].has_room(deep):
+        if not self.lanes[-1].has_room(deep=deep and not self._briefly):
             return False
         filling = sum(lane.filling for lane in self.lanes)
         if self._next_sequence - self._delivered + filling < self.window:

@@ -118,13 +118,13 @@ class _Inbox:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._waiting: list[tuple[int, int, int, int]] = []
+        self._waiting: list[tuple[int, int, int, int, int]] = []
         self._stopped = False
         self._poller = select.poll()
         self._poller.register(fd, select.POLLIN)
 
-    def next_hop(self) -> tuple[int, int, int, int] | int:
-        """(frame, hop, route, slot) of the oldest frame; STOP; or (_LAST, generation, 0, 0) for a fence, behind all."""
+    def next_hop(self) -> tuple[int, int, int, int, int] | int:
+        """(frame, hop, route, slot, kind) of the oldest frame; (_LAST, generation, ...) for a fence, last; or STOP."""
         while not self._stopped and (not self._waiting or self._poller.poll(0)):
             self._take()
         return messages.STOP if self._stopped else heapq.heappop(self._waiting)
@@ -139,13 +139,13 @@ class _Inbox:
         """Take in what has arrived; wait where nothing has."""
         arrived = list(messages.receive(self._fd))
         for kind, hop, route, slot, frame in arrived or _END:
-            if kind == messages.RUN:
-                heapq.heappush(self._waiting, (frame, hop, route, slot))
+            if kind in (messages.RUN, messages.RUN_LAST):
+                heapq.heappush(self._waiting, (frame, hop, route, slot, kind))
             elif kind == messages.STOP:
                 self._stopped = True
             else:
                 # The stream is held back while fences are under way: nothing else comes after one.
-                heapq.heappush(self._waiting, (_LAST, frame, 0, 0))
+                heapq.heappush(self._waiting, (_LAST, frame, 0, 0, kind))
 
 
 _LAST = 2**64
@@ -158,10 +158,10 @@ _END = ((messages.STOP, 0, 0, 0, 0),)
 
 
 class _Outbox:
-    """Messages to the user's process. Word of a result may wait for that of the next one.
+    """Messages to the user's process. Word of a result may wait for that of the next one, where that is allowed.
 
     The user's process runs on the workers' cores: whenever it wakes up, it takes a core and its caches from one of
-    them. While at least two frames wait here, this worker can do without it.
+    them. While at least two frames wait here, each of which will send or hold a message, this worker can do without it.
     """
 
     def __init__(self, fd: int, inbox: _Inbox) -> None:
@@ -175,8 +175,8 @@ class _Outbox:
         os.write(self._fd, self._held + messages.pack(kind, hop, route, slot, frame))
         self._held = b""
 
-    def done(self, hop: int, route: int, slot: int, frame: int, began: int, ended: int) -> None:
-        """Tell that a frame has its result, now or with the next one."""
+    def hold(self, hop: int, route: int, slot: int, frame: int, began: int, ended: int) -> None:
+        """Tell that a frame has its result, now or with the next one, which is expected to take as long."""
         if not self._held:
             self._since = ended
         next_end = ended + (ended - began)
@@ -195,7 +195,7 @@ def _loop(
         found = inbox.next_hop()
         if isinstance(found, int):
             return
-        frame, hop, route, slot_number = found
+        frame, hop, route, slot_number, kind = found
         if frame == _LAST:
             outbox.send(messages.FENCED, 0, 0, number, hop)
             continue
@@ -211,7 +211,9 @@ def _loop(
             outbox.send(messages.FAILED, hop, route, slot_number, frame)
             continue
         slot.times[hop, 1] = ended = clock()
-        if to == results:
-            outbox.done(hop, route, slot_number, frame, began, ended)
+        if kind == messages.RUN_LAST:
+            outbox.hold(hop, route, slot_number, frame, began, ended)
+        elif to == results:
+            outbox.send(messages.DONE, hop, route, slot_number, frame)
         else:
             messages.send(to, messages.RUN, hop + 1, route, slot_number, frame)

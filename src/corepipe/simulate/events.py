@@ -169,9 +169,9 @@ class _Run:
             self._fed < self._to_feed
             and self._under_way < self.slots
             and self._fed - self._next_delivery < self._dispatcher.window
-            and self._dispatcher.has_room()
+            and self._dispatcher.has_room(deep=True)
         ):
-            flight = _Flight(self._fed, self._dispatcher.choose(), now)
+            flight = _Flight(self._fed, self._dispatcher.choose(deep=True), now)
             self._fed += 1
             self._under_way += 1
             self.fed_until_ns = _ns(now)
