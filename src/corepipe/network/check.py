@@ -41,7 +41,7 @@ class Limits:
     Attributes:
         file_bytes: size of the model file.
         nodes: operators, those in subgraphs and inlined functions included.
-        inlined_bytes: what inlining functions adds to the graph, at most.
+        inlined_nodes, inlined_bytes: what inlining functions adds to the graph, at most: a few lines can ask for a lot.
         constants: initializers and tensors in attributes, those in subgraphs and functions included.
         depth: levels of subgraphs (If, Loop, Scan) inside each other.
         rank: dimensions of a tensor.
@@ -52,6 +52,7 @@ class Limits:
 
     file_bytes: int = 2**31 - 1
     nodes: int = 100_000
+    inlined_nodes: int = 20_000
     inlined_bytes: int = 2**28
     constants: int = 200_000
     depth: int = 12
@@ -276,10 +277,12 @@ def _check_functions(model: ModelProto, name: str, limits: Limits) -> None:
         return count, held
 
     count, held = grown(model.graph.node, 0)
-    if count > limits.nodes or held > limits.inlined_bytes:
+    added = count - sum(1 for _ in _all_nodes(model.graph.node))
+    if added > limits.inlined_nodes or held > limits.inlined_bytes:
         raise ModelError(
-            f"{name}: its functions grow to {count} nodes and {human_bytes(held)} when inlined, at most "
-            f"{limits.nodes} and {human_bytes(limits.inlined_bytes)} are allowed; export the model without functions"
+            f"{name}: inlining its functions adds {added} nodes and {human_bytes(held)}, at most "
+            f"{limits.inlined_nodes} and {human_bytes(limits.inlined_bytes)} are allowed; export the model without "
+            "functions"
         )
 
 
