@@ -106,6 +106,30 @@ def test_a_full_stream_holds_the_feeder_back(chain, two_cores, make_plan):
         assert_equal([future.result(30) for future in accepted], whole(chain, frames[: len(accepted)]))
 
 
+def test_who_feeds_one_frame_finds_room_beside_who_feeds_a_stream(two_cores, make_plan, make_chain):
+    network = load_network(make_chain(layers=6, channels=16, side=96))
+    frames = frames_for(network, 2)
+    expected = whole(network, frames)
+    ended = threading.Event()
+    # Rates that promise short hops, so that the queue may be longer; more than the cores can give, so that it fills.
+    with Stream(network, make_plan(network, [(1000, [(0, 0, 6)])]), two_cores) as stream:
+        outputs = []
+        feeder = threading.Thread(
+            target=lambda: outputs.extend(
+                stream(itertools.takewhile(lambda _: not ended.is_set(), itertools.repeat(frames[0])))
+            )
+        )
+        feeder.start()
+        try:
+            for _ in range(5):
+                assert_equal([stream.submit(frames[1], timeout=10).result(10)], expected[1:])
+        finally:
+            ended.set()
+            feeder.join(30)
+        assert outputs
+        assert_equal(outputs[-3:], [expected[0]] * min(3, len(outputs)))
+
+
 def test_a_slow_reader_stops_the_feeding(chain, two_cores, make_plan):
     taken = 0
 
