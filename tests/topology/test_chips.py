@@ -10,6 +10,8 @@ import pytest
 from corepipe.errors import CorepipeError, TopologyError
 from corepipe.topology import CoreConfig, detect, parse_cpu_list, to_toml
 from corepipe.topology.grouping import name_levels, suffix
+from corepipe.topology.machine_file import MachineFile
+from corepipe.topology.overlay import file_topology
 
 CPU = "sys/devices/system/cpu"
 
@@ -230,6 +232,26 @@ def test_quota(tmp_path, make_tree, chips, files, quota):
 def test_a_group_cannot_lead_out_of_the_hierarchy(tmp_path, make_tree, chips):
     files = {"proc/self/cgroup": "0::/../../other", "other/cpu.max": "1 2"}
     assert detect(make_tree(tmp_path, replace(chips["pi5"], files=files))).quota_cpus is None
+
+
+def test_of_clusters_as_fast_as_each_other_the_one_with_the_first_usable_core_comes_first(tmp_path):
+    """As a machine file would order them: their names would not fit otherwise."""
+    folder = tmp_path / CPU
+    for number, (part, capacity) in enumerate([("0xd0b", 65535), ("0xd41", 65534), ("0xd05", 300), ("0xd0b", 65535)]):
+        for name, text in (
+            ("regs/identification/midr_el1", f"0x41{int(part, 16) << 4:06x}"),
+            ("cpu_capacity", capacity),
+        ):
+            (path := folder / f"cpu{number}" / name).parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+    (folder / "online").write_text("0-3\n")
+    assert [c.cpus for c in detect(tmp_path).clusters] == [(0, 3), (1,), (2,)]
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("Cpus_allowed_list:\t1-3\n")
+    topology = detect(tmp_path)
+    assert [c.cpus for c in topology.clusters] == [(1,), (3,), (2,)]
+    again = file_topology(MachineFile.from_toml(to_toml(topology)), "again", None)
+    assert again.clusters == topology.clusters
 
 
 def test_powersave_governor(tmp_path, make_tree, chips):

@@ -14,6 +14,7 @@ from corepipe.errors import CorepipeError
 from corepipe.topology import detect, sysfs, to_toml
 from corepipe.topology.cgroup import read_limits
 from corepipe.topology.machine_file import MachineFile
+from corepipe.topology.overlay import file_topology
 
 NAMES = [
     "sys/devices/system/cpu/online",
@@ -81,7 +82,8 @@ def test_garbage_never_raises_a_foreign_error(files):
         assert all(re.fullmatch(r"[a-z][a-z_-]*", name) for name in names)
         assert len(set(topology.cpus)) == len(topology.cpus)
         assert all(0 < c.capacity <= 1 for c in topology.clusters)
-        assert MachineFile.from_toml(to_toml(topology)).cluster
+        again = file_topology(MachineFile.from_toml(to_toml(topology)), "again", None)
+        assert [c.cpus for c in again.clusters] == [c.cpus for c in topology.clusters]
 
 
 @settings(max_examples=60, deadline=None)

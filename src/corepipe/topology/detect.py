@@ -14,7 +14,7 @@ from corepipe.topology.grouping import Grouping, group
 from corepipe.topology.linux import Cpu, LinuxMachine, read_linux
 from corepipe.topology.machine_file import MachineFile, default_path
 from corepipe.topology.macos import read_macos
-from corepipe.topology.model import Cluster, Topology
+from corepipe.topology.model import Cluster, Topology, by_capacity
 from corepipe.topology.overlay import file_topology
 
 _SELF_SCALING = ("intel_pstate", "amd-pstate-epp")
@@ -125,7 +125,7 @@ def _kept(clusters: Iterable[Cluster], cpus: frozenset[int]) -> tuple[Cluster, .
         )
         if cores:
             kept.append(replace(cluster, cores=cores))
-    return tuple(kept)
+    return by_capacity(kept)
 
 
 def _hidden(clusters: Sequence[Cluster], reasons: Mapping[int, str]) -> list[str]:

@@ -65,12 +65,16 @@ def group(machine: LinuxMachine) -> Grouping:
     if not machine.vendor:
         several = len(groups) > 1
         groups = [part for same in groups for part in _split_by_domain(same, several=several)]
-    groups.sort(key=lambda g: (-_speed(g), g[0].first.number))
-    top = _speed(groups[0])
-    names = name_levels([(_speed(g) / top, g[0].type) for g in groups])
+    top = max(map(_speed, groups))
+
+    def capacity(group: Sequence[_Core]) -> float:
+        return max(0.001, round(_speed(group) / top, 4))
+
+    # By the rounded capacities, which machine files hold: read again, they give the same order.
+    groups.sort(key=lambda g: (-capacity(g), g[0].first.number))
+    names = name_levels([(capacity(g), g[0].type) for g in groups])
     clusters = tuple(
-        _cluster(name, g, min(1.0, max(0.001, round(_speed(g) / top, 4))), _label(machine, g, groups))
-        for name, g in zip(names, groups, strict=True)
+        _cluster(name, g, capacity(g), _label(machine, g, groups)) for name, g in zip(names, groups, strict=True)
     )
     return Grouping(clusters, estimated if len(set(types)) > 1 else "")
 

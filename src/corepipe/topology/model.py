@@ -100,6 +100,11 @@ class Cluster:
         return tuple(cpu for core in self.cores for cpu in core.cpus)
 
 
+def by_capacity(clusters: Iterable[Cluster]) -> tuple[Cluster, ...]:
+    """Clusters as a topology orders them: the fastest first, of equally fast ones the one with the first core."""
+    return tuple(sorted(clusters, key=lambda cluster: (-cluster.capacity, cluster.cores[0].id)))
+
+
 @dataclass(frozen=True)
 class Topology:
     """The machine: clusters by descending capacity, restricted to what this process may use.

@@ -9,7 +9,7 @@ from corepipe.errors import TopologyError
 from corepipe.topology.cpulist import name_cpus
 from corepipe.topology.grouping import suffix
 from corepipe.topology.machine_file import FileCluster, MachineFile
-from corepipe.topology.model import Cluster, Core, Topology
+from corepipe.topology.model import Cluster, Core, Topology, by_capacity
 
 
 def file_topology(file: MachineFile, source: str, here: Topology | None, existing: Iterable[int] = ()) -> Topology:
@@ -44,7 +44,7 @@ def _alone(file: MachineFile, source: str, here: Topology | None) -> Topology:
         warnings = here.warnings
     top = max((c.max_mhz or 0 for c in file.cluster), default=0)
     return Topology(
-        clusters=_ordered(_described(c, top) for c in file.cluster),
+        clusters=by_capacity(_described(c, top) for c in file.cluster),
         pinnable=not missing and here is not None and here.pinnable,
         at_hand=not missing and here is not None and here.at_hand,
         source=source,
@@ -99,7 +99,7 @@ def _laid_over(file: MachineFile, source: str, here: Topology, existing: frozens
     hidden = (f"{name_cpus(unusable)}: named in {source}, but not usable here",) if unusable else ()
     return replace(
         here,
-        clusters=_ordered(clusters),
+        clusters=by_capacity(clusters),
         source=source,
         machine=here.machine if file.machine is None else file.machine,
         quota_cpus=here.quota_cpus if file.quota_cpus is None else file.quota_cpus,
@@ -148,10 +148,6 @@ def _free_name(name: str, taken: Iterable[str]) -> str:
     """`name`, or the first of `name-b`, `name-c`, ... that no other cluster has."""
     taken = set(taken)
     return next(free for i in range(len(taken) + 1) if (free := name + suffix(i)) not in taken)
-
-
-def _ordered(clusters: Iterable[Cluster]) -> tuple[Cluster, ...]:
-    return tuple(sorted(clusters, key=lambda c: (-c.capacity, c.cores[0].id)))
 
 
 def _sorted(cores: Iterable[Core]) -> tuple[Core, ...]:
