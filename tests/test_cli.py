@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -438,6 +439,23 @@ def test_bench_names_frames_that_it_cannot_read(classifier, photos):
     result = corepipe("bench", classifier, "--input", photos, "--only", "all-cores", "--rounds", 1, "--seconds", 0.1)
     assert result.returncode in (0, 3), result.stderr
     assert "skipped c.jpg" in result.stderr
+
+
+@pytest.mark.parametrize("only", [["all-cores"], ["routes"], ["by-hand"]], ids=" ".join)
+def test_bench_ends_with_the_command_that_runs_the_best_plan(classifier, photos, tmp_path, only):
+    own = tmp_path / "by-hand.json"
+    assert corepipe("plan", classifier, "--planner", "replicas", "-o", own).returncode == 0
+    given = ["--shape", "image:1x3x96x96", "--engine", "onnxruntime"]
+    names = [word for name in only for word in ("--only", name)]
+    result = corepipe("bench", classifier, "--plan", own, *given, *names, "--rounds", 2, "--seconds", 0.1)
+    assert result.returncode in (0, 3), result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("To run it: "))
+    words = shlex.split(line.removeprefix("To run it: "))
+    assert words[:3] == ["corepipe", "run", str(classifier)]
+    assert "--shape" in words
+    done = corepipe(*(str(photos) if word == "FRAMES" else word for word in words[1:]))
+    assert done.returncode == 0, done.stderr
+    assert "3 frames" in done.stderr
 
 
 def test_bench_writes_its_json(classifier, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -38,6 +40,9 @@ from corepipe.cli.simulated import Contentions, FrameCount, Jitter, Seed, Slots,
 from corepipe.document import check_writable
 from corepipe.errors import CorepipeError, NotTrustworthyError, UnknownNameError, UsageError
 from corepipe.report.terminal import say
+
+if TYPE_CHECKING:
+    from corepipe.compare import PlanResult
 
 _FEW = 10
 """A plan that a run changed to and that saw no more frames is not on its page."""
@@ -111,6 +116,9 @@ def bench(
     data = reporting.bench_json(results, network, topology, table, command_line(), said)
     if json_to != "-":
         reporting.render_bench(results, f"{network.name} on {reporting.machine_title(topology)}", out())
+        files = {path.stem: path for path in plan_file or ()}
+        for command in _to_run(context, results, files):
+            say(out(), command)
     write_json(json_to, lambda: data)
     trace_plans(trace, results, table.network.layers, simulated=False, counters=sampler.samples)
     if report is not None:
@@ -123,6 +131,39 @@ def bench(
         raise CorepipeError("a plan's outputs differ from the whole model's; see the table above")
     if not all(result.stable for result in results):
         raise NotTrustworthyError("some figures are unstable (marked ?); close other programs and try again")
+
+
+def _to_run(context: typer.Context, results: Sequence[PlanResult], files: Mapping[str, Path]) -> list[str]:
+    """The commands that run the fastest plan; `routes` where nothing is clearly faster, as it follows the machine."""
+    from corepipe import plan as planners
+    from corepipe.compare import fastest
+
+    if not any(result.outputs_equal for result in results):
+        return []
+    best = fastest(sorted(results, key=lambda result: result.name != planners.BEST))
+    given = _as_given(context, "shape", "cores", "engine", "batch", "calibration", "force")
+    where = _as_given(context, "shape", "cores")
+    model = context.params["model"]
+    run = ["corepipe", "run", model, "--input", "FRAMES"]
+    if best.name in files:
+        return [f"To run it: {shlex.join([*run, '--plan', str(files[best.name]), *where])}"]
+    if best.name == planners.EXACT:
+        plan = shlex.join(["corepipe", "plan", model, "--tolerance", "0", "-o", "plan.json", *given])
+        return [f"To run it: {plan}", f"      then: {shlex.join([*run, '--plan', 'plan.json', *where])}"]
+    planner = [] if best.name == planners.BEST else ["--planner", best.name]
+    return [f"To run it: {shlex.join([*run, *planner, *given])}"]
+
+
+def _as_given(context: typer.Context, *options: str) -> list[str]:
+    """Of some options those that the user gave, as they are written on the command line."""
+    words: list[str] = []
+    for option in options:
+        source, value = context.get_parameter_source(option), context.params[option]
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{option}"] if value is True else [word for one in values for word in (f"--{option}", str(one))]
+    return words
 
 
 @app.command()
