@@ -23,8 +23,9 @@ def boards():
     return json.loads((ROOT / "bench" / "results" / "boards-simulated.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def readme():
+@pytest.fixture
+def readme(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
     spec = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
