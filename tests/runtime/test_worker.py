@@ -21,7 +21,7 @@ def boxes():
 
     def run(*frames):
         for frame in frames:
-            messages.send(to_inbox[1], messages.RUN_LAST, 0, 0, frame, frame)
+            messages.send(to_inbox[1], messages.RUN_HOLD, 0, 0, frame, frame)
 
     def told():
         if not select.select([from_outbox[0]], [], [], 0)[0]:
@@ -86,7 +86,7 @@ def test_nothing_is_begun_or_held_back_once_the_order_to_end_has_come(boxes):
     assert inbox.next_hop() == messages.STOP
 
 
-@pytest.mark.parametrize("kind", [messages.RUN, messages.RUN_LAST])
+@pytest.mark.parametrize("kind", [messages.RUN, messages.RUN_HOLD])
 def test_all_that_was_asked_for_is_told_of_and_handed_on(kind):
     """Whole frames, of which word may wait or not, among frames of another route that go on to another worker."""
     inbox, results, other = os.pipe(), os.pipe(), os.pipe()

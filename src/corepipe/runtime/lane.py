@@ -144,7 +144,7 @@ class Lane:
             return
         slot.count = len(flight.frames)
         first = self.pool.number(hops[0].worker)
-        kind = messages.RUN_LAST if flight.deep and self._dispatcher.holds(flight.route) else messages.RUN
+        kind = messages.RUN_HOLD if flight.deep and self._dispatcher.holds(flight.route) else messages.RUN
         self.pool.send(first, kind, flight.route, flight.slot, flight.sequence)
 
     def start_next_apart(self, flight: Flight) -> None:

@@ -28,7 +28,7 @@ FENCED = 5
 """To the user's process: the answer; `slot` holds the worker's number."""
 STOP = 6
 """To a worker: end."""
-RUN_LAST = 7
+RUN_HOLD = 7
 """As RUN, for a route of one hop on a worker that has no other: word of the result may wait, see `HOLD_S`."""
 
 

@@ -139,7 +139,7 @@ class _Inbox:
         """Take in what has arrived; wait where nothing has."""
         arrived = list(messages.receive(self._fd))
         for kind, hop, route, slot, frame in arrived or _END:
-            if kind in (messages.RUN, messages.RUN_LAST):
+            if kind in (messages.RUN, messages.RUN_HOLD):
                 heapq.heappush(self._waiting, (frame, hop, route, slot, kind))
             elif kind == messages.STOP:
                 self._stopped = True
@@ -211,7 +211,7 @@ def _loop(
             outbox.send(messages.FAILED, hop, route, slot_number, frame)
             continue
         slot.times[hop, 1] = ended = clock()
-        if kind == messages.RUN_LAST:
+        if kind == messages.RUN_HOLD:
             outbox.hold(hop, route, slot_number, frame, began, ended)
         elif to == results:
             outbox.send(messages.DONE, hop, route, slot_number, frame)
