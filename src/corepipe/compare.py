@@ -185,16 +185,8 @@ def compare(
                 try:
                     with contextlib.ExitStack() as brief:
                         if contender.stream is None:
-                            stream = Stream(network, contender.plan, topology, on_record=contender.records.append)
-                            (opened if keep_open else brief).enter_context(stream)
-                            contender.stream = stream
-                            for output, want in zip(stream(frames), expected, strict=True):
-                                contender.check(output, want)
-                        seconds = _slice_seconds(contender, table, slice_s)
-                        _run_slice(contender, contender.stream, frames, expected, seconds)
-                        contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(contender.stream))
-                        contender.restarts += contender.stream.restarts
-                        contender.stream.restarts = 0
+                            _open(contender, network, topology, frames, expected, opened if keep_open else brief)
+                        _run_slice(contender, frames, expected, _slice_seconds(contender, table, slice_s))
                 except CorepipeError as error:
                     if on_failure is None:
                         raise
@@ -291,13 +283,29 @@ def _filling(plan: Plan) -> int:
     return plan.batch * Dispatcher(plan).slots
 
 
+def _open(
+    contender: _Contender,
+    network: Network,
+    topology: Topology,
+    frames: Sequence[Mapping[str, NDArray[Any]]],
+    expected: Sequence[dict[str, NDArray[Any]]],
+    until: contextlib.ExitStack,
+) -> None:
+    """Start a plan's stream, which ends with `until`, and check its outputs of all frames."""
+    stream = Stream(network, contender.plan, topology, on_record=contender.records.append)
+    contender.stream = until.enter_context(stream)
+    for output, want in zip(stream(frames), expected, strict=True):
+        contender.check(output, want)
+
+
 def _run_slice(
     contender: _Contender,
-    stream: Stream,
     frames: Sequence[Mapping[str, NDArray[Any]]],
     expected: Sequence[dict[str, NDArray[Any]]],
     seconds: float,
 ) -> None:
+    stream = contender.stream
+    assert stream is not None
     contender.records.clear()
     filling, least = _filling(stream.plan), _least_frames(stream.plan)
     began = ended = time.monotonic_ns()
@@ -327,6 +335,9 @@ def _run_slice(
     contender.slices.append(len(counted) / span)
     contender.kept.extend(counted)
     contender.seconds += span
+    contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(stream))
+    contender.restarts += stream.restarts
+    stream.restarts = 0
 
 
 def _result(contender: _Contender, table: CostTable) -> PlanResult:

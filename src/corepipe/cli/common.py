@@ -221,9 +221,14 @@ def refuse(context: typer.Context, when: str, *parameters: str) -> None:
         UsageError: the user gave one.
     """
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in parameters and source is not None and source.name == "COMMANDLINE":
+        if parameter.name in parameters and is_given(context, parameter.name):
             raise UsageError(f"{max(parameter.opts, key=len)} has no effect {when}; leave it out")
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave an option, rather than its default standing for it."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 class ProgressBar:

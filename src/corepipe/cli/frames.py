@@ -27,6 +27,7 @@ from corepipe.cli.common import (
     app,
     command_line,
     costs_of,
+    is_given,
     log,
     machine_at_hand,
     network_of,
@@ -158,8 +159,8 @@ def _as_given(context: typer.Context, *options: str) -> list[str]:
     """Of some options those that the user gave, as they are written on the command line."""
     words: list[str] = []
     for option in options:
-        source, value = context.get_parameter_source(option), context.params[option]
-        if source is None or source.name != "COMMANDLINE":
+        value = context.params[option]
+        if not is_given(context, option):
             continue
         values = value if isinstance(value, list | tuple) else [value]
         words += [f"--{option}"] if value is True else [word for one in values for word in (f"--{option}", str(one))]

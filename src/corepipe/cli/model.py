@@ -228,7 +228,7 @@ def _fastest(network: Network, topology: Topology, table: CostTable, plans: Mapp
     """The fastest of some plans, each of which runs on this machine for a while; what they did goes to stderr."""
     from corepipe import compare
     from corepipe.bench_setup import bench_frames
-    from corepipe.report.plan import render_trial
+    from corepipe.report.bench import render_trial
 
     frames, _ = bench_frames(network, None)
     failures: dict[str, CorepipeError] = {}

@@ -57,20 +57,21 @@ def _fitted(array: NDArray[Any], tensor: TensorInfo, name: str) -> NDArray[Any]:
     shape = tensor.shape
     if shape is not None and array.shape != shape:
         if shape[:1] != (1,) or array.shape != shape[1:]:
-            raise FrameError(f"{name}: input {tensor.name!r}: expected {tensor}, found {_text(array)}")
+            raise FrameError(f"{name}: input {tensor.name!r}: expected {tensor}, found {_as_tensor(array)}")
         array = array[None]
     if array.dtype != tensor.dtype:
         cast = _cast(array, tensor.dtype)
         if cast is None:
             raise FrameError(
-                f"{name}: input {tensor.name!r}: expected {tensor}, found {_text(array)}, whose values do not fit"
+                f"{name}: input {tensor.name!r}: expected {tensor}, found {_as_tensor(array)}, whose values do not fit"
             )
         array = cast
     return np.ascontiguousarray(array) if array.ndim else array
 
 
-def _text(array: NDArray[Any]) -> str:
-    return f"{array.dtype}[{'x'.join(map(str, array.shape))}]"
+def _as_tensor(array: NDArray[Any]) -> TensorInfo:
+    """What an array is, for messages."""
+    return TensorInfo("", array.dtype, array.shape)
 
 
 def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from corepipe import __version__
 from corepipe.api import engine_names
 from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult
 from corepipe.cost.table import CostTable
+from corepipe.errors import CorepipeError
 from corepipe.network.model import Network
 from corepipe.report.terminal import plain, say, titled
 from corepipe.topology.model import Topology
@@ -50,11 +51,9 @@ def render_bench(results: Sequence[PlanResult], title: str, console: Console, *,
         table.add_column(heading, justify="left" if heading in ("plan", "outputs") else "right")
     best = best_result(results)
     for result in results:
-        low, high = result.throughput_spread_fps
         table.add_row(
             plain(result.name if result.same_as is None else f"{result.name} (= {result.same_as})"),
-            f"{result.throughput_fps:.4g}" + ("" if result.stable else " ?"),
-            f"{low:.4g}-{high:.4g}",
+            *_throughput(result),
             f"{result.throughput_fps / default.throughput_fps:.2f}x",
             f"{result.predicted_fps:.4g}",
             *(f"{value * 1e3:.1f}" for value in result.latency_s),
@@ -65,6 +64,29 @@ def render_bench(results: Sequence[PlanResult], title: str, console: Console, *,
     console.print(table)
     for sentence in describe(results, simulated=simulated):
         say(console, sentence)
+
+
+def render_trial(
+    results: Sequence[PlanResult], failures: Mapping[str, CorepipeError], chosen: PlanResult, console: Console
+) -> None:
+    """What each candidate did, and which one is kept."""
+    table = titled(f"{chosen.plan.network.name}: candidates, tried on this machine")
+    for heading in ("plan", "frames/s", "spread", "predicted", "outputs"):
+        table.add_column(heading, justify="left" if heading in ("plan", "outputs") else "right")
+    for result in (one for one in results if one.same_as is None):
+        table.add_row(
+            plain(result.name),
+            *_throughput(result),
+            f"{result.predicted_fps:.4g}",
+            _outputs(result),
+            style="bold" if result is chosen else None,
+        )
+    console.print(table)
+    for name, error in failures.items():
+        say(console, f"Left out: {name}: {error}")
+    if not all(result.stable for result in results):
+        say(console, "Figures marked ? are unstable: close other programs and try again.")
+    say(console, f"Kept: {chosen.name}, at {chosen.throughput_fps:.4g} frames/s.")
 
 
 def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[str]:
@@ -209,7 +231,13 @@ def _overlap(one: PlanResult, other: PlanResult) -> bool:
     return one.throughput_spread_fps[0] <= other.throughput_spread_fps[1]
 
 
-def _outputs(result: PlanResult, simulated: bool) -> str:
+def _throughput(result: PlanResult) -> tuple[str, str]:
+    """The figure, marked where it is unstable, and its spread."""
+    low, high = result.throughput_spread_fps
+    return f"{result.throughput_fps:.4g}" + ("" if result.stable else " ?"), f"{low:.4g}-{high:.4g}"
+
+
+def _outputs(result: PlanResult, simulated: bool = False) -> str:
     if simulated:
         return "simulated"
     return "equal" if result.outputs_equal else f"DIFFER by {result.largest_error:.1e}"

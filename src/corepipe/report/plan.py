@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 
 from corepipe.cost.table import CostTable
 from corepipe.plan.explain import explain
 from corepipe.plan.model import Hop, Plan, evaluate
 from corepipe.report.terminal import plain, say, titled
-
-if TYPE_CHECKING:
-    from corepipe.compare import PlanResult
-    from corepipe.errors import CorepipeError
 
 
 def hop_text(hop: Hop) -> str:
@@ -26,31 +19,6 @@ def hop_text(hop: Hop) -> str:
         for part in hop.parts
     )
     return f"{hop.worker} [{', '.join(parts)}]"
-
-
-def render_trial(
-    results: Sequence[PlanResult], failures: Mapping[str, CorepipeError], chosen: PlanResult, console: Console
-) -> None:
-    """What each candidate did, and which one is kept."""
-    table = titled(f"{chosen.plan.network.name}: candidates, tried on this machine")
-    for heading in ("plan", "frames/s", "spread", "predicted", "outputs"):
-        table.add_column(heading, justify="left" if heading in ("plan", "outputs") else "right")
-    for result in (one for one in results if one.same_as is None):
-        low, high = result.throughput_spread_fps
-        table.add_row(
-            plain(result.name),
-            f"{result.throughput_fps:.4g}" + ("" if result.stable else " ?"),
-            f"{low:.4g}-{high:.4g}",
-            f"{result.predicted_fps:.4g}",
-            "equal" if result.outputs_equal else f"DIFFER by {result.largest_error:.1e}",
-            style="bold" if result is chosen else None,
-        )
-    console.print(table)
-    for name, error in failures.items():
-        say(console, f"Left out: {name}: {error}")
-    if not all(result.stable for result in results):
-        say(console, "Figures marked ? are unstable: close other programs and try again.")
-    say(console, f"Kept: {chosen.name}, at {chosen.throughput_fps:.4g} frames/s.")
 
 
 def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
