@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from cost_tables import made_up
 
 from corepipe import api
 from corepipe.cost import align as aligning
 from corepipe.cost.profile import table_machine, table_network
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Mode, Provenance
 from corepipe.plan.division import Divider
+from corepipe.plan.model import HopPart
 from corepipe.topology.model import CoreConfig
+
+ONE = CoreConfig("cpu", 1)
 
 
 @pytest.fixture
@@ -35,14 +40,14 @@ def truth(table, change_s, factor):
 
     def time(network, topology, guessed, config, divisions):
         def seconds(division):
-            parts = sum(
+            return [
                 (factor if part.mode.engine == "b" else 1.0)
                 * table.segment_s(config, part.start, part.stop, mode=part.mode)
+                + (change_s if part.start else 0.0)
                 for part in division
-            )
-            return parts + change_s * (len(division) - 1)
+            ]
 
-        return [seconds(division) for division in divisions], False
+        return {division: seconds(division) for division in divisions}, False
 
     return time
 
@@ -88,6 +93,71 @@ def test_a_small_price_of_changing_is_found(chain, here, table, monkeypatch):
     parts, seconds = best(aligned)
     assert len(parts) == 2
     assert seconds == pytest.approx(best(table)[1] + 1e-4, rel=1e-2)
+
+
+def made_up_machine(seed, layers=20, profile_error=0.35, change_s=3e-4):
+    """True costs of three engines, the table that profiles wrong by layer gave, and what divisions take."""
+    generator = np.random.default_rng(seed)
+    network = generator.lognormal(0, 1, layers) * 1e-3
+    names = ("a", "b", "c")
+    true = {name: network * np.exp(0.4 * generator.standard_normal(layers)) for name in names}
+    guessed = {}
+    for name, seconds in true.items():
+        profile = seconds * np.exp(profile_error * generator.standard_normal(layers))
+        guessed[name] = profile * (seconds.sum() / profile.sum()) * (1 + 0.03 * generator.standard_normal())
+
+    def table_of(costs):
+        configs = [
+            ConfigCosts(config="cpu1", engine=name, layer_s=tuple(costs[name]), segment_s=2e-5) for name in names
+        ]
+        return made_up(configs, {"cpu": 1}, cut_bytes=[0] * (layers + 1))
+
+    real = table_of(true)
+
+    def took(division):
+        return [
+            real.segment_s(ONE, part.start, part.stop, mode=part.mode) + (change_s if part.start else 0.0)
+            for part in division
+        ]
+
+    def time(network, topology, guessed, config, divisions):
+        noise = 1 + 0.01 * generator.standard_normal(len(divisions))
+        return {d: [s * factor for s in took(d)] for d, factor in zip(divisions, noise, strict=True)}, False
+
+    whole_s = min(sum(took((HopPart(layers=(0, layers), engine=name),))) for name in names)
+    return table_of(guessed), took, time, whole_s
+
+
+def test_what_parts_take_leads_to_divisions_that_pay(chain, here, monkeypatch):
+    monkeypatch.setattr(aligning, "_fits", lambda network, divisions: True)
+    before, after, promised = [], [], []
+    for seed in range(20):
+        table, took, time, whole_s = made_up_machine(seed)
+        monkeypatch.setattr(aligning, "_time", time)
+        before.append(sum(took(Divider(table, ONE, busy=False).divide(0, table.layer_count)[0])) / whole_s)
+        parts, seconds = best(aligning.align(chain, here, table))
+        after.append(sum(took(parts)) / whole_s)
+        promised.append(seconds / sum(took(parts)))
+    assert np.mean(after) < 0.9, "against the best engine alone"
+    assert np.mean(after) < np.mean(before) - 0.03, "against the best division by the profiles alone"
+    assert max(after) < 1.05
+    assert 0.97 < np.mean(promised) < 1.03
+    assert min(promised) > 0.85
+
+
+@pytest.mark.parametrize(("available", "rounds"), [(1 << 40, 2), (0, 1)])
+def test_no_more_is_loaded_at_once_than_memory_takes(chain, here, monkeypatch, available, rounds):
+    timed = []
+    table, _, time, _ = made_up_machine(seed=0, layers=len(chain.layers))
+
+    def counted(network, topology, guessed, config, divisions):
+        timed.append(divisions)
+        return time(network, topology, guessed, config, divisions)
+
+    monkeypatch.setattr(aligning, "_time", counted)
+    monkeypatch.setattr(aligning, "available_memory", lambda: available)
+    aligning.align(chain, here, table)
+    assert len(timed) == rounds
 
 
 def test_costs_of_two_engines_are_measured_merged_and_kept(chain, here, monkeypatch):

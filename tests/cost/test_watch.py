@@ -112,7 +112,8 @@ def made_up_time(cores, monkeypatch):
 
 def test_only_quiet_runs_are_reported(made_up_time):
     slow = [1.0] * 40 + [2.0] * 40
-    (seconds,), left_out = prober._time([[Model(made_up_time, slow)]], 5, 1.0, made_up_time.watch(1), False)
+    (runs,), left_out = prober._time([[Model(made_up_time, slow)]], 5, 1.0, made_up_time.watch(1), False)
+    seconds = [each for (each,) in runs]
     assert seconds == pytest.approx([10e-3] * len(seconds))
     assert 0.2 < left_out < 0.6
 
@@ -120,7 +121,8 @@ def test_only_quiet_runs_are_reported(made_up_time):
 def test_a_disturbed_measurement_goes_on_until_it_is_quiet(made_up_time):
     watch = made_up_time.watch(1)
     look(watch)
-    (seconds,), left_out = prober._time([[Model(made_up_time, [2.0] * 60)]], 5, 0.5, watch, False)
+    (runs,), left_out = prober._time([[Model(made_up_time, [2.0] * 60)]], 5, 0.5, watch, False)
+    seconds = [each for (each,) in runs]
     assert seconds == pytest.approx([10e-3] * len(seconds))
     assert left_out > 0.3
 
@@ -128,13 +130,15 @@ def test_a_disturbed_measurement_goes_on_until_it_is_quiet(made_up_time):
 def test_patience_ends(made_up_time):
     watch = made_up_time.watch(1)
     look(watch)
-    (seconds,), left_out = prober._time([[Model(made_up_time, [2.0] * 10_000)]], 5, 0.5, watch, False)
+    (runs,), left_out = prober._time([[Model(made_up_time, [2.0] * 10_000)]], 5, 0.5, watch, False)
+    seconds = [each for (each,) in runs]
     assert len(seconds) >= 5
     assert left_out == 1.0
 
 
 def test_without_a_watch_everything_counts(made_up_time):
-    (seconds,), left_out = prober._time([[Model(made_up_time, [1.0, 2.0] * 10)]], 5, 0.1, None, False)
+    (runs,), left_out = prober._time([[Model(made_up_time, [1.0, 2.0] * 10)]], 5, 0.1, None, False)
+    seconds = [each for (each,) in runs]
     assert max(seconds) == pytest.approx(20e-3)
     assert min(seconds) == pytest.approx(10e-3)
     assert left_out == 0

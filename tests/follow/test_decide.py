@@ -16,7 +16,7 @@ from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.follow.belief import Belief
 from corepipe.follow.decide import PLAN_GAIN, Decider
 from corepipe.follow.observe import Seen
-from corepipe.follow.probe import UNEQUAL, Probe, core_speeds
+from corepipe.follow.probe import TRIES, UNEQUAL, Probe, core_speeds
 from corepipe.follow.rates import LEAST_SHARE, best_rates, mix_fps
 from corepipe.plan.model import hop_s
 from corepipe.topology.model import CoreConfig
@@ -146,26 +146,43 @@ def test_a_worker_of_several_cores_is_left_where_one_of_them_becomes_slow(core, 
     world.factors[core] = 1.0
     world.run(6)
     assert world.fps() >= 0.95 * world.best_fps()
-    assert world.probes <= 5
+    assert world.probes <= 3 * TRIES
+
+
+def probe_of(*answers):
+    """A probe whose tries find this; none is left over or missing."""
+    left = list(answers)
+    return Probe(lambda cores: left.pop(0)), left
+
+
+def test_a_probe_tells_the_slow_core_by_the_first_try_and_holds_it_against_more():
+    as_ever, slow = {0: 10.0, 1: 30.0}, {0: 10.0, 1: 15.0}
+    disturbed = {0: 2.0, 1: 15.0}
+    probe, left = probe_of(*[as_ever] * TRIES, slow, disturbed, *[slow] * (TRIES - 2))
+    for _ in range(TRIES + 3):
+        assert probe.shares((0, 1), 1.1) == {0: 1.0, 1: 1.0}, "the first tries are what others are held against"
+    assert len(left) == TRIES, "no change, no probe"
+    assert probe.shares((0, 1), 2.0) == pytest.approx({0: 0.5, 1: 1.0})
+    for _ in range(TRIES + 3):
+        shares = probe.shares((0, 1), 2.1)
+    assert shares == pytest.approx({0: 0.5, 1: 1.0}), "one disturbed try is outvoted"
+    assert not left
 
 
 def test_a_probe_that_cannot_tell_leaves_the_cores_equal():
     unclear = {0: 10.0, 1: 30.0 / UNEQUAL * 1.05}
-    answers = [{0: 10.0, 1: 30.0}, {0: 5.0, 1: 30.0}, {}, unclear, unclear]
-    probe = Probe(lambda cores: answers.pop(0))
-    assert probe.shares((0,), 3.0, 0.0) == {0: 1.0}, "one core is not probed"
-    assert probe.shares((0, 1), 1.0, 0.0) == {0: 1.0, 1: 1.0}, "the first answer is what others are held against"
-    assert probe.shares((0, 1), 1.1, 9.0) == {0: 1.0, 1: 1.0}
-    assert len(answers) == 4, "no change, no probe"
-    assert probe.shares((0, 1), 2.0, 10.0) == {0: 1.0, 1: 0.5}
-    assert probe.shares((0, 1), 4.0, 10.5) == {0: 1.0, 1: 0.5}, "too soon"
-    assert probe.shares((0, 1), 4.0, 20.0) == {0: 1.0, 1: 1.0}
-    assert probe.shares((0, 1), 4.0, 20.5) == {0: 1.0, 1: 1.0}, "too soon to try again"
-    assert len(answers) == 2
-    assert probe.shares((0, 1), 4.0, 30.0) == {0: 1.0, 1: 1.0}
-    assert probe.shares((0, 1), 4.0, 40.0) == {0: 1.0, 1: 1.0}
-    assert probe.shares((0, 1), 4.0, 50.0) == {0: 1.0, 1: 1.0}, "it is given up"
-    assert not answers
+    probe, left = probe_of(*[{0: 10.0, 1: 30.0}] * TRIES, *[unclear] * TRIES, *[{}] * TRIES)
+    assert probe.shares((0,), 3.0) == {0: 1.0}, "one core is not probed"
+    for factor in (1.0, 2.0, 4.0):
+        for _ in range(TRIES + 1):
+            assert probe.shares((0, 1), factor) == {0: 1.0, 1: 1.0}
+    assert not left, "it is given up"
+
+
+def test_a_change_before_the_first_tries_are_done_is_seen():
+    probe, _ = probe_of({0: 10.0, 1: 30.0}, {0: 10.0, 1: 10.0})
+    assert probe.shares((0, 1), 1.0) == {0: 1.0, 1: 1.0}
+    assert probe.shares((0, 1), 2.0) == pytest.approx({0: 1 / 3, 1: 1.0})
 
 
 def test_core_speeds_of_this_machine(two_cores):

@@ -1,32 +1,42 @@
 """Holds the modes of a cost table against each other, and the best divisions among them against their prediction.
 
-Each mode of a table was measured at another moment, and what it costs to change from one engine to another is not in
-any of them. The best division is the one whose costs happen to be underrated most. So on each config the whole network
-in every mode, and the best divisions, are timed in one process, taking turns: every mode is scaled to what it took,
-and where a division takes longer than its parts, a segment costs more than the table says.
+Each mode of a table was measured at another moment; an engine's profiler does not always say which layer took the time;
+and what it costs to change from one engine to another is not in any table. The best division is the one whose costs
+happen to be underrated most. So on each config the whole network in every mode, and the best division, are timed in one
+process, taking turns. What each part took corrects the costs of its layers, the least that explains it, which leads to
+another best division, until the best one is one that was timed.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from corepipe.cost.measuring import MeasuringProcess, Progress, cores_of, loaded, loads, scaled, typical
+from corepipe.cost.measuring import MeasuringProcess, Progress, cores_of, loaded, loads, scaled, typical_each
 from corepipe.cost.table import ConfigCosts, CostTable
 from corepipe.network.batch import batched
 from corepipe.network.model import Network
 from corepipe.plan.division import Divider
 from corepipe.plan.model import HopPart, parts_s
+from corepipe.topology.memory import available_memory
 from corepipe.topology.model import CoreConfig, Topology
 
 Division = tuple[HopPart, ...]
+Took = Mapping[Division, Sequence[float]]
+"""Seconds of one frame for each part of some divisions."""
 
-_SECONDS_EACH = 0.7
-_ROUNDS = 2
+_SECONDS_EACH = 0.5
+_ROUNDS = 4
 _LEAST_SHARE = 0.1
 """Of a network's time stays with its layers, however much its segments cost."""
+
+_LAYER_DOUBT = 0.3
+_SEGMENT_DOUBT = 0.01
+_TIME_DOUBT = 0.01
+"""How far off, as standard deviations, they are taken to be: a layer's cost (a share of itself), what a segment costs
+beside its layers (of the whole network) and a time in turns (of itself)."""
 
 
 def align(
@@ -36,7 +46,7 @@ def align(
     *,
     on_progress: Progress = lambda share, text: None,
 ) -> CostTable:
-    """The table with its modes scaled, and its segments' costs raised, to what divisions really take.
+    """The table with the costs of its modes corrected by what divisions really take.
 
     Args:
         network: the table's.
@@ -61,25 +71,40 @@ def _align_config(
 ) -> tuple[ConfigCosts, ...]:
     frames = table.batches[-1]
     table = table.for_frames(frames)
+    rows = table.by_config[config]
     layers = (0, table.layer_count)
-    whole = {row.mode: (HopPart(layers=layers, engine=row.engine, batch=row.batch),) for row in table.by_config[config]}
-    divisions: list[Division] = list(whole.values())
-    for _ in range(_ROUNDS):
+    divisions: list[Division] = [(HopPart(layers=layers, engine=row.engine, batch=row.batch),) for row in rows]
+    took: Took = {}
+    best, _ = Divider(table, config, busy=True).divide(*layers)
+    for number in range(_ROUNDS):
+        if best not in divisions:
+            divisions.append(best)
+        if number and not _fits(network, divisions):
+            break
+        took, busy = _time(network, topology, table, config, divisions)
+        broken = _per_cut(table, config, {best: took[best]}, busy)
+        table = _with(table, config, [_corrected(row, table, took, busy) for row in rows])
+        unexplained = _per_cut(table, config, took, busy)
+        table = _with(table, config, [_dearer(row, unexplained) for row in table.by_config[config]])
         best, _ = Divider(table, config, busy=True).divide(*layers)
         if best in divisions:
-            break
-        divisions.append(best)
-        took, busy = _time(network, topology, table, config, divisions)
-        seconds = dict(zip(divisions, took, strict=True))
-        rows = [_scaled_to(row, table, seconds[whole[row.mode]], busy) for row in table.by_config[config]]
-        table = _with(table, config, rows)
-        extra = max(
-            (seconds[division] - parts_s(division, config, table, busy=busy)) / (len(division) - 1)
-            for division in divisions
-            if len(division) > 1
-        )
-        table = _with(table, config, [_dearer(row, max(extra, 0.0)) for row in rows])
-    return table.by_config[config]
+            return table.by_config[config]
+    # The best one left was not timed: it promises too much, as the one before did.
+    return tuple(_dearer(row, broken) for row in table.by_config[config])
+
+
+def _fits(network: Network, divisions: Sequence[Division]) -> bool:
+    """Whether the memory at hand takes all parts, each as a model and in its engine."""
+    weights = [layer.descriptor.bytes_weights for layer in network.layers]
+    parts = {part for division in divisions for part in division}
+    return 2 * sum(sum(weights[part.start : part.stop]) for part in parts) <= available_memory()
+
+
+def _per_cut(table: CostTable, config: CoreConfig, took: Took, busy: bool) -> float:
+    """Seconds by which divisions took longer than the table says, for each of their cuts; of the worst one."""
+    divided = [division for division in took if len(division) > 1]
+    more = [(sum(took[d]) - parts_s(d, config, table, busy=busy)) / (len(d) - 1) for d in divided]
+    return max([0.0, *more])
 
 
 def _with(table: CostTable, config: CoreConfig, rows: Sequence[ConfigCosts]) -> CostTable:
@@ -89,8 +114,8 @@ def _with(table: CostTable, config: CoreConfig, rows: Sequence[ConfigCosts]) -> 
 
 def _time(
     network: Network, topology: Topology, table: CostTable, config: CoreConfig, divisions: Sequence[Division]
-) -> tuple[list[float], bool]:
-    """Seconds of one frame in each division, in turns, with the other cores busy where there are any; and whether.
+) -> tuple[Took, bool]:
+    """What each part of each division takes, in turns, with the other cores busy where there are any; and whether.
 
     They are busy with the quickest engine, which is likely to be what runs there, and asks most of the memory.
     """
@@ -111,16 +136,43 @@ def _time(
         )
         others = loads(stack, topology, cores, [network.segment(0, len(network.layers))], load)
         stack.enter_context(loaded(others))
-        times = prober.time(chains, _SECONDS_EACH * len(chains), busy=bool(others))
-    return [typical(seconds) / table.frames for seconds in times], bool(others)
+        times = prober.time_each(chains, _SECONDS_EACH * len(chains), busy=bool(others))
+    took: dict[Division, list[float]] = {}
+    for division, runs in zip(divisions, times, strict=True):
+        calls = iter(typical_each(runs) / table.frames)
+        took[division] = [sum(float(next(calls)) for _ in range(table.frames // part.batch)) for part in division]
+    return took, bool(others)
 
 
-def _scaled_to(row: ConfigCosts, table: CostTable, seconds: float, busy: bool) -> ConfigCosts:
-    """The costs with the layers scaled such that the whole network takes so long."""
-    fixed = row.segment_s + row.segment_s_per_byte * (table.network.cut_bytes[0] + table.network.cut_bytes[-1])
-    own = max(seconds - fixed, _LEAST_SHARE * seconds)
+def _corrected(row: ConfigCosts, table: CostTable, took: Took, busy: bool) -> ConfigCosts:
+    """The costs of a mode such that the whole network takes what it took, and each part of a division about that.
+
+    Of all corrections the most likely one, where costs and times are off as doubted, independently of each other: the
+    mean of a Gaussian after linear observations.
+    """
+    seen = [
+        (part, seconds)
+        for division, each in took.items()
+        for part, seconds in zip(division, each, strict=True)
+        if part.mode == row.mode
+    ]
     field = "layer_busy_s" if busy and row.layer_busy_s is not None else "layer_s"
-    return row.model_copy(update={field: scaled(np.array(getattr(row, field)), own)})
+    cut_bytes = table.network.cut_bytes
+    fixed = [row.segment_s + row.segment_s_per_byte * (cut_bytes[p.start] + cut_bytes[p.stop]) for p, _ in seen]
+    own = np.array([max(s - f, _LEAST_SHARE * s) for (_, s), f in zip(seen, fixed, strict=True)])
+    whole = next(number for number, (part, _) in enumerate(seen) if (part.start, part.stop) == (0, table.layer_count))
+    layers = np.array(scaled(np.array(getattr(row, field)), own[whole]))
+    # The unknowns: each layer, and what any segment costs more.
+    belongs = np.zeros((len(seen), len(layers) + 1))
+    for number, (part, _) in enumerate(seen):
+        belongs[number, part.start : part.stop] = belongs[number, -1] = 1.0
+    doubt = np.append(_LAYER_DOUBT * layers, _SEGMENT_DOUBT * own[whole]) ** 2
+    noise = np.diag((_TIME_DOUBT * own) ** 2)
+    known = (belongs * doubt) @ belongs.T + noise
+    change = doubt * (belongs.T @ np.linalg.solve(known, own - belongs[:, :-1] @ layers))
+    dearer = _dearer(row, max(float(change[-1]), 0.0))
+    left_s = max(own[whole] - (dearer.segment_s - row.segment_s), _LEAST_SHARE * own[whole])
+    return dearer.model_copy(update={field: scaled(np.maximum(layers + change[:-1], _LEAST_SHARE * layers), left_s)})
 
 
 def _dearer(row: ConfigCosts, extra: float) -> ConfigCosts:

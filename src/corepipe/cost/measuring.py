@@ -128,8 +128,19 @@ class MeasuringProcess:
             EngineError: the engine refuses a segment, or fails on it.
             WorkerError: the process ended.
         """
+        found = self.time_each(chains, seconds, runs=runs, busy=busy)
+        return [[sum(times) for times in chain_times] for chain_times in found]
+
+    def time_each(
+        self, chains: Sequence[Sequence[int]], seconds: float, *, runs: int = MIN_RUNS, busy: bool = False
+    ) -> list[list[list[float]]]:
+        """Seconds of each segment in each run of each chain; otherwise as `time`.
+
+        Raises:
+            EngineError, WorkerError: as for `time`.
+        """
         self._ask(op="time", chains=chains, runs=runs, seconds=seconds, busy=busy)
-        found: list[list[float]] = self._answer()["seconds"]
+        found: list[list[list[float]]] = self._answer()["seconds"]
         return found
 
     def profile(
@@ -308,8 +319,14 @@ def layer_seconds(network: Network, runs: Sequence[Sequence[tuple[str, float]]])
 
 def typical(seconds: Sequence[float]) -> float:
     """Mean over the undisturbed runs."""
-    values = np.asarray(seconds)
-    return float(values[values <= _DISTURBED * np.median(values)].mean())
+    return float(typical_each([[value] for value in seconds])[0])
+
+
+def typical_each(times: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Mean over the undisturbed runs of each segment of a chain; `times` of shape (runs, segments)."""
+    values = np.asarray(times)
+    totals = values.sum(axis=1)
+    return np.asarray(values[totals <= _DISTURBED * np.median(totals)].mean(axis=0))
 
 
 def layer_of(node: str, owner: Mapping[str, int], default: int) -> int:

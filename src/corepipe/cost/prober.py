@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
@@ -155,8 +156,8 @@ class _Levels:
 
 def _time(
     chains: list[list[_Model]], runs: int, seconds: float, watch: Watch | None, busy: bool
-) -> tuple[list[list[float]], float]:
-    """Seconds of each run of each chain of models: at least `runs` runs and, in all, `seconds` seconds.
+) -> tuple[list[list[list[float]]], float]:
+    """Seconds of each model in each run of each chain: at least `runs` runs and, in all, `seconds` seconds.
 
     The chains take turns, so that what disturbs the machine disturbs them alike. Also the share of the runs that does
     not count, because the cores were disturbed.
@@ -164,7 +165,7 @@ def _time(
     for chain in chains:
         _run_chain(chain)
     levels = _Levels(watch, busy)
-    rounds: list[list[float]] = []
+    rounds: list[list[list[float]]] = []
     began = time.perf_counter()
     end = began + seconds
     while True:
@@ -174,7 +175,8 @@ def _time(
             continue
         levels.settle()
         counting = levels.counting(rounds)
-        enough = len(counting) >= runs and sum(map(sum, counting)) >= _LEAST_SHARE * seconds
+        counting_s = sum(sum(times) for chain_times in counting for times in chain_times)
+        enough = len(counting) >= runs and counting_s >= _LEAST_SHARE * seconds
         overdue = time.perf_counter() - began >= (1 + _LONGER) * seconds
         if enough or overdue or watch is None or not watch.wait(seconds / 2):
             break
@@ -197,11 +199,12 @@ def _profile(model: _Model, runs: int, watch: Watch | None, busy: bool) -> tuple
     return [run for number, run in kept if number >= 2], left_out
 
 
-def _run_chain(chain: list[_Model]) -> float:
-    before = time.perf_counter()
+def _run_chain(chain: list[_Model]) -> list[float]:
+    ended = [time.perf_counter()]
     for model in chain:
         model.run()
-    return time.perf_counter() - before
+        ended.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(ended)]
 
 
 def _load(model: _Model, commands: int) -> None:

@@ -74,7 +74,7 @@ class Belief:
             # Of hops with layers in common the shorter one says more of them.
             for start, stop, factor in sorted(layers, key=lambda one: one[0] - one[1]):
                 factors[start:stop] = factor
-            shares = self._probe.shares(worker.cores, _mean(factors), now_s) if self._probe else {}
+            shares = self._probe.shares(worker.cores, _mean(factors)) if self._probe else {}
             for core in worker.cores:
                 # The slowest core is what the worker waits for, layer by layer.
                 own = np.clip(factors * shares.get(core, 1.0), _LEAST, _MOST)

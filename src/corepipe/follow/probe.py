@@ -8,6 +8,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from corepipe.topology.model import Topology
 
@@ -17,20 +21,38 @@ PROBE_S = 0.1
 UNEQUAL = 1.4
 """Cores of a worker whose speeds have come further apart are told apart; less may be chance."""
 
+TRIES = 5
+"""After a change; a moment is short, and others may have disturbed it, so the median of some counts."""
+
 _CHANGED = 1.2
-_PAUSE_S = 1.5
-_MORE_TRIES = 2
-"""Where a change was seen and no core stands out: a moment is short, and others may have disturbed it."""
 
 _BLOCK = bytes(1 << 16)
 
 Speeds = dict[int, float]
 
 
-class Probe:
-    """Tells the cores of a worker apart once it takes longer, or less long, than at the last try.
+@dataclass
+class _Tries:
+    """What was seen of the cores of a worker since its time last changed.
 
-    All that a worker's times show is how it does as a whole. Speeds are held against those of the first try, so cores
+    Attributes:
+        factor: the worker's time over what the costs say, at the change.
+        left: how many tries are still to come.
+        found: of each try the logarithms of the cores' speeds, less their mean: shape (cores,).
+    """
+
+    factor: float
+    left: int = TRIES
+    found: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def median(self) -> NDArray[np.float64]:
+        return np.asarray(np.median(self.found, axis=0))
+
+
+class Probe:
+    """Tells the cores of a worker apart once it takes longer, or less long, than before.
+
+    All that a worker's times show is how it does as a whole. Speeds are held against those of the first tries, so cores
     may be of any kind, and of the same moment, so that what else runs on them (the worker itself) counts on all.
 
     Args:
@@ -39,39 +61,44 @@ class Probe:
 
     def __init__(self, measure: Callable[[Sequence[int]], Speeds]) -> None:
         self._measure = measure
-        self._first: Speeds = {}
-        self._known: dict[tuple[int, ...], tuple[float, float, Speeds, int]] = {}
+        self._first: dict[int, float] = {}
+        self._tries: dict[tuple[int, ...], _Tries] = {}
 
-    def shares(self, cores: tuple[int, ...], factor: float, now_s: float) -> Mapping[int, float]:
+    def shares(self, cores: tuple[int, ...], factor: float) -> Mapping[int, float]:
         """For each core of a worker what its slowness is of that of the slowest, in (0, 1].
+
+        To be asked from look to look: each call may be a try.
 
         Args:
             cores: the cores of a worker.
             factor: its time over what the costs say.
-            now_s: the time; the same cores are not tried again at once.
         """
         equal = dict.fromkeys(cores, 1.0)
         if len(cores) == 1:
             return equal
-        if cores not in self._known:
-            self._known[cores] = now_s, factor, self._try(cores) or equal, 0
-        tried_s, before, shares, left = self._known[cores]
-        changed = abs(math.log(factor / before)) > math.log(_CHANGED)
-        if (changed or left) and now_s >= tried_s + _PAUSE_S:
-            shares = self._try(cores) or equal
-            left = 0 if shares != equal else _MORE_TRIES if changed else left - 1
-            self._known[cores] = now_s, factor if changed else before, shares, left
-        return shares
+        tries = self._tries.setdefault(cores, _Tries(factor))
+        if abs(math.log(factor / tries.factor)) > math.log(_CHANGED):
+            self._keep_first(cores, tries)
+            tries = self._tries[cores] = _Tries(factor)
+        if tries.left:
+            tries.left -= 1
+            now = self._measure(cores)
+            if set(now) == set(cores):
+                speeds = np.log([now[core] for core in cores])
+                tries.found.append(speeds - speeds.mean())
+            if not tries.left:
+                self._keep_first(cores, tries)
+        if not tries.found or any(core not in self._first for core in cores):
+            return equal
+        slowness = np.array([self._first[core] for core in cores]) - tries.median()
+        if np.ptp(slowness) < math.log(UNEQUAL):
+            return equal
+        return dict(zip(cores, np.exp(slowness - slowness.max()).tolist(), strict=True))
 
-    def _try(self, cores: tuple[int, ...]) -> Speeds:
-        now = self._measure(cores)
-        if set(now) != set(cores):
-            return {}
-        ratios = {core: speed / self._first.setdefault(core, speed) for core, speed in now.items()}
-        slowest = min(ratios.values())
-        if max(ratios.values()) < UNEQUAL * slowest:
-            return {}
-        return {core: slowest / ratio for core, ratio in ratios.items()}
+    def _keep_first(self, cores: tuple[int, ...], tries: _Tries) -> None:
+        if tries.found:
+            for core, speed in zip(cores, tries.median(), strict=True):
+                self._first.setdefault(core, float(speed))
 
 
 def core_speeds(topology: Topology, cores: Sequence[int]) -> Speeds:
