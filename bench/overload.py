@@ -1,13 +1,14 @@
 """What becomes of throughput, latency and memory when more frames come than the cores can take.
 
     python bench/overload.py                        SqueezeNet, 0.5 to 4 times its capacity, each policy
-    python bench/overload.py googlenet --seconds 10
+    python bench/overload.py googlenet --rounds 5
     python bench/overload.py --json FILE.json       keep the result
 
 Capacity is what the stream reaches when frames wait for it. Then frames come at their own pace, as from a camera, and
 `when_full` decides: `wait` (the source is held up, so that more than capacity cannot be offered to the cores),
-`drop-oldest`, `error`. Goodput is results a second; memory is the most that all processes have held since they began,
-so a row that raises it needed more than all before it.
+`drop-oldest`, `error`. Every load has its turn in each round, each time right after a look at the capacity, which it is
+held against; the medians over the rounds count. Goodput is results a second; memory is the most that all processes have
+held since they began, so a row that raises it needed more than all before it.
 """
 
 from __future__ import annotations
@@ -41,29 +42,42 @@ LOADS = (0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="squeezenet")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each load and policy")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each load and policy in a round")
     parser.add_argument("--engine", action="append", help="engines that the plan may use (default: onnxruntime)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with open_stream(options.model, engines=options.engine or ["onnxruntime"], follow=False) as stream:
         name = stream.network.inputs[0].name
         frames = [np.ascontiguousarray(frame[name]) for frame in bench_frames(stream.network, None)[0]]
-        capacity = run(stream, frames, float("inf"), "wait", options.seconds)["goodput_fps"]
-        rows = [
-            {"when_full": policy, "offered": load}
-            | run(stream, frames, load * capacity, cast("WhenFull", policy), options.seconds)
-            for policy in get_args(WhenFull)
-            for load in LOADS
-        ]
-    show(options.model, capacity, rows)
+        cases = list(itertools.product(get_args(WhenFull), LOADS))
+        taken: dict[tuple[str, float], list[dict[str, float]]] = {case: [] for case in cases}
+        for _ in range(options.rounds):
+            for policy, load in cases:
+                capacity = run(stream, frames, float("inf"), "wait", options.seconds / 2)["goodput_fps"]
+                took = run(stream, frames, load * capacity, cast("WhenFull", policy), options.seconds)
+                taken[policy, load].append({"capacity_fps": capacity, **took})
+    rows = [{"when_full": policy, "offered": load, **summed_up(looks)} for (policy, load), looks in taken.items()]
+    show(options.model, rows)
     if options.json:
-        about = environment(detect())
-        document = {"schema_version": 1, "environment": about, "network": options.model, "capacity_fps": capacity}
+        document = {"schema_version": 1, "environment": environment(detect()), "network": options.model}
         options.json.write_text(json.dumps({**document, "rows": rows}, indent=1) + "\n")
     return 0
 
 
-def run(stream: Stream, frames: Sequence[Any], rate: float, policy: WhenFull, seconds: float) -> dict[str, Any]:
+def summed_up(looks: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """One row: medians, what was counted added up, and goodput over capacity with its spread."""
+    shares = [look["goodput_fps"] / look["capacity_fps"] for look in looks]
+    return {
+        **{key: float(np.median([look[key] for look in looks])) for key in looks[0]},
+        **{key: int(sum(look[key] for look in looks)) for key in ("dropped", "unaccounted")},
+        "of_capacity": float(np.median(shares)),
+        "of_capacity_spread": [min(shares), max(shares)],
+        "peak_memory_mb": max(look["peak_memory_mb"] for look in looks),
+    }
+
+
+def run(stream: Stream, frames: Sequence[Any], rate: float, policy: WhenFull, seconds: float) -> dict[str, float]:
     """Frames at a rate for a while."""
     records: list[FrameRecord] = []
     stream.on_record = records.append
@@ -107,11 +121,12 @@ def peak_memory(stream: Stream) -> float:
     return total
 
 
-def show(model: str, capacity: float, rows: Sequence[dict[str, Any]]) -> None:
+def show(model: str, rows: Sequence[dict[str, Any]]) -> None:
     """A table."""
     heads = (
         "when full",
         "offered",
+        "capacity",
         "offered frames/s",
         "goodput",
         "of capacity",
@@ -120,13 +135,14 @@ def show(model: str, capacity: float, rows: Sequence[dict[str, Any]]) -> None:
         "p99 ms",
         "peak MB",
     )
-    table = Table(*heads, title=f"{model}: capacity {capacity:.1f} frames/s (measured on this machine)")
+    table = Table(*heads, title=f"{model}: more frames than it can take (measured on this machine); medians")
     for row in rows:
+        rates = (f"{row[key]:.1f}" for key in ("capacity_fps", "offered_fps", "goodput_fps"))
+        low, high = row["of_capacity_spread"]
+        share = f"{row['of_capacity']:.2f} ({low:.2f}-{high:.2f})"
         latencies = (f"{row['latency_ms_p50']:.0f}", f"{row['latency_ms_p99']:.0f}")
-        goodput = (f"{row['goodput_fps']:.1f}", f"{row['goodput_fps'] / capacity:.2f}")
-        offered = (f"{row['offered']:g}x", f"{row['offered_fps']:.1f}")
-        cells = (*offered, *goodput, str(row["dropped"]), *latencies, f"{row['peak_memory_mb']:.0f}")
-        table.add_row(row["when_full"], *cells)
+        cells = (*rates, share, str(row["dropped"]), *latencies, f"{row['peak_memory_mb']:.0f}")
+        table.add_row(row["when_full"], f"{row['offered']:g}x", *cells)
     console = Console(width=140)
     console.print(table)
     console.print(f"frames that ended in no way: {sum(row['unaccounted'] for row in rows)}")
