@@ -70,6 +70,9 @@ class _Stream:
 def _words(plan: Plan) -> str:
     """The plan in a line: each route with its share of the frames."""
     total = plan.throughput_fps
-    routes = [" > ".join(map(hop_text, route.hops)) + f" {route.rate_fps / total:.0%}" for route in plan.routes]
+    routes = [
+        " > ".join(hop_text(hop, plan) for hop in route.hops) + f" {route.rate_fps / total:.0%}"
+        for route in plan.routes
+    ]
     together = f", {plan.batch} frames a slot" if plan.batch > 1 else ""
     return f"{plan.planner}{together}: {'; '.join(routes)}"

@@ -94,4 +94,11 @@ def test_the_heading_of_a_plan_is_text_too() -> None:
     render_plan(plan_of("net"), table_of("net"), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "hops: worker [layers]" in text
-    assert "net [0-0]  ->  other [1-1]" in text
+    assert "net [0-0 net]  ->  other [1-1 net]" in text, "with the engine, here of the same name"
+
+
+def test_a_plan_on_the_default_engine_alone_does_not_repeat_its_name() -> None:
+    console = Console(file=io.StringIO(), width=300)
+    render_plan(plan_of("onnxruntime"), table_of("onnxruntime"), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "onnxruntime [0-0]  ->  other [1-1]" in text

@@ -10,15 +10,15 @@ from corepipe.plan.model import Hop, Plan, evaluate
 from corepipe.report.terminal import plain, say, titled
 
 
-def hop_text(hop: Hop) -> str:
-    """The worker and its layers, with engines and batches where the plan names them."""
-    if hop.parts is None:
+def hop_text(hop: Hop, plan: Plan) -> str:
+    """The worker and its layers; with engines and batches but where all runs on ONNX Runtime, frame by frame."""
+    parts = plan.parts_of(hop)
+    if plan.engines == ("onnxruntime",) and len(parts) == 1 and parts[0].batch == 1:
         return f"{hop.worker} [{hop.start}-{hop.stop - 1}]"
-    parts = (
-        f"{part.start}-{part.stop - 1} {part.engine}" + (f" x{part.batch}" if part.batch > 1 else "")
-        for part in hop.parts
+    texts = (
+        f"{part.start}-{part.stop - 1} {part.engine}" + (f" x{part.batch}" if part.batch > 1 else "") for part in parts
     )
-    return f"{hop.worker} [{', '.join(parts)}]"
+    return f"{hop.worker} [{', '.join(texts)}]"
 
 
 def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
@@ -29,7 +29,7 @@ def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
     routes.add_column("frames/s", justify="right")
     routes.add_column(plain("hops: worker [layers]"))
     for number, route in enumerate(plan.routes):
-        hops = "  ->  ".join(hop_text(h) for h in route.hops)
+        hops = "  ->  ".join(hop_text(hop, plan) for hop in route.hops)
         routes.add_row(str(number), f"{route.rate_fps:.4g}", plain(hops))
     console.print(routes)
     width = 30
