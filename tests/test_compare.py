@@ -97,6 +97,16 @@ def test_a_plan_that_cannot_run_is_left_out_with_its_reason(chain, two_cores, ta
         comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.05)
 
 
+def test_a_trial_keeps_what_runs_and_fails_where_nothing_does(chain, two_cores, table, monkeypatch):
+    monkeypatch.setattr(comparing, "_TRIAL_SLICE_S", 0.05)
+    good, bad = all_cores(table), replicas_per_core(table)
+    bad = bad.model_copy(update={"workers": tuple(w.model_copy(update={"engine": "none"}) for w in bad.workers)})
+    trial = comparing.trial(chain, {"bad": bad, "good": good}, two_cores, table, frames(chain))
+    assert (trial.best.name, [one.name for one in trial.results], set(trial.failures)) == ("good", ["good"], {"bad"})
+    with pytest.raises(CorepipeError, match="none"):
+        comparing.trial(chain, {"bad": bad}, two_cores, table, frames(chain))
+
+
 def far_too_fast(table):
     """The same table with costs that make slices as short as the caller allows."""
     fast = (1e-12,) * table.layer_count

@@ -13,7 +13,7 @@ from corepipe import Plan, Stream
 from corepipe import plan as planners
 from corepipe.api import find_costs
 from corepipe.bench_setup import bench_frames
-from corepipe.compare import TRIAL_ROUNDS, TRIAL_SLICE_S, compare, fastest
+from corepipe.compare import trial
 from corepipe.network.load import open_network
 from corepipe.report.plan import hop_text
 from corepipe.runtime.dispatch import Dispatcher
@@ -31,11 +31,7 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
     table = find_costs(network, topology, batch=batch, measured=True, use_cache=not spec.get("anew")).table
     # As the rivals' settings are: the candidates are tried, and the fastest one is measured.
     frames, _ = bench_frames(network, None)
-    plan = fastest(
-        compare(
-            network, planners.candidates(table), topology, table, frames, rounds=TRIAL_ROUNDS, slice_s=TRIAL_SLICE_S
-        )
-    ).plan
+    plan = trial(network, planners.candidates(table), topology, table, frames).best.plan
     done: list[int] = []
     stream = Stream(network, plan, topology, on_record=lambda record: done.append(record.computed_ns))
     return _Stream(stream, plan, done)

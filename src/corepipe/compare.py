@@ -34,7 +34,7 @@ RELATIVE_TOLERANCE = 1e-3
 STABLE_SPREAD = 0.05
 """A result whose slices lie further from their median than this (half the range, relative) is marked unstable."""
 
-TRIAL_ROUNDS, TRIAL_SLICE_S = 3, 0.5
+_TRIAL_ROUNDS, _TRIAL_SLICE_S = 3, 0.5
 """How long candidates are tried: enough to tell 5 % on a quiet machine."""
 
 TRIAL_TOLERANCE = 0.02
@@ -109,6 +109,21 @@ class PlanResult:
     def bottleneck(self) -> str:
         """The busiest worker, as measured."""
         return max(self.busy, key=lambda name: self.busy[name])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of trying some plans.
+
+    Attributes:
+        best: the one to use; see `fastest`.
+        results: of all that could run.
+        failures: for the others, by name, why they could not.
+    """
+
+    best: PlanResult
+    results: tuple[PlanResult, ...]
+    failures: Mapping[str, CorepipeError]
 
 
 @dataclass
@@ -200,6 +215,34 @@ def compare(
         if twin in results:
             results[name] = _as_twin(results[twin], name, plans[name])
     return [results[name] for name in plans if name in results]
+
+
+def trial(
+    network: Network,
+    plans: Mapping[str, Plan],
+    topology: Topology,
+    table: CostTable,
+    frames: Sequence[Mapping[str, NDArray[Any]]],
+    *,
+    on_progress: Callable[[float, str], None] = lambda share, text: None,
+) -> Trial:
+    """Run plans against each other for some seconds, to use the fastest; one that cannot run is left out.
+
+    Args:
+        network, topology, table, frames, on_progress: as for `compare`.
+        plans: by name, the preferred one first.
+
+    Raises:
+        CorepipeError: no plan could run, or none has the whole model's outputs.
+    """
+    failures: dict[str, CorepipeError] = {}
+    results = compare(
+        network, plans, topology, table, frames,
+        rounds=_TRIAL_ROUNDS, slice_s=_TRIAL_SLICE_S, on_progress=on_progress, on_failure=failures.__setitem__,
+    )  # fmt: skip
+    if not results:
+        raise next(iter(failures.values()))
+    return Trial(fastest(results), tuple(results), failures)
 
 
 def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -> PlanResult:

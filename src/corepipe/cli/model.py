@@ -34,7 +34,7 @@ from corepipe.cli.common import (
     write_json,
 )
 from corepipe.document import check_writable
-from corepipe.errors import CorepipeError, UsageError
+from corepipe.errors import UsageError
 from corepipe.report.terminal import say
 
 if TYPE_CHECKING:
@@ -231,15 +231,7 @@ def _fastest(network: Network, topology: Topology, table: CostTable, plans: Mapp
     from corepipe.report.bench import render_trial
 
     frames, _ = bench_frames(network, None)
-    failures: dict[str, CorepipeError] = {}
     with ProgressBar() as on_progress:
-        results = compare.compare(
-            network, plans, topology, table, frames,
-            rounds=compare.TRIAL_ROUNDS, slice_s=compare.TRIAL_SLICE_S,
-            on_progress=on_progress, on_failure=failures.__setitem__,
-        )  # fmt: skip
-    if not results:
-        raise next(iter(failures.values()))
-    best = compare.fastest(results)
-    render_trial(results, failures, best, log)
-    return best.plan
+        trial = compare.trial(network, plans, topology, table, frames, on_progress=on_progress)
+    render_trial(trial, log)
+    return trial.best.plan

@@ -6,16 +6,15 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from corepipe import __version__
 from corepipe.api import engine_names
-from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult
+from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult, Trial
 from corepipe.cost.table import CostTable
-from corepipe.errors import CorepipeError
 from corepipe.network.model import Network
 from corepipe.report.terminal import plain, say, titled
 from corepipe.topology.model import Topology
@@ -66,14 +65,13 @@ def render_bench(results: Sequence[PlanResult], title: str, console: Console, *,
         say(console, sentence)
 
 
-def render_trial(
-    results: Sequence[PlanResult], failures: Mapping[str, CorepipeError], chosen: PlanResult, console: Console
-) -> None:
+def render_trial(trial: Trial, console: Console) -> None:
     """What each candidate did, and which one is kept."""
+    chosen = trial.best
     table = titled(f"{chosen.plan.network.name}: candidates, tried on this machine")
     for heading in ("plan", "frames/s", "spread", "predicted", "outputs"):
         table.add_column(heading, justify="left" if heading in ("plan", "outputs") else "right")
-    for result in (one for one in results if one.same_as is None):
+    for result in (one for one in trial.results if one.same_as is None):
         table.add_row(
             plain(result.name),
             *_throughput(result),
@@ -82,9 +80,9 @@ def render_trial(
             style="bold" if result is chosen else None,
         )
     console.print(table)
-    for name, error in failures.items():
+    for name, error in trial.failures.items():
         say(console, f"Left out: {name}: {error}")
-    if not all(result.stable for result in results):
+    if not all(result.stable for result in trial.results):
         say(console, "Figures marked ? are unstable: close other programs and try again.")
     say(console, f"Kept: {chosen.name}, at {chosen.throughput_fps:.4g} frames/s.")
 
