@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from cost_tables import made_up
@@ -158,6 +160,27 @@ def test_no_more_is_loaded_at_once_than_memory_takes(chain, here, monkeypatch, a
     monkeypatch.setattr(aligning, "available_memory", lambda: available)
     aligning.align(chain, here, table)
     assert len(timed) == rounds
+
+
+def test_times_are_those_of_one_frame_however_many_run_at_once(chain, here, monkeypatch):
+    class Process(contextlib.nullcontext):
+        def __init__(self, topology, name, cores, segments, engine, **options):
+            super().__init__(self)
+
+        def time_each(self, chains, seconds, *, busy):
+            return [[[6.0] * len(one)] * 5 for one in chains]
+
+    monkeypatch.setattr(aligning, "MeasuringProcess", Process)
+    monkeypatch.setattr(aligning, "loads", lambda *args: [])
+    config, layers = CoreConfig(here.clusters[0].name, 1), len(chain.layers)
+    rows = [ConfigCosts(config=str(config), batch=n, layer_s=(1.0,) * layers) for n in (1, 2, 3, 6)]
+    table = made_up(rows, {config.cluster: 1}, cut_bytes=[0] * (layers + 1)).for_frames(6)
+    divisions = [(HopPart(layers=(0, layers), batch=n),) for n in (1, 2, 3, 6)]
+    mixed = (HopPart(layers=(0, 2), batch=2), HopPart(layers=(2, layers), batch=6))
+    took, busy = aligning._time(chain, here, table, config, [*divisions, mixed])
+    assert [took[division] for division in divisions] == [[6.0], [3.0], [2.0], [1.0]]
+    assert took[mixed] == [3.0, 1.0]
+    assert not busy
 
 
 def test_costs_of_two_engines_are_measured_merged_and_kept(chain, here, monkeypatch):

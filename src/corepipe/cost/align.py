@@ -139,8 +139,9 @@ def _time(
         times = prober.time_each(chains, _SECONDS_EACH * len(chains), busy=bool(others))
     took: dict[Division, list[float]] = {}
     for division, runs in zip(divisions, times, strict=True):
-        calls = iter(typical_each(runs) / table.frames)
-        took[division] = [sum(float(next(calls)) for _ in range(table.frames // part.batch)) for part in division]
+        calls = iter(typical_each(runs))
+        repeats = [(part, table.frames // part.batch) for part in division]
+        took[division] = [float(np.mean([next(calls) for _ in range(times)])) / part.batch for part, times in repeats]
     return took, bool(others)
 
 
