@@ -7,8 +7,8 @@
 Capacity is what the stream reaches when frames wait for it. Then frames come at their own pace, as from a camera, and
 `when_full` decides: `wait` (the source is held up, so that more than capacity cannot be offered to the cores),
 `drop-oldest`, `error`. Every load has its turn in each round, each time right after a look at the capacity, which it is
-held against; the medians over the rounds count. Goodput is results a second; memory is the most that all processes have
-held since they began, so a row that raises it needed more than all before it.
+held against; the medians over the rounds count, and the sums of frames. Goodput is results a second; memory is the most
+that all processes held during a look.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def run(stream: Stream, frames: Sequence[Any], rate: float, policy: WhenFull, se
     records: list[FrameRecord] = []
     stream.on_record = records.append
     dropped = stream.dropped
+    forget_peaks(stream)
     began = time.monotonic()
     offered = 0
 
@@ -100,25 +101,37 @@ def run(stream: Stream, frames: Sequence[Any], rate: float, policy: WhenFull, se
         errors += not isinstance(result, np.ndarray)
     took = time.monotonic() - began
     peak = peak_memory(stream)
-    latency = np.percentile([record.latency_s for record in records], [50, 99]) if records else [float("nan")] * 2
+    if not results:
+        raise SystemExit(f"no result in {seconds:g} s: give more --seconds")
+    latency = np.percentile([record.latency_s for record in records], [50, 99])
     return {
         "offered_fps": offered / took,
         "goodput_fps": results / took,
         "dropped": stream.dropped - dropped,
-        "unaccounted": offered - results - errors,
+        "unaccounted": abs(offered - results - errors),
         "latency_ms_p50": float(latency[0]) * 1e3,
         "latency_ms_p99": float(latency[1]) * 1e3,
         "peak_memory_mb": peak / 1e6,
     }
 
 
+def forget_peaks(stream: Stream) -> None:
+    """Begin anew with the most that each process held."""
+    for pid in processes(stream):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def peak_memory(stream: Stream) -> float:
-    """Bytes that all processes have held at the most since they began, shared ones counted in each; Linux only."""
-    total = 0.0
-    for pid in (os.getpid(), *stream.worker_pids.values()):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M)
-        total += int(found[1]) * 1024 if found else float("nan")
-    return total
+    """Bytes that all processes have held at the most since that, shared ones counted in each; Linux only."""
+    peaks = (
+        re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M) for pid in processes(stream)
+    )
+    return float(sum(int(peak[1]) * 1024 for peak in peaks if peak))
+
+
+def processes(stream: Stream) -> tuple[int, ...]:
+    """This one and the workers."""
+    return os.getpid(), *stream.worker_pids.values()
 
 
 def show(model: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -135,7 +148,7 @@ def show(model: str, rows: Sequence[dict[str, Any]]) -> None:
         "p99 ms",
         "peak MB",
     )
-    table = Table(*heads, title=f"{model}: more frames than it can take (measured on this machine); medians")
+    table = Table(*heads, title=f"{model}: more frames than it can take (measured on this machine)")
     for row in rows:
         rates = (f"{row[key]:.1f}" for key in ("capacity_fps", "offered_fps", "goodput_fps"))
         low, high = row["of_capacity_spread"]

@@ -155,34 +155,81 @@ def probe_of(*answers):
     return Probe(lambda cores: left.pop(0)), left
 
 
-def test_a_probe_tells_the_slow_core_by_the_first_try_and_holds_it_against_more():
-    as_ever, slow = {0: 10.0, 1: 30.0}, {0: 10.0, 1: 15.0}
+AS_EVER, SLOW = {0: 10.0, 1: 30.0}, {0: 10.0, 1: 15.0}
+ALIKE = {0: 1.0, 1: 1.0}
+SLOW_SHARES = {0: 0.5, 1: 1.0}
+
+
+def test_a_probe_holds_cores_against_their_first_tries_and_outvotes_a_disturbed_one():
     disturbed = {0: 2.0, 1: 15.0}
-    probe, left = probe_of(*[as_ever] * TRIES, slow, disturbed, *[slow] * (TRIES - 2))
+    probe, left = probe_of(*[AS_EVER] * TRIES, disturbed, *[SLOW] * (TRIES - 1))
     for _ in range(TRIES + 3):
-        assert probe.shares((0, 1), 1.1) == {0: 1.0, 1: 1.0}, "the first tries are what others are held against"
+        assert probe.shares((0, 1), 1.1) == ALIKE, "the first tries are what others are held against"
     assert len(left) == TRIES, "no change, no probe"
-    assert probe.shares((0, 1), 2.0) == pytest.approx({0: 0.5, 1: 1.0})
-    for _ in range(TRIES + 3):
-        shares = probe.shares((0, 1), 2.1)
-    assert shares == pytest.approx({0: 0.5, 1: 1.0}), "one disturbed try is outvoted"
+    for tries in range(1, TRIES + 3):
+        wanted = ALIKE if tries < 3 else SLOW_SHARES
+        assert probe.shares((0, 1), 2.0 + 0.01 * tries) == pytest.approx(wanted), f"after {tries} tries"
     assert not left
 
 
 def test_a_probe_that_cannot_tell_leaves_the_cores_equal():
     unclear = {0: 10.0, 1: 30.0 / UNEQUAL * 1.05}
-    probe, left = probe_of(*[{0: 10.0, 1: 30.0}] * TRIES, *[unclear] * TRIES, *[{}] * TRIES)
+    probe, left = probe_of(*[AS_EVER] * TRIES, *[unclear] * TRIES, *[{}] * TRIES)
     assert probe.shares((0,), 3.0) == {0: 1.0}, "one core is not probed"
     for factor in (1.0, 2.0, 4.0):
         for _ in range(TRIES + 1):
-            assert probe.shares((0, 1), factor) == {0: 1.0, 1: 1.0}
+            assert probe.shares((0, 1), factor) == ALIKE
     assert not left, "it is given up"
 
 
-def test_a_change_before_the_first_tries_are_done_is_seen():
-    probe, _ = probe_of({0: 10.0, 1: 30.0}, {0: 10.0, 1: 10.0})
-    assert probe.shares((0, 1), 1.0) == {0: 1.0, 1: 1.0}
-    assert probe.shares((0, 1), 2.0) == pytest.approx({0: 1 / 3, 1: 1.0})
+def test_a_change_during_the_first_tries_is_seen():
+    # Two tries are of the time after it: the worker's time is a median over two looks.
+    probe, _ = probe_of(AS_EVER, *[SLOW] * 10)
+    for factor in (1.0, 1.0, 1.1):
+        assert probe.shares((0, 1), factor) == ALIKE
+    for _ in range(3):
+        shares = probe.shares((0, 1), 2.0)
+    assert shares == pytest.approx(SLOW_SHARES)
+
+
+def test_a_core_that_is_slow_at_first_is_fast_at_last():
+    probe, _ = probe_of(*[SLOW] * TRIES, *[AS_EVER] * TRIES, *[SLOW] * TRIES)
+    for factor, wanted in ((2.0, ALIKE), (1.0, ALIKE), (2.0, SLOW_SHARES)):
+        for _ in range(TRIES):
+            shares = probe.shares((0, 1), factor)
+        if factor == 2.0:
+            assert shares == pytest.approx(wanted)
+
+
+def test_a_time_that_swings_does_not_keep_the_probe_busy():
+    for swing in (1.25, 1.35):
+        tries = []
+        probe = Probe(lambda cores, tries=tries: tries.append(cores) or AS_EVER)
+        for look in range(100):
+            probe.shares((0, 1), swing ** (look % 2))
+        assert len(tries) == TRIES
+
+
+def test_sets_of_cores_that_overlap_are_not_held_against_each_other():
+    speeds = {0: 30.0, 1: 30.0, 2: 10.0, 3: 10.0}
+    probe = Probe(lambda cores: {core: speeds[core] for core in cores})
+    for cores in ((0, 1), (2, 3), (0, 1, 2, 3)):
+        for _ in range(TRIES + 1):
+            assert probe.shares(cores, 1.0) == dict.fromkeys(cores, 1.0)
+
+
+def test_cores_that_come_back_are_tried_anew():
+    probe, left = probe_of(*[AS_EVER] * TRIES, *[SLOW] * TRIES, *[AS_EVER] * TRIES)
+    for factor in (1.0, 2.0):
+        for _ in range(TRIES):
+            shares = probe.shares((0, 1), factor)
+    assert shares == pytest.approx(SLOW_SHARES)
+    probe.watch([(0,), (1,)])
+    probe.watch([(0, 1)])
+    for _ in range(TRIES):
+        shares = probe.shares((0, 1), 2.0)
+    assert shares == ALIKE
+    assert not left
 
 
 def test_core_speeds_of_this_machine(two_cores):

@@ -4,7 +4,7 @@ Each mode of a table was measured at another moment; an engine's profiler does n
 and what it costs to change from one engine to another is not in any table. The best division is the one whose costs
 happen to be underrated most. So on each config the whole network in every mode, and the best division, are timed in one
 process, taking turns. What each part took corrects the costs of its layers, the least that explains it, which leads to
-another best division, until the best one is one that was timed.
+another best division, until the best one is one that was timed, or there has been enough of it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ Took = Mapping[Division, Sequence[float]]
 
 _SECONDS_EACH = 0.5
 _ROUNDS = 4
+_COPIES = 4
+"""Of a part's weights while it is timed: the model here, handed over, and what the engine makes of it."""
+
 _LEAST_SHARE = 0.1
 """Of a network's time stays with its layers, however much its segments cost."""
 
@@ -82,7 +85,8 @@ def _align_config(
         if number and not _fits(network, divisions):
             break
         took, busy = _time(network, topology, table, config, divisions)
-        broken = _per_cut(table, config, {best: took[best]}, busy)
+        now = _scaled_to(table, config, took, busy)
+        broken = _per_cut(now, config, {best: took[best]}, busy)
         table = _with(table, config, [_corrected(row, table, took, busy) for row in rows])
         unexplained = _per_cut(table, config, took, busy)
         table = _with(table, config, [_dearer(row, unexplained) for row in table.by_config[config]])
@@ -94,10 +98,10 @@ def _align_config(
 
 
 def _fits(network: Network, divisions: Sequence[Division]) -> bool:
-    """Whether the memory at hand takes all parts, each as a model and in its engine."""
+    """Whether the memory at hand takes all parts."""
     weights = [layer.descriptor.bytes_weights for layer in network.layers]
     parts = {part for division in divisions for part in division}
-    return 2 * sum(sum(weights[part.start : part.stop]) for part in parts) <= available_memory()
+    return _COPIES * sum(sum(weights[part.start : part.stop]) for part in parts) <= available_memory()
 
 
 def _per_cut(table: CostTable, config: CoreConfig, took: Took, busy: bool) -> float:
@@ -141,7 +145,7 @@ def _time(
     for division, runs in zip(divisions, times, strict=True):
         calls = iter(typical_each(runs))
         repeats = [(part, table.frames // part.batch) for part in division]
-        took[division] = [float(np.mean([next(calls) for _ in range(times)])) / part.batch for part, times in repeats]
+        took[division] = [float(np.mean([next(calls) for _ in range(n)])) / part.batch for part, n in repeats]
     return took, bool(others)
 
 
@@ -151,29 +155,57 @@ def _corrected(row: ConfigCosts, table: CostTable, took: Took, busy: bool) -> Co
     Of all corrections the most likely one, where costs and times are off as doubted, independently of each other: the
     mean of a Gaussian after linear observations.
     """
-    seen = [
-        (part, seconds)
-        for division, each in took.items()
-        for part, seconds in zip(division, each, strict=True)
-        if part.mode == row.mode
-    ]
-    field = "layer_busy_s" if busy and row.layer_busy_s is not None else "layer_s"
-    cut_bytes = table.network.cut_bytes
-    fixed = [row.segment_s + row.segment_s_per_byte * (cut_bytes[p.start] + cut_bytes[p.stop]) for p, _ in seen]
-    own = np.array([max(s - f, _LEAST_SHARE * s) for (_, s), f in zip(seen, fixed, strict=True)])
-    whole = next(number for number, (part, _) in enumerate(seen) if (part.start, part.stop) == (0, table.layer_count))
-    layers = np.array(scaled(np.array(getattr(row, field)), own[whole]))
+    times: dict[HopPart, list[float]] = {}
+    for division, each in took.items():
+        for part, seconds in zip(division, each, strict=True):
+            if part.mode == row.mode:
+                times.setdefault(part, []).append(seconds)
+    parts = list(times)
+    seen = np.array([np.mean(times[part]) for part in parts])
+    own = np.maximum(seen - [_fixed_s(row, table, part) for part in parts], _LEAST_SHARE * seen)
+    whole = own[next(n for n, part in enumerate(parts) if (part.start, part.stop) == (0, table.layer_count))]
+    before = np.array(scaled(np.array(getattr(row, _field(row, busy))), whole))
     # The unknowns: each layer, and what any segment costs more.
-    belongs = np.zeros((len(seen), len(layers) + 1))
-    for number, (part, _) in enumerate(seen):
+    belongs = np.zeros((len(parts), len(before) + 1))
+    for number, part in enumerate(parts):
         belongs[number, part.start : part.stop] = belongs[number, -1] = 1.0
-    doubt = np.append(_LAYER_DOUBT * layers, _SEGMENT_DOUBT * own[whole]) ** 2
-    noise = np.diag((_TIME_DOUBT * own) ** 2)
-    known = (belongs * doubt) @ belongs.T + noise
-    change = doubt * (belongs.T @ np.linalg.solve(known, own - belongs[:, :-1] @ layers))
-    dearer = _dearer(row, max(float(change[-1]), 0.0))
-    left_s = max(own[whole] - (dearer.segment_s - row.segment_s), _LEAST_SHARE * own[whole])
-    return dearer.model_copy(update={field: scaled(np.maximum(layers + change[:-1], _LEAST_SHARE * layers), left_s)})
+    # A profiler may have counted a layer that seems to cost nothing for its neighbour.
+    layer_doubt = _LAYER_DOUBT * np.maximum(before, _LAYER_DOUBT * before.mean())
+    for segment_doubt in (_SEGMENT_DOUBT * whole, 0.0):
+        doubt = np.append(layer_doubt, segment_doubt) ** 2
+        known = (belongs * doubt) @ belongs.T + np.diag((_TIME_DOUBT * seen) ** 2)
+        change = doubt * (belongs.T @ np.linalg.solve(known, own - belongs[:, :-1] @ before))
+        if change[-1] >= 0:
+            break
+    dearer = _dearer(row, float(change[-1]))
+    left_s = max(whole - (dearer.segment_s - row.segment_s), _LEAST_SHARE * whole)
+    ratios = np.maximum(before + change[:-1], _LEAST_SHARE * before) / before
+    layers = {
+        "layer_s": scaled(ratios * dearer.layer_s, sum(dearer.layer_s)),
+        _field(row, busy): scaled(ratios * before, left_s),
+    }
+    return dearer.model_copy(update=layers)
+
+
+def _scaled_to(table: CostTable, config: CoreConfig, took: Took, busy: bool) -> CostTable:
+    """The table with the layers of each mode scaled such that the whole network takes what it took."""
+    rows = []
+    for row in table.by_config[config]:
+        part = HopPart(layers=(0, table.layer_count), engine=row.engine, batch=row.batch)
+        (seconds,) = took[(part,)]
+        own = max(seconds - _fixed_s(row, table, part), _LEAST_SHARE * seconds)
+        field = _field(row, busy)
+        rows.append(row.model_copy(update={field: scaled(np.array(getattr(row, field)), own)}))
+    return _with(table, config, rows)
+
+
+def _field(row: ConfigCosts, busy: bool) -> str:
+    return "layer_busy_s" if busy and row.layer_busy_s is not None else "layer_s"
+
+
+def _fixed_s(row: ConfigCosts, table: CostTable, part: HopPart) -> float:
+    cut_bytes = table.network.cut_bytes
+    return row.segment_s + row.segment_s_per_byte * (cut_bytes[part.start] + cut_bytes[part.stop])
 
 
 def _dearer(row: ConfigCosts, extra: float) -> ConfigCosts:

@@ -57,6 +57,8 @@ class Belief:
         """
         table = self._table.for_frames(plan.batch)
         busy = len(plan.workers) > 1
+        if self._probe:
+            self._probe.watch([worker.cores for worker in plan.workers])
         for worker in plan.workers:
             total = np.zeros(2)
             layers: list[tuple[int, int, float]] = []

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from corepipe.topology.model import Topology
 
-PROBE_S = 0.1
-"""How long the cores are tried."""
+PROBE_S = 0.05
+"""How long the cores are tried: as long the worker itself has less of them."""
 
 UNEQUAL = 1.4
 """Cores of a worker whose speeds have come further apart are told apart; less may be chance."""
@@ -24,10 +24,19 @@ UNEQUAL = 1.4
 TRIES = 5
 """After a change; a moment is short, and others may have disturbed it, so the median of some counts."""
 
+_ENOUGH = 3
+"""Tries before cores are told apart."""
+
 _CHANGED = 1.2
+_CHANGED_MUCH = 1.4
+"""A worker's time has changed where it is off by so much at two looks in a row, or by so much more at one."""
+
+_WINDOW = 2
+"""Looks for which a change may have gone on before it was seen: times are medians over them."""
 
 _BLOCK = bytes(1 << 16)
 
+Floats = NDArray[np.float64]
 Speeds = dict[int, float]
 
 
@@ -36,24 +45,30 @@ class _Tries:
     """What was seen of the cores of a worker since its time last changed.
 
     Attributes:
-        factor: the worker's time over what the costs say, at the change.
+        factor: the worker's time over what the costs say.
         left: how many tries are still to come.
+        off: looks in a row at which the factor was another one.
         found: of each try the logarithms of the cores' speeds, less their mean: shape (cores,).
     """
 
     factor: float
     left: int = TRIES
-    found: list[NDArray[np.float64]] = field(default_factory=list)
+    off: int = 0
+    found: list[Floats] = field(default_factory=list)
 
-    def median(self) -> NDArray[np.float64]:
-        return np.asarray(np.median(self.found, axis=0))
+    def changed(self, factor: float) -> bool:
+        """Whether the worker's time is another one by now."""
+        change = abs(math.log(factor / self.factor))
+        self.off = self.off + 1 if change > math.log(_CHANGED) else 0
+        return self.off > 1 or change > math.log(_CHANGED_MUCH)
 
 
 class Probe:
     """Tells the cores of a worker apart once it takes longer, or less long, than before.
 
-    All that a worker's times show is how it does as a whole. Speeds are held against those of the first tries, so cores
-    may be of any kind, and of the same moment, so that what else runs on them (the worker itself) counts on all.
+    All that a worker's times show is how it does as a whole. Speeds are held against those of the first tries of the
+    same cores, so cores may be of any kind, and of the same moment, so that what else runs on them (the worker itself)
+    counts on all.
 
     Args:
         measure: tells the speed of each of some cores, in any unit; empty where it cannot be told.
@@ -61,8 +76,12 @@ class Probe:
 
     def __init__(self, measure: Callable[[Sequence[int]], Speeds]) -> None:
         self._measure = measure
-        self._first: dict[int, float] = {}
+        self._first: dict[tuple[int, ...], Floats] = {}
         self._tries: dict[tuple[int, ...], _Tries] = {}
+
+    def watch(self, workers: Collection[tuple[int, ...]]) -> None:
+        """These are the workers' cores from now on; of others only the first tries are kept."""
+        self._tries = {cores: tries for cores, tries in self._tries.items() if cores in workers}
 
     def shares(self, cores: tuple[int, ...], factor: float) -> Mapping[int, float]:
         """For each core of a worker what its slowness is of that of the slowest, in (0, 1].
@@ -77,8 +96,13 @@ class Probe:
         if len(cores) == 1:
             return equal
         tries = self._tries.setdefault(cores, _Tries(factor))
-        if abs(math.log(factor / tries.factor)) > math.log(_CHANGED):
-            self._keep_first(cores, tries)
+        if cores not in self._first:
+            if tries.changed(factor):
+                self._keep_first(cores, tries.found[:-_WINDOW] or tries.found[:1])
+                tries = self._tries[cores] = _Tries(factor)
+        elif tries.left:
+            tries.factor = factor
+        elif tries.changed(factor):
             tries = self._tries[cores] = _Tries(factor)
         if tries.left:
             tries.left -= 1
@@ -86,19 +110,18 @@ class Probe:
             if set(now) == set(cores):
                 speeds = np.log([now[core] for core in cores])
                 tries.found.append(speeds - speeds.mean())
-            if not tries.left:
-                self._keep_first(cores, tries)
-        if not tries.found or any(core not in self._first for core in cores):
+            if not tries.left and (cores not in self._first or abs(math.log(factor)) < math.log(_CHANGED)):
+                self._keep_first(cores, tries.found)
+        if len(tries.found) < _ENOUGH or cores not in self._first:
             return equal
-        slowness = np.array([self._first[core] for core in cores]) - tries.median()
+        slowness = self._first[cores] - np.median(tries.found, axis=0)
         if np.ptp(slowness) < math.log(UNEQUAL):
             return equal
         return dict(zip(cores, np.exp(slowness - slowness.max()).tolist(), strict=True))
 
-    def _keep_first(self, cores: tuple[int, ...], tries: _Tries) -> None:
-        if tries.found:
-            for core, speed in zip(cores, tries.median(), strict=True):
-                self._first.setdefault(core, float(speed))
+    def _keep_first(self, cores: tuple[int, ...], found: Sequence[Floats]) -> None:
+        if found:
+            self._first[cores] = np.asarray(np.median(found, axis=0))
 
 
 def core_speeds(topology: Topology, cores: Sequence[int]) -> Speeds:
