@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corepipe import engine
-from corepipe.cost.watch import Watch
+from corepipe.cost.watch import REFERENCE_ENGINE, Watch
 from corepipe.errors import EngineError
 from corepipe.runtime.child import report
 
@@ -34,6 +34,9 @@ _LEAST_PROFILED = 3
 def serve(config: dict[str, Any]) -> None:
     """Answer commands (one JSON object a line) until the command pipe closes or says stop."""
     engines = {config["engine"], *(spec["engine"] for spec in config["models"])}
+    if config["watch"]:
+        # Else the reference's threads spin on after each look, in the way of the models' threads.
+        engines.add(REFERENCE_ENGINE)
     for name in engines:
         engine.get(name).dedicate(config["threads"], alone=len(engines) == 1)
     models = [_Model(spec, config["threads"]) for spec in config["models"]]

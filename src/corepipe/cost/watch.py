@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from corepipe.engine import onnxruntime
+from corepipe import engine
+
+REFERENCE_ENGINE = "onnxruntime"
 
 _CHANNELS, _SIDE = 64, 28
 """Of the reference: half a millisecond on a desktop core; weights and maps fit into a core's own cache."""
@@ -96,5 +98,5 @@ def _reference(threads: int) -> Callable[[], None]:
         [numpy_helper.from_array(weight, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    compiled = onnxruntime.ENGINE.compile(model.SerializeToString(), threads)
+    compiled = engine.get(REFERENCE_ENGINE).compile(model.SerializeToString(), threads)
     return compiled.bind({"x": np.ones(shape, np.float32)}, {"y": np.empty(shape, np.float32)})

@@ -31,11 +31,12 @@ class OnnxRuntimeEngine:
     def dedicate(self, threads: int, alone: bool = True) -> None:
         """See `Engine.dedicate`.
 
-        A session's own threads spin for tens of milliseconds after each run, in the way of the next session's, and even
-        shared ones in the way of another engine's.
+        A session's own threads spin for tens of milliseconds after each run, in the way of the next session's: so all
+        share one pool. Beside another engine each session has its own, since only such threads can be told to stop
+        spinning when a run ends.
         """
         self.alone = alone
-        if threads > 1 and not self.shared_threads and hasattr(ort, "set_global_thread_pool_sizes"):
+        if alone and threads > 1 and not self.shared_threads and hasattr(ort, "set_global_thread_pool_sizes"):
             # It warns at every session that the session's own number of threads does not count.
             ort.set_default_logger_severity(_FATAL)
             ort.set_global_thread_pool_sizes(threads, 1)
