@@ -530,16 +530,20 @@ print(json.dumps({
 """
 
 
-def threads_of(engine, cpus, threads, folder=None):
+def printed_by(script, *arguments, folder=None):
     done = subprocess.run(
-        [sys.executable, "-c", THREADS, json.dumps(cpus), str(threads), engine.name],
+        [sys.executable, "-c", script, *arguments],
         check=True,
         capture_output=True,
         text=True,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+def threads_of(engine, cpus, threads, folder=None):
+    return json.loads(printed_by(THREADS, json.dumps(cpus), str(threads), engine.name, folder=folder))
 
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity mask")
@@ -598,10 +602,7 @@ def test_no_thread_spins_on_beside_another_engine(engine):
     """A pool that ONNX Runtime's sessions shared spun for tens of milliseconds, whatever the sessions were told."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", IDLE_CPU, engine.name]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert float(done.stdout) < 0.01, "seconds of processor time in 0.05 s in which nothing runs"
+    assert float(printed_by(IDLE_CPU, engine.name)) < 0.01, "seconds of processor time in 0.05 s in which nothing runs"
 
 
 # Profile

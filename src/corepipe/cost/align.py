@@ -85,7 +85,7 @@ def _align_config(
         if number and not _fits(network, divisions):
             break
         took, busy = _time(network, topology, table, config, divisions)
-        now = _scaled_to(table, config, took, busy)
+        now = _with(table, config, [_scaled_to(row, table, took, busy) for row in table.by_config[config]])
         broken = _per_cut(now, config, {best: took[best]}, busy)
         table = _with(table, config, [_corrected(row, table, took, busy) for row in rows])
         unexplained = _per_cut(table, config, took, busy)
@@ -162,9 +162,9 @@ def _corrected(row: ConfigCosts, table: CostTable, took: Took, busy: bool) -> Co
                 times.setdefault(part, []).append(seconds)
     parts = list(times)
     seen = np.array([np.mean(times[part]) for part in parts])
-    own = np.maximum(seen - [_fixed_s(row, table, part) for part in parts], _LEAST_SHARE * seen)
-    whole = own[next(n for n, part in enumerate(parts) if (part.start, part.stop) == (0, table.layer_count))]
-    before = np.array(scaled(np.array(getattr(row, _field(row, busy))), whole))
+    own = np.array([_own_s(row, table, part, seconds) for part, seconds in zip(parts, seen, strict=True)])
+    before = np.array(getattr(_scaled_to(row, table, took, busy), _field(row, busy)))
+    whole = float(before.sum())
     # The unknowns: each layer, and what any segment costs more.
     belongs = np.zeros((len(parts), len(before) + 1))
     for number, part in enumerate(parts):
@@ -187,25 +187,22 @@ def _corrected(row: ConfigCosts, table: CostTable, took: Took, busy: bool) -> Co
     return dearer.model_copy(update=layers)
 
 
-def _scaled_to(table: CostTable, config: CoreConfig, took: Took, busy: bool) -> CostTable:
-    """The table with the layers of each mode scaled such that the whole network takes what it took."""
-    rows = []
-    for row in table.by_config[config]:
-        part = HopPart(layers=(0, table.layer_count), engine=row.engine, batch=row.batch)
-        (seconds,) = took[(part,)]
-        own = max(seconds - _fixed_s(row, table, part), _LEAST_SHARE * seconds)
-        field = _field(row, busy)
-        rows.append(row.model_copy(update={field: scaled(np.array(getattr(row, field)), own)}))
-    return _with(table, config, rows)
+def _scaled_to(row: ConfigCosts, table: CostTable, took: Took, busy: bool) -> ConfigCosts:
+    """The costs of a mode with the layers scaled such that the whole network takes what it took."""
+    part = HopPart(layers=(0, table.layer_count), engine=row.engine, batch=row.batch)
+    (seconds,) = took[(part,)]
+    field = _field(row, busy)
+    return row.model_copy(update={field: scaled(np.array(getattr(row, field)), _own_s(row, table, part, seconds))})
 
 
 def _field(row: ConfigCosts, busy: bool) -> str:
     return "layer_busy_s" if busy and row.layer_busy_s is not None else "layer_s"
 
 
-def _fixed_s(row: ConfigCosts, table: CostTable, part: HopPart) -> float:
-    cut_bytes = table.network.cut_bytes
-    return row.segment_s + row.segment_s_per_byte * (cut_bytes[part.start] + cut_bytes[part.stop])
+def _own_s(row: ConfigCosts, table: CostTable, part: HopPart, seconds: float) -> float:
+    """What of the seconds of a part its layers take."""
+    edges = table.network.cut_bytes[part.start] + table.network.cut_bytes[part.stop]
+    return max(seconds - row.beside_layers_s(edges), _LEAST_SHARE * seconds)
 
 
 def _dearer(row: ConfigCosts, extra: float) -> ConfigCosts:

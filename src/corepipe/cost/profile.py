@@ -220,7 +220,7 @@ def _measure_again(network: Network, topology: Topology, costs: ConfigCosts, eng
     whole = network.segment(0, len(network.layers))
     cores = cores_of(topology, costs.core_config)
     ((alone_s, busy_s),) = time_whole(topology, f"probe-{costs.config}", cores, [whole], engine, _SECONDS)
-    fixed = costs.segment_s + costs.segment_s_per_byte * (network.cuts[0].nbytes + network.cuts[-1].nbytes)
+    fixed = costs.beside_layers_s(network.cuts[0].nbytes + network.cuts[-1].nbytes)
 
     def quicker(layers: tuple[float, ...], whole_s: float) -> tuple[float, ...]:
         own = whole_s - min(fixed, 0.5 * whole_s)

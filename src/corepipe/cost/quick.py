@@ -126,7 +126,7 @@ def _measure(
             whole = typical(process.time([[number]], _SECONDS)[0])
             layers = layer_seconds(network, process.profile(number, whole, _SECONDS))[start:stop]
             ends = network.cuts[start].nbytes + network.cuts[stop].nbytes
-            own = max(whole - costs.segment_s - costs.segment_s_per_byte * ends, 0.5 * whole)
+            own = max(whole - costs.beside_layers_s(ends), 0.5 * whole)
             for index, seconds in zip(range(start, stop), layers * (own / layers.sum()), strict=True):
                 if index > start or index not in found:
                     found[index] = float(seconds)

@@ -113,6 +113,10 @@ class ConfigCosts(Part):
         """Engine and batch."""
         return Mode(self.engine, self.batch)
 
+    def beside_layers_s(self, edge_bytes: int) -> float:
+        """Seconds of a segment beside its layers, whose two cuts hold so many bytes together."""
+        return self.segment_s + self.segment_s_per_byte * edge_bytes
+
 
 class HopCosts(Part):
     """Seconds for handing a frame over (or, where a table is `for_frames` that share a slot, its part of them).
@@ -292,7 +296,7 @@ class CostTable(Document):
         costs = self.costs_of(config, mode)
         sums = self._prefix[config, costs.mode, busy]
         edges = self.network.cut_bytes[start] + self.network.cut_bytes[stop]
-        return float(sums[stop] - sums[start]) + costs.segment_s + costs.segment_s_per_byte * edges
+        return float(sums[stop] - sums[start]) + costs.beside_layers_s(edges)
 
     def half_hop_s(self, cut: int) -> float:
         """Seconds that one worker spends on handing a frame over at `cut` (giving or taking it).
