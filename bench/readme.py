@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rival_systems.catalogue import COREPIPE
-from rival_systems.result import best_rival, networks_of, rows_of, systems_of
+from rival_systems.result import best_rival, networks_of, ratio, rows_of, systems_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -94,9 +94,9 @@ def rivals(data: dict[str, Any]) -> str:
         lines.append(f"| {system} | {' | '.join(cells)} |")
     shares: dict[str, list[str]] = {"corepipe / best rival": [], "corepipe / bound": []}
     for network, rows in networks.items():
-        own, rival = rows.get(COREPIPE), best_rival(rows)
-        for title, other in zip(shares, (rival and rival["throughput_fps"], data["bound_fps"][network]), strict=True):
-            shares[title].append(f"{own['throughput_fps'] / other:.2f}" if own and other else "-")
+        own, rival, bound = rows.get(COREPIPE), best_rival(rows), data["bound_fps"][network]
+        shares["corepipe / best rival"].append(f"{ratio(own, rival).median:.2f}" if own and rival else "-")
+        shares["corepipe / bound"].append(f"{own['throughput_fps'] / bound:.2f}" if own and bound else "-")
     lines += [f"| {title} | {' | '.join(cells)} |" for title, cells in shares.items()]
     env = data["environment"]
     how = f"cores slowed by emulation (`--slow {data['slow']}`)" if data["emulated"] else "nothing emulated"
@@ -110,7 +110,8 @@ def rivals(data: dict[str, Any]) -> str:
     lines.append("")
     lines.append(
         f"Frames/s, median of interleaved slices (lowest to highest slice), every system with the best of its settings "
-        f"(in the file). By geometric mean corepipe reaches {', '.join(means) or 'no comparable figure'}. "
+        f"(in the file); ratios are medians over the rounds. "
+        f"By geometric mean corepipe reaches {', '.join(means) or 'no comparable figure'}. "
         + (f"Goals missed: {'; '.join(missed)}. " if missed else "")
         + "".join(f"Absent: {_absent(one)}. " for one in data["absent"])
         + f"{how.capitalize()}; {env['cpu']}, {env['cpus']} CPUs, fp32, {batch}, {engines}, {env['date'][:10]}."

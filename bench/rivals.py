@@ -115,6 +115,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             say = functools.partial(_say, name)
             measured[name] = measure(settings, own, folder, batches, times, say, options.no_cache)
         data = result.document(measured, topology.emulated, largest) | {"environment": about, "slow": options.slowed}
+        say(f"corepipe {result.in_words(data, name)}")
         if options.json:
             options.json.write_text(json.dumps(data, indent=1) + "\n")
             if not plot(data, options.json.with_suffix(".png")):

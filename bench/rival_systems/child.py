@@ -6,9 +6,11 @@ It says `{"ready": {...}}` once its outputs are checked and it is warm, or `{"fa
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +27,7 @@ TOLERANCE = 1e-3
 """Largest difference from the reference that counts as equal, relative to the output's largest magnitude."""
 
 _WARM_S = 0.5
+_PR_SET_PDEATHSIG = 1
 
 
 class Runner(Protocol):
@@ -48,6 +51,8 @@ class Runner(Protocol):
 
 
 def main() -> None:
+    # Its parent may be killed before it could end this process, which may be at work for minutes.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     spec = json.loads(sys.argv[1])
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -49,7 +51,8 @@ def document(measured: Mapping[str, Measured], emulated: bool, batch: int) -> di
         "absent": _merged(absent, list(measured)),
         "runners_up": others,
         "screening": screening,
-        "spread": "lowest and highest slice; throughput is the median over the slices",
+        "spread": "lowest and highest slice; throughput is the median over the slices; ratios to rivals are medians "
+        "over the rounds, in parentheses their first and third quartiles",
     }
     made["geomean"] = geomeans(made)
     made["goals"] = [{"goal": text, "met": met} for text, met in goals(made)]
@@ -90,6 +93,25 @@ def best_rival(rows: Mapping[str, dict[str, Any]], among: Sequence[str] | None =
     return max(rivals, key=lambda row: row["throughput_fps"], default=None)
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """Throughput over another system's: median, first and third quartile of what it was in each round.
+
+    Taken round by round, it does not feel that the machine is faster in one minute than in another.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+def ratio(own: Mapping[str, Any], rival: Mapping[str, Any]) -> Ratio:
+    """Of two rows of the same network."""
+    rounds = [a / b for a, b in zip(own["slices_fps"], rival["slices_fps"], strict=True)]
+    low, median, high = statistics.quantiles(rounds, n=4, method="inclusive") if len(rounds) > 1 else rounds * 3
+    return Ratio(median, low, high)
+
+
 def geomeans(data: Mapping[str, Any]) -> dict[str, float | None]:
     """Geometric means over the networks of corepipe against the best of others; None where a network has no figure."""
     ratios: dict[str, list[float]] = {"routes/best_ort_session": [], "routes/best_rival": [], "routes/bound": []}
@@ -100,9 +122,9 @@ def geomeans(data: Mapping[str, Any]) -> dict[str, float | None]:
             continue
         fps = rows[COREPIPE]["throughput_fps"]
         if session := best_rival(rows, ORT_SESSIONS):
-            ratios["routes/best_ort_session"].append(fps / session["throughput_fps"])
+            ratios["routes/best_ort_session"].append(ratio(rows[COREPIPE], session).median)
         if rival := best_rival(rows):
-            ratios["routes/best_rival"].append(fps / rival["throughput_fps"])
+            ratios["routes/best_rival"].append(ratio(rows[COREPIPE], rival).median)
         if bound := data["bound_fps"][network]:
             ratios["routes/bound"].append(fps / bound)
     return {
@@ -123,10 +145,26 @@ def goals(data: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
         if COREPIPE not in rows or rival is None:
             yield f"{network}: not measured", False
             continue
-        own = rows[COREPIPE]
-        behind = own["spread_fps"][1] < rival["spread_fps"][0]
-        ratio = own["throughput_fps"] / rival["throughput_fps"]
-        yield f"{network}: {ratio:.3f} of {rival['system']}, not behind by more than the spread", not behind
+        yield (
+            f"{network}: {_against(rows[COREPIPE], rival)}, not behind by more than the spread",
+            (ratio(rows[COREPIPE], rival).high >= 1),
+        )
+
+
+def _against(own: Mapping[str, Any], rival: Mapping[str, Any]) -> str:
+    of = ratio(own, rival)
+    return f"{of.median:.3f} ({of.low:.3f}-{of.high:.3f}) of {rival['system']}"
+
+
+def in_words(data: Mapping[str, Any], network: str) -> str:
+    """A network's outcome in a line."""
+    rows = rows_of(data, network)
+    rival = best_rival(rows)
+    if COREPIPE not in rows or rival is None:
+        return "not compared"
+    bound = data["bound_fps"][network]
+    promise = f", bound {bound:.4g}" if bound else ""
+    return f"{rows[COREPIPE]['throughput_fps']:.4g} frames/s, {_against(rows[COREPIPE], rival)}{promise}"
 
 
 def show(data: Mapping[str, Any], console: Console) -> None:

@@ -36,6 +36,7 @@ def module(name):
 def row(system, fps, low, high):
     return {
         "system": system, "settings": "some", "throughput_fps": fps, "spread_fps": [low, high],
+        "slices_fps": [low, fps, high],
         "idle_cpu_share": 0.0, "best": True,
     }  # fmt: skip
 
@@ -201,3 +202,11 @@ def test_a_wrong_output_is_not_timed(small_model, tmp_path):
     setting = next(s for s in catalogue.settings(detect()) if s.engine == "onnxruntime")
     with pytest.raises(host.ChildError, match="output is wrong"):
         host.Contender(setting, tmp_path, 60)
+
+
+def test_ratios_are_taken_round_by_round():
+    result = module("rival_systems.result")
+    own = row("corepipe", 20, 10, 30)
+    of = result.ratio(own, row("ncnn", 22, 11, 33))
+    assert (of.low, of.median, of.high) == pytest.approx((10 / 11,) * 3)
+    assert result.ratio(own, row("ncnn", 20, 20, 20)).low < 1 < result.ratio(own, row("ncnn", 20, 20, 20)).high
