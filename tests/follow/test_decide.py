@@ -49,7 +49,7 @@ class World:
         self.plan = planner(table)
         self.planner = planner
         self.decider = Decider(table, planner, Probe(self.speeds))
-        self.now, self.since = 100.0, 100.0
+        self.now = self.until = self.since = 100.0
         self.steps = []
         self.probes = 0
         self._noise, self._generator = noise, np.random.default_rng(seed)
@@ -99,10 +99,11 @@ class World:
         return Seen(hops, busy, rate, self.now - self.since)
 
     def run(self, seconds, offered=np.inf):
-        """Look every half second; returns the steps that were made."""
+        """Look as often as the decider wants to; returns the steps that were made."""
         made = []
-        for _ in range(round(seconds / 0.5)):
-            self.now += 0.5
+        self.until += seconds
+        while self.now + self.decider.pause_s <= self.until + 1e-9:
+            self.now += self.decider.pause_s
             step = self.decider.look(self.plan, self.seen(offered), self.usable, self.now)
             if step is not None:
                 self.plan, self.since = step.plan, self.now
@@ -141,12 +142,35 @@ def test_a_worker_of_several_cores_is_left_where_one_of_them_becomes_slow(core, 
     world.run(4)
     assert [len(worker.cores) for worker in world.plan.workers] == [2]
     world.factors[core] = factor
-    world.run(5)
+    world.run(1.6)  # the first look after half a second, three tries and half a second of agreement
     assert world.fps() >= 0.95 * world.best_fps()
+    world.run(3.4)
     world.factors[core] = 1.0
     world.run(6)
     assert world.fps() >= 0.95 * world.best_fps()
     assert world.probes <= 3 * TRIES
+
+
+@pytest.mark.parametrize(("factor", "blip_s"), [(2.0, 0.4), (1.1, 1.2)])
+def test_what_is_over_soon_changes_nothing(factor, blip_s):
+    world = World(table_of(BIG_LITTLE))
+    world.run(4)
+    world.factors[0] = factor
+    made = world.run(0.5 + blip_s)
+    world.factors[0] = 1.0
+    assert not made + world.run(20)
+
+
+def test_it_looks_more_often_only_while_a_change_is_in_question():
+    world = World(table_of(BIG_LITTLE))
+    world.run(4)
+    usual = world.decider.pause_s
+    world.factors[0] = 2.0
+    world.run(usual)
+    assert world.decider.pause_s < usual
+    world.run(5)
+    assert world.steps
+    assert world.decider.pause_s == usual
 
 
 def probe_of(*answers):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,8 +59,10 @@ def table_for(network, topology, factors):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(following, "PERIOD_S", 0.05)
-    monkeypatch.setattr("corepipe.follow.decide.SETTLING_S", 0.3)
+    for name, seconds in {
+        "PERIOD_S": 0.05, "_DOUBT_PERIOD_S": 0.05, "_AGREEING_S": 0.15, "_URGENT_AGREEING_S": 0.05, "SETTLING_S": 0.3
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"corepipe.follow.decide.{name}", seconds)
 
 
 def feed_until(condition, network, seconds=20):
@@ -104,6 +108,63 @@ def test_a_core_that_is_taken_away_is_done_without(big_chain, two_cores, quick):
         assert lost not in {core for worker in stream.plan.workers for core in worker.cores}
         list(stream(feed_until(lambda: len(stream.lanes) == 1, big_chain)))
         assert len(stream.lanes) == 1
+
+
+@pytest.fixture
+def set_online(two_cores):
+    """Takes a core of this machine offline and back; where the tester allows it, since others' programs run on it."""
+    files = {
+        core.id: [Path(f"/sys/devices/system/cpu/cpu{cpu}/online") for cpu in core.cpus] for core in two_cores.cores
+    }
+    if os.environ.get("COREPIPE_TEST_OFFLINE") != "1":
+        pytest.skip("takes a core of this machine offline: set COREPIPE_TEST_OFFLINE=1 to allow it")
+
+    def write(core, online):
+        for file in files[core]:
+            if file.read_text().strip() != str(int(online)):
+                file.write_text(str(int(online)))
+
+    yield write
+    for core in two_cores.cores:
+        with contextlib.suppress(FileNotFoundError):  # the first one often cannot be taken offline
+            write(core.id, True)
+
+
+@pytest.mark.slow
+def test_a_core_that_really_goes_offline_is_done_without_and_used_again(big_chain, two_cores, set_online, quick):
+    table = table_for(big_chain, two_cores, [1] * 6)
+    plan = planners.plan(table, "replicas-per-core")
+    lost = plan.workers[1].cores[0]
+    frames = [np.full(big_chain.inputs[0].shape, number, np.float32) for number in range(7)]
+    outputs = []
+
+    def used(plan):
+        return {core for worker in plan.workers for core in worker.cores}
+
+    with Stream(big_chain, plan, two_cores) as stream:
+        expected = list(stream(frames))
+        follower = Follower(stream, table)
+
+        def run_until(condition):
+            deadline = time.monotonic() + 30
+            while not condition() and time.monotonic() < deadline:
+                outputs.extend(stream(frames))
+            assert condition()
+
+        run_until(lambda: len(outputs) > 200)
+        set_online(lost, False)
+        run_until(lambda: follower.changes)
+        assert f"core {lost}" in follower.changes[0].reason
+        assert lost not in used(stream.plan)
+        run_until(lambda: len(stream.lanes) == 1)
+        set_online(lost, True)
+        run_until(lambda: lost in used(stream.plan))
+        run_until(lambda: len(stream.lanes) == 1)
+        for number, worker in enumerate(stream.plan.workers):
+            pid = stream.pool.children[number].pid
+            assert os.sched_getaffinity(pid) == set(two_cores.cpus_of(worker.cores))
+    for number, output in enumerate(outputs):
+        assert np.array_equal(output, expected[number % len(frames)]), "no frame is lost, out of order or wrong"
 
 
 def test_a_worker_whose_core_is_gone_comes_up_on_those_that_are_left(big_chain, two_cores, make_plan, monkeypatch):

@@ -47,6 +47,11 @@ class Belief:
         """All cores of the table's machine."""
         return tuple(self._factors)
 
+    @property
+    def unsure(self) -> bool:
+        """Whether the next looks are to tell which core of a worker has become slow."""
+        return self._probe is not None and self._probe.unsure
+
     def learn(self, plan: Plan, seen: Mapping[HopKey, float], now_s: float) -> None:
         """Take in the hops of a plan that were seen; for layers that a worker did not run, its other ones stand.
 

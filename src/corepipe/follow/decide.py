@@ -40,12 +40,16 @@ SETTLING_S = 2.5
 _ALIKE = 0.05
 """Factors that differ by less lead to the same plan."""
 
-_AGREEING = 4
-"""A change is made when so many looks in a row ask for it."""
+_AGREEING_S = 1.5
+"""A change is made when all looks of so long have asked for it."""
 
 _URGENT_GAIN = 0.15
-_URGENT_AGREEING = 2
+_URGENT_AGREEING_S = 0.5
 """The same where so much is to be gained."""
+
+PERIOD_S = 0.5
+_DOUBT_PERIOD_S = 0.2
+"""How often to look at a stream, and how often while a change is in question."""
 
 _RETRY_S = 10.0
 _MOST_RETRIES = 6
@@ -68,9 +72,9 @@ class Step:
 class Decider:
     """Looks at a stream from time to time and says what to change.
 
-    A change needs a gain above a threshold in some looks in a row, the fewer the larger it is. After a new plan nothing
-    is changed until it has been seen for a while; one that does not keep its promise doubles the threshold, which falls
-    back with time: so plans do not alternate.
+    A change needs a gain above a threshold in all looks of some time, the shorter the larger it is. After a new plan
+    nothing is changed until it has been seen for a while; one that does not keep its promise doubles the threshold,
+    which falls back with time: so plans do not alternate.
 
     Args:
         table: the costs that the plan was made with.
@@ -82,7 +86,7 @@ class Decider:
         self.belief = Belief(table, probe)
         self._table = table
         self._planner = planner
-        self._asked = 0
+        self._asked_since_s: float | None = None
         self._lost: frozenset[int] = frozenset()
         self._refusals = 0
         self._not_before_s = float("-inf")
@@ -91,6 +95,11 @@ class Decider:
         self._cautious_s = float("-inf")
         self._promise: tuple[float, float] | None = None
         self._found: tuple[dict[int, Floats], Plan | None] | None = None
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds until the next look is due."""
+        return _DOUBT_PERIOD_S if self._asked_since_s is not None or self.belief.unsure else PERIOD_S
 
     def look(self, plan: Plan, seen: Seen, usable: Collection[int], now_s: float) -> Step | None:
         """What to change now, if anything.
@@ -113,13 +122,17 @@ class Decider:
         self.belief.learn(plan, seen.hop_s, now_s)
         self._judge(seen, now_s)
         if max(seen.utilization.values(), default=0.0) < SATURATED or seen.seconds < SETTLING_S:
-            self._asked = 0
+            self._asked_since_s = None
             return None
         step, gain = self._better(plan, usable, now_s)
-        self._asked = self._asked + 1 if step else 0
-        if step is None or self._asked < (_URGENT_AGREEING if gain > _URGENT_GAIN else _AGREEING):
+        if step is None:
+            self._asked_since_s = None
             return None
-        self._asked = 0
+        if self._asked_since_s is None:
+            self._asked_since_s = now_s
+        if now_s - self._asked_since_s < (_URGENT_AGREEING_S if gain > _URGENT_GAIN else _AGREEING_S):
+            return None
+        self._asked_since_s = None
         if step.kind == "plan":
             self._promise = seen.fps, 1 + gain
         return step

@@ -26,9 +26,6 @@ from corepipe.topology.memory import available_memory
 
 _log = logging.getLogger("corepipe")
 
-PERIOD_S = 0.5
-"""How often the stream is looked at."""
-
 
 @dataclass(frozen=True)
 class Change:
@@ -91,7 +88,7 @@ class Follower:
     def _follow(self) -> None:
         self._first_mask = self._mask()
         while True:
-            time.sleep(PERIOD_S)
+            time.sleep(self._decider.pause_s)
             stream = self._stream()
             if stream is None or stream.closed:
                 return

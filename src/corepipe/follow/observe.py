@@ -15,7 +15,8 @@ WINDOW_S = 1.0
 """What is older does not count where there are `_ENOUGH` younger ones."""
 
 _ENOUGH = 5
-_KEPT = 1024
+_KEPT = 256
+"""Records: each look goes through all of them, and takes a core from the workers meanwhile."""
 
 HopKey = tuple[int, int]
 """Number of the route, and of the hop on it."""

@@ -83,6 +83,13 @@ class Probe:
         """These are the workers' cores from now on; of others only the first tries are kept."""
         self._tries = {cores: tries for cores, tries in self._tries.items() if cores in workers}
 
+    @property
+    def unsure(self) -> bool:
+        """Whether a worker's time has changed and its cores have not been tried often enough yet."""
+        return any(
+            cores in self._first and tries.left and len(tries.found) < _ENOUGH for cores, tries in self._tries.items()
+        )
+
     def shares(self, cores: tuple[int, ...], factor: float) -> Mapping[int, float]:
         """For each core of a worker what its slowness is of that of the slowest, in (0, 1].
 
