@@ -203,7 +203,24 @@ def test_a_probe_that_cannot_tell_leaves_the_cores_equal():
     for factor in (1.0, 2.0, 4.0):
         for _ in range(TRIES + 1):
             assert probe.shares((0, 1), factor) == ALIKE
-    assert not left, "it is given up"
+    assert not left, "it is left alone"
+
+
+def test_a_worker_that_stays_slow_is_tried_again_ever_more_seldom():
+    speeds, tried = AS_EVER, []
+    probe = Probe(lambda cores: tried.append(cores) or speeds)
+
+    def looks(count, factor):
+        return [probe.shares((0, 1), factor) for _ in range(count)]
+
+    looks(TRIES, 1.0)
+    assert looks(400, 2.0) == [ALIKE] * 400, "something else was in the way of these tries"
+    assert len(tried) <= 7 * TRIES
+    speeds = SLOW
+    assert looks(600, 2.0)[-1] == pytest.approx(SLOW_SHARES)
+    del tried[:]
+    looks(1000, 2.0)
+    assert not tried, "they are told apart"
 
 
 def test_a_change_during_the_first_tries_is_seen():
@@ -231,7 +248,7 @@ def test_a_time_that_swings_does_not_keep_the_probe_busy():
         probe = Probe(lambda cores, tries=tries: tries.append(cores) or AS_EVER)
         for look in range(100):
             probe.shares((0, 1), swing ** (look % 2))
-        assert len(tries) == TRIES
+        assert len(tries) <= 3 * TRIES
 
 
 def test_sets_of_cores_that_overlap_are_not_held_against_each_other():

@@ -31,6 +31,9 @@ _CHANGED = 1.2
 _CHANGED_MUCH = 1.4
 """A worker's time has changed where it is off by so much at two looks in a row, or by so much more at one."""
 
+_REST = 10
+"""Looks after which the cores of a worker that is still off are tried again, twice as many after each time."""
+
 _WINDOW = 2
 """Looks for which a change may have gone on before it was seen: times are medians over them."""
 
@@ -48,12 +51,16 @@ class _Tries:
         factor: the worker's time over what the costs say.
         left: how many tries are still to come.
         off: looks in a row at which the factor was another one.
+        rest: looks from the last one until there are tries again.
+        rested: those that were.
         found: of each try the logarithms of the cores' speeds, less their mean: shape (cores,).
     """
 
     factor: float
     left: int = TRIES
     off: int = 0
+    rest: int = _REST
+    rested: int = 0
     found: list[Floats] = field(default_factory=list)
 
     def changed(self, factor: float) -> bool:
@@ -112,19 +119,32 @@ class Probe:
         elif tries.changed(factor):
             tries = self._tries[cores] = _Tries(factor)
         if tries.left:
-            tries.left -= 1
-            now = self._measure(cores)
-            if set(now) == set(cores):
-                speeds = np.log([now[core] for core in cores])
-                tries.found.append(speeds - speeds.mean())
-            if not tries.left and (cores not in self._first or abs(math.log(factor)) < math.log(_CHANGED)):
-                self._keep_first(cores, tries.found)
+            self._try(cores, tries)
+        slowness = self._slowness(cores, tries)
+        if slowness is not None:
+            return dict(zip(cores, np.exp(slowness - slowness.max()).tolist(), strict=True))
+        if not tries.left and abs(math.log(factor)) > math.log(_CHANGED):
+            # All may be as slow; or else others were in the way of these tries.
+            tries.rested += 1
+            if tries.rested == tries.rest:
+                self._tries[cores] = _Tries(factor, rest=2 * tries.rest)
+        return equal
+
+    def _try(self, cores: tuple[int, ...], tries: _Tries) -> None:
+        tries.left -= 1
+        now = self._measure(cores)
+        if set(now) == set(cores):
+            speeds = np.log([now[core] for core in cores])
+            tries.found.append(speeds - speeds.mean())
+        if not tries.left and (cores not in self._first or abs(math.log(tries.factor)) < math.log(_CHANGED)):
+            self._keep_first(cores, tries.found)
+
+    def _slowness(self, cores: tuple[int, ...], tries: _Tries) -> Floats | None:
+        """Of each core the logarithm, where the cores can be told apart."""
         if len(tries.found) < _ENOUGH or cores not in self._first:
-            return equal
+            return None
         slowness = self._first[cores] - np.median(tries.found, axis=0)
-        if np.ptp(slowness) < math.log(UNEQUAL):
-            return equal
-        return dict(zip(cores, np.exp(slowness - slowness.max()).tolist(), strict=True))
+        return np.asarray(slowness) if np.ptp(slowness) >= math.log(UNEQUAL) else None
 
     def _keep_first(self, cores: tuple[int, ...], found: Sequence[Floats]) -> None:
         if found:
