@@ -13,7 +13,8 @@ import pytest
 from corepipe import api
 from corepipe.cache import LOCK, TableCache
 from corepipe.cost import profile as profiling
-from corepipe.cost.table import HopCosts
+from corepipe.cost.table import EngineName, HopCosts
+from corepipe.errors import BatchError, EngineError
 from corepipe.network.load import load_network, open_network
 
 
@@ -42,6 +43,48 @@ def test_costs_are_measured_once_and_kept_privately(chain, here, measured):
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     api.costs(chain, here, use_cache=False)
     assert len(measured) == 2 * len(profiling.core_configs(here))
+
+
+def test_an_engine_that_refuses_is_not_asked_again_for_a_day(chain, here, measured, monkeypatch, caplog):
+    names = (api.engine_name(), EngineName(name="ncnn", version="0"))
+    monkeypatch.setattr(api, "engine_names", lambda engines=None: names)
+    real = profiling._measure_config
+
+    def measure(network, topology, config, engine):
+        if engine == "ncnn":
+            asked.append(config)
+            raise EngineError("it has no such layer")
+        return real(network, topology, config, engine)
+
+    asked = []
+    monkeypatch.setattr(profiling, "_measure_config", measure)
+    first = api.find_costs(chain, here)
+    assert "measured" in first.source
+    assert caplog.text.count("plans do without ncnn: it has no such layer") == 1
+    again = api.find_costs(chain, here)
+    assert "kept profile" in again.source
+    assert again.table == first.table
+    assert api.costs(chain, here) == first.table
+    assert len(asked) == 1
+    assert caplog.text.count("plans do without ncnn") == 1
+    with pytest.raises(EngineError, match="no such layer"):
+        api.costs(chain, here, engines=["ncnn"])
+    api.costs(chain, here, use_cache=False)
+    assert len(asked) == 2
+    (refusal,) = TableCache().folder.glob("*.refusal.json")
+    os.utime(refusal, (1e9, 1e9))
+    api.costs(chain, here)
+    assert len(asked) == 3
+
+
+def test_a_network_that_mixes_frames_is_refused_before_anything_is_measured(here, measured, monkeypatch):
+    def refuse(*_):
+        raise BatchError("it mixes frames")
+
+    monkeypatch.setattr(api, "check_batch", refuse)
+    with pytest.raises(BatchError):
+        api.costs(open_network("squeezenet"), here, batch=4)
+    assert measured == []
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 99])

@@ -276,6 +276,10 @@ def test_a_plan_for_another_board_keeps_to_the_cores_allowed(board, monkeypatch)
         *((["run", "squeezenet", "--input", "x", "--plan", "p.json"], option) for option in (
             ["--planner", "routes"], ["--no-cache"], ["--calibration", "c"], ["--force"],
         )),
+        (["plan", "squeezenet", "--predict"], ["--no-cache"]),
+        (["profile", "squeezenet", "--quick"], ["--no-cache"]),
+        (["plan", "squeezenet", "--planner", "replicas"], ["--tolerance", "0.1"]),
+        *(([command, "squeezenet", "--calibration", "c"], ["--no-cache"]) for command in ("plan", "bench", "run")),
     ],
 )  # fmt: skip
 def test_options_without_effect_are_refused(command, option):
@@ -386,7 +390,7 @@ def test_a_run_whose_plan_changes_says_so_and_shows_both(classifier, tmp_path, m
     plan = tmp_path / "plan.json"
     assert CliRunner().invoke(app, ["plan", str(classifier), "--planner", "all-cores", "-o", str(plan)]).exit_code == 0
     steps = [Step("plan", Plan.read(plan), "the chip [got] hot")]
-    monkeypatch.setattr("corepipe.follow.follower.PERIOD_S", 0.3)
+    monkeypatch.setattr("corepipe.follow.decide.PERIOD_S", 0.3)
     monkeypatch.setattr("corepipe.follow.decide.Decider.look", lambda *_: steps.pop() if steps else None)
     np.save(tmp_path / "frames.npy", np.zeros((400, 3, 96, 96), np.float32))
     arguments = ["run", classifier, "--input", tmp_path / "frames.npy", "-o", tmp_path / "out.jsonl", "--rate", "100"]

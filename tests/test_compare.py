@@ -253,6 +253,13 @@ def test_plans_that_differ_only_in_names_are_measured_once(chain, two_cores, tab
     assert "other-w" in page(chain, two_cores, table, results, records)
 
 
+def test_routes_that_begin_at_the_same_worker_and_divide_differently(make_plan, chain):
+    one = make_plan(chain, [(60, [(0, 0, 2), (1, 2, 6)]), (40, [(0, 0, 4), (1, 4, 6)])])
+    assert comparing._twins({"a": one, "b": renamed(one)}) == {"b": "a"}
+    other = make_plan(chain, [(60, [(0, 0, 2), (1, 2, 6)]), (40, [(0, 0, 3), (1, 3, 6)])])
+    assert comparing._twins({"a": one, "b": other}) == {}
+
+
 def test_a_single_slice_cannot_be_called_stable(chain, two_cores, table):
     plans = bench_plans(table, ["all-cores"], {})
     (result,) = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.1)

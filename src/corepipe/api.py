@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from corepipe import engine
@@ -150,8 +151,16 @@ def costs(
         CorepipeError: measuring failed.
     """
     modes = [(name, size) for name in engine_names(engines) for size in sizes(batch)]
+    cache = TableCache()
     tables: list[CostTable] = []
     refusals: list[EngineError] = []
+
+    @functools.cache
+    def check() -> None:
+        """Before anything is measured, and once."""
+        if batch > 1:
+            check_batch(network, batched(network, batch), runs_on(engine.get(engine.names()[0])))
+
     for number, (name, size) in enumerate(modes):
 
         def told(share: float, text: str, number: int = number, name: EngineName = name, size: int = size) -> None:
@@ -159,14 +168,20 @@ def costs(
             together = f", {size} frames at once" if size > 1 else ""
             on_progress((number + share) / len(modes), text + where + together)
 
+        path = cache.path(network, topology, name, size)
+        known = cache.refusal(path) if use_cache else None
         try:
-            tables.append(_costs(network, topology, name, size, use_cache, told))
+            if known is not None:
+                raise EngineError(known)
+            tables.append(_costs(network, topology, name, size, use_cache, told, check))
         except EngineError as error:
+            if known is None:
+                cache.keep_refusal(path, str(error))
             if size > 1 and tables:
                 continue
             refusals.append(error)
             if engines is None:
-                _log.warning("plans do without %s: %s", name.name, error)
+                _log.log(logging.INFO if known else logging.WARNING, "plans do without %s: %s", name.name, error)
     if refusals and (engines or not tables):
         raise refusals[0]
     return _aligned(network, topology, tables, use_cache, lambda share, text: on_progress(1.0, text))
@@ -191,16 +206,21 @@ def _aligned(
 
 
 def _costs(
-    network: Network, topology: Topology, name: EngineName, batch: int, use_cache: bool, on_progress: Progress
+    network: Network,
+    topology: Topology,
+    name: EngineName,
+    batch: int,
+    use_cache: bool,
+    on_progress: Progress,
+    check: Callable[[], None],
 ) -> CostTable:
-    """The cost table of one engine and batch."""
+    """The cost table of one engine and batch; `check` is called before it is measured."""
     cache = TableCache()
     # Hops cost the same whatever the engine: they are measured once.
     path, hop_path = cache.path(network, topology, name, batch), cache.hop_path(topology, engine_name())
 
     def measure() -> CostTable:
-        if batch > 1:
-            check_batch(network, batched(network, batch), runs_on(engine.get(engine.names()[0])))
+        check()
         table = profile(
             network,
             topology,

@@ -7,14 +7,16 @@ import fcntl
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import platformdirs
 
 from corepipe.cost.profile import MEASUREMENT_VERSION, PartialProfile
 from corepipe.cost.table import CostTable, EngineName
+from corepipe.document import Document
 from corepipe.errors import DocumentError
 from corepipe.network.model import Network
 from corepipe.topology.model import Topology
@@ -22,9 +24,21 @@ from corepipe.topology.model import Topology
 LOCK = ".measuring"
 """The file in the cache folder that a process locks while it measures."""
 
+REFUSAL_S = 24 * 3600.0
+"""How long a refusal holds: an engine that refused for want of memory, say, may take the network on another day."""
+
 _log = logging.getLogger("corepipe")
 
-_Kept = TypeVar("_Kept", CostTable, PartialProfile)
+
+class Refusal(Document):
+    """That an engine does not take a network, and why: in place of a table, so that it is not asked at each start."""
+
+    KIND: ClassVar[str] = "corepipe-refusal"
+
+    reason: str
+
+
+_Kept = TypeVar("_Kept", CostTable, PartialProfile, Refusal)
 
 
 class TableCache:
@@ -64,6 +78,20 @@ class TableCache:
             _log.warning("ignoring a cache file of another network: %s", path)
             return None
         return table
+
+    def refusal(self, path: Path) -> str | None:
+        """Why there is no table at `path` and will be none for now; None where that is not known."""
+        found = _read(Refusal, _refusal(path))
+        if found is None:
+            return None
+        with contextlib.suppress(OSError):
+            if time.time() - _refusal(path).stat().st_mtime < REFUSAL_S:
+                return found.reason
+        return None
+
+    def keep_refusal(self, path: Path, reason: str) -> None:
+        """Keep that there is no table at `path`, as its engine refuses the network."""
+        self._write(_refusal(path), Refusal(reason=reason))
 
     def kept_or_measured(
         self, path: Path, network: Network, measure: Callable[[], CostTable], *, use_kept: bool = True
@@ -119,6 +147,7 @@ class TableCache:
         if self._write(path, table):
             with contextlib.suppress(OSError):
                 _partial(path).unlink(missing_ok=True)
+                _refusal(path).unlink(missing_ok=True)
 
     def save_partial(self, path: Path, hop_path: Path, partial: PartialProfile) -> None:
         """Keep what has been measured so far, the hop costs for all networks."""
@@ -126,7 +155,7 @@ class TableCache:
             self._write(hop_path, PartialProfile(hop=partial.hop))
         self._write(_partial(path), partial)
 
-    def _write(self, path: Path, document: CostTable | PartialProfile) -> bool:
+    def _write(self, path: Path, document: Document) -> bool:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             document.write(path, private=True)
@@ -151,3 +180,7 @@ def _read(kind: type[_Kept], path: Path) -> _Kept | None:
 
 def _partial(path: Path) -> Path:
     return path.with_name(path.name.replace(".costs.json", ".partial.json"))
+
+
+def _refusal(path: Path) -> Path:
+    return path.with_name(path.name.replace(".costs.json", ".refusal.json"))

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from corepipe import engine
 from corepipe.cost.table import CostTable
 from corepipe.errors import CorepipeError
+from corepipe.network.batch_check import runs_on
 from corepipe.network.model import Network
-from corepipe.plan.model import Plan, evaluate, hop_s
+from corepipe.plan.model import Plan, Route, evaluate, hop_s
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.record import FrameRecord
 from corepipe.runtime.stream import Output, Stream
@@ -32,7 +33,7 @@ RELATIVE_TOLERANCE = 1e-3
 """Largest difference from the whole model that counts as equal, relative to the largest magnitude of the output."""
 
 STABLE_SPREAD = 0.05
-"""A result whose slices lie further from their median than this (half the range, relative) is marked unstable."""
+"""A result whose slices have half their range above this share of their median is marked unstable."""
 
 _TRIAL_ROUNDS, _TRIAL_SLICE_S = 3, 0.5
 """How long candidates are tried: enough to tell 5 % on a quiet machine."""
@@ -280,10 +281,13 @@ def _routes(plan: Plan) -> list[tuple[Any, int]]:
     """What each route is, whatever workers are called, with its number: in an order that is the same for twins."""
     cores = {w.name: (w.cores, w.engine) for w in plan.workers}
     total = plan.throughput_fps
-    return sorted(
-        ((tuple((cores[h.worker], plan.parts_of(h)) for h in r.hops), round(r.rate_fps / total, 6)), number)
-        for number, r in enumerate(plan.routes)
-    )
+
+    def key(route: Route) -> tuple[Any, ...]:
+        parts = (tuple((p.layers, p.engine, p.batch) for p in plan.parts_of(hop)) for hop in route.hops)
+        hops = tuple(zip((cores[hop.worker] for hop in route.hops), parts, strict=True))
+        return hops, round(route.rate_fps / total, 6)
+
+    return sorted((key(route), number) for number, route in enumerate(plan.routes))
 
 
 def _as_twin(result: PlanResult, name: str, plan: Plan) -> PlanResult:
@@ -331,7 +335,7 @@ def _open(
     network: Network,
     topology: Topology,
     frames: Sequence[Mapping[str, NDArray[Any]]],
-    expected: Sequence[dict[str, NDArray[Any]]],
+    expected: Sequence[Mapping[str, NDArray[Any]]],
     until: contextlib.ExitStack,
 ) -> None:
     """Start a plan's stream, which ends with `until`, and check its outputs of all frames."""
@@ -344,7 +348,7 @@ def _open(
 def _run_slice(
     contender: _Contender,
     frames: Sequence[Mapping[str, NDArray[Any]]],
-    expected: Sequence[dict[str, NDArray[Any]]],
+    expected: Sequence[Mapping[str, NDArray[Any]]],
     seconds: float,
 ) -> None:
     stream = contender.stream
@@ -368,7 +372,6 @@ def _run_slice(
     done = sorted(contender.records, key=lambda record: record.computed_ns)
     steady = [record for record in done[filling:] if record.computed_ns <= ended]
     if len(steady) >= least:
-        # Frames that share a slot are computed at one moment.
         since = steady[0].computed_ns
         counted = [record for record in steady if record.computed_ns > since]
     else:
@@ -419,25 +422,11 @@ def _result(contender: _Contender, table: CostTable) -> PlanResult:
     )
 
 
-def _reference(network: Network, frames: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+def _reference(network: Network, frames: Sequence[Mapping[str, NDArray[Any]]]) -> Sequence[Mapping[str, NDArray[Any]]]:
     """The whole model's outputs: not extracted, not streamed, one thread of this process."""
-    compiled = engine.get("onnxruntime").compile(network.model.SerializeToString(), 1)
-    results = []
-    for frame in frames:
-        outputs: dict[str, NDArray[Any]] = {}
-        compiled.bind(
-            {t.name: np.ascontiguousarray(frame[t.name]) for t in network.inputs},
-            {t.name: _keeper(outputs, t.name) for t in network.outputs},
-        )()
-        results.append(outputs)
-    return results
-
-
-def _keeper(outputs: dict[str, NDArray[Any]], name: str) -> Callable[[NDArray[Any]], None]:
-    def keep(array: NDArray[Any]) -> None:
-        outputs[name] = array.copy()
-
-    return keep
+    run = runs_on(engine.get("onnxruntime"))
+    inputs = [{t.name: frame[t.name] for t in network.inputs} for frame in frames]
+    return run(network.model.SerializeToString(), [t.name for t in network.outputs], inputs)
 
 
 def _error(output: Any, expected: Mapping[str, NDArray[Any]], network: Network) -> float:
@@ -478,4 +467,4 @@ def _resident(stream: Stream) -> int:
         with contextlib.suppress(psutil.Error):
             memory = psutil.Process(pid).memory_info()
             total += memory.rss - getattr(memory, "shared", 0)
-    return total + stream.pool.arena.layout.nbytes if total else 0
+    return total + stream.pool.arena.held_bytes if total else 0

@@ -69,6 +69,13 @@ def test_a_prediction_needs_a_calibration(chain, here, cache, calibration):
     assert given.table.machine == calibration.machine
 
 
+def test_costs_of_several_frames_at_once_are_not_predicted(chain, here, cache, mine):
+    CalibrationStore(cache).save(here, engine_name(), mine)
+    for how in ({"predict": True}, {"calibration": mine}):
+        with pytest.raises(UsageError, match="leave out the batch"):
+            find_costs(chain, here, [engine_name()], never, cache=cache, batch=4, **how)
+
+
 def test_a_calibration_of_elsewhere_is_named_and_refused(calibration, mine, here, tmp_path, caplog):
     path = tmp_path / "other.json"
     calibration.write(path)

@@ -17,7 +17,7 @@ from corepipe.follow.belief import Belief
 from corepipe.follow.decide import PLAN_GAIN, Decider
 from corepipe.follow.observe import Seen
 from corepipe.follow.probe import TRIES, UNEQUAL, Probe, core_speeds
-from corepipe.follow.rates import LEAST_SHARE, best_rates, mix_fps
+from corepipe.follow.rates import KEPT_SHARE, best_rates, mix_fps
 from corepipe.plan.model import hop_s
 from corepipe.topology.model import CoreConfig
 
@@ -396,6 +396,29 @@ def test_unequal_cores_of_a_cluster_are_planned_for_apart():
     assert made.segment_s(CoreConfig("cpu_b", 1), 0, 8) == pytest.approx(2 * before)
 
 
+def test_workers_that_share_no_frames_do_not_wait_for_each_other():
+    """So other rates for replicas gain nothing: the stream gives each worker what it can take."""
+    world = World(table_of({"big": (1, 0.004), "little": (1, 0.004)}), planner=lambda t: planners.plan(t, "replicas"))
+    before = world.fps()
+    world.run(4)
+    world.factors[1] = 2.5
+    assert world.fps() == pytest.approx(before * (1 + 0.4) / 2, rel=0.01)
+    assert not world.run(20)
+
+
+def test_a_plan_that_the_costs_do_not_cover_is_left_alone(caplog):
+    world = World(table_of(BIG_LITTLE))
+    hand_made = world.plan.model_copy(
+        update={"workers": tuple(w.model_copy(update={"engine": "ncnn"}) for w in world.plan.workers)}
+    )
+    for _ in range(20):
+        world.now += 0.5
+        assert world.decider.look(hand_made, world.seen(), world.usable, world.now) is None
+    assert len([r for r in caplog.records if "not followed" in r.message]) == 1
+    world.usable.discard(hand_made.workers[0].cores[0])
+    assert world.decider.look(hand_made, world.seen(), world.usable, world.now).kind == "plan"
+
+
 def test_what_is_known_of_an_idle_core_fades():
     belief = Belief(table_of(EQUAL))
     belief._factors[1] = np.full(8, 4.0)
@@ -419,7 +442,7 @@ def test_best_rates_are_no_worse_than_any_others(seed, one, two):
     assert found.predicted_fps == pytest.approx(mix_fps(found, loads), rel=1e-6)
     count = len(plan.routes)
     for shares in np.random.default_rng(seed).dirichlet(np.ones(count), 200):
-        shares = LEAST_SHARE + (1 - count * LEAST_SHARE) * shares
+        shares = KEPT_SHARE + (1 - count * KEPT_SHARE) * shares
         mixed = plan.model_copy(
             update={
                 "routes": tuple(

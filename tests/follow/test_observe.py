@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from corepipe.follow.observe import Observer
@@ -69,6 +71,36 @@ def test_more_frames_than_are_kept():
     seen = observed([record(i, i / 4, 0.25, 0.125) for i in range(8000)], 2000)
     assert seen.utilization == {"a": pytest.approx(1.0, abs=0.02), "b": pytest.approx(0.5, abs=0.02)}
     assert seen.fps == pytest.approx(4000, rel=0.02)
+
+
+def test_a_route_that_few_frames_take_is_seen_among_many_others():
+    routes = (*PLAN.routes, PLAN.routes[0].model_copy(update={"rate_fps": 0.01}))
+    observer = Observer(PLAN.model_copy(update={"routes": routes}), 0)
+    for number in range(1000):
+        one = record(number, 2 * number, 1, 1)
+        observer.add(dataclasses.replace(one, route=1) if number % 100 == 0 else one)
+    assert set(observer.seen(2000 * MS).hop_s) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_what_did_not_run_since_the_last_look_is_not_seen_again():
+    observer = Observer(PLAN, 0)
+    for number in range(10):
+        observer.add(record(number, 20 * number, 10, 5))
+    assert observer.seen(300 * MS).hop_s
+    assert observer.seen(600_000 * MS).hop_s == {}
+    observer.add(record(10, 600_010, 10, 5))
+    assert observer.seen(600_100 * MS).hop_s
+
+
+def test_frames_that_share_a_slot_are_one_run():
+    def slot(number, a_ms):
+        whole = record(number, 100 * number, a_ms, 8)
+        return [dataclasses.replace(whole, frame=8 * number + place) for place in range(8)]
+
+    few = [one for number in range(4) for one in slot(number, 8)]
+    assert observed(few, 400).hop_s == {}
+    many = [one for number in range(9) for one in slot(number, 80 if number in (4, 8) else 8)]
+    assert observed(many, 900).hop_s[0, 0] == pytest.approx(0.008)
 
 
 def test_failed_frames_tell_nothing():

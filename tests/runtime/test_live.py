@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from corepipe.errors import FrameError, StreamClosedError, StreamFullError
+from corepipe.errors import FrameError, StreamClosedError, StreamFullError, UnknownNameError
 from corepipe.runtime.live import WAITING
 from corepipe.runtime.stream import Stream
 
@@ -193,3 +193,11 @@ def test_a_reader_that_stands_still_bounds_what_is_held(chain, two_cores, make_p
         assert len(results) == 2000
         assert sum(isinstance(result, np.ndarray) for result in results) == len(ran)
         assert stream.dropped == 2000 - len(ran)
+
+
+def test_choices_that_do_not_exist_are_refused(chain, two_cores, make_plan):
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        with pytest.raises(UnknownNameError, match="when_full 'drop_oldest'; did you mean 'drop-oldest'"):
+            stream([], when_full="drop_oldest")
+        with pytest.raises(UnknownNameError, match="on_error 'retrun'; did you mean 'return'"):
+            stream([], on_error="retrun")

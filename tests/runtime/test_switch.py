@@ -173,3 +173,29 @@ def test_closing_during_a_change_ends_everything(chain, two_cores, make_plan, is
     assert not changing.is_alive()
     assert isinstance(failures[0], StreamClosedError)
     assert not any(map(is_running, pids))
+
+
+def test_a_change_under_way_keeps_the_streams_descriptors_until_it_has_given_up(
+    chain, two_cores, make_plan, monkeypatch
+):
+    kept = []
+
+    def slow_lane(network, plan, topology, number, stop_fd):
+        while not stream.closed:
+            time.sleep(0.01)
+        time.sleep(0.3)  # by now an impatient `close` would be over
+        kept.append(os.fstat(stop_fd))
+        raise WorkerError("not waited for")
+
+    def change():
+        with pytest.raises(StreamClosedError):
+            stream.switch(make_plan(chain, LONE))
+
+    stream = Stream(chain, make_plan(chain, REPLICAS), two_cores)
+    monkeypatch.setattr("corepipe.runtime.stream.Lane", slow_lane)
+    changing = threading.Thread(target=change)
+    changing.start()
+    time.sleep(0.1)
+    stream.close()
+    changing.join(10)
+    assert kept

@@ -72,7 +72,10 @@ Json = Annotated[str | None, typer.Option("--json", help="Write the results as J
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure anew instead of using kept costs.")]
 Planner = Annotated[
     str,
-    typer.Option(help="routes, pipelines, pipeline, pipe-it, replicas, all-cores, or cluster:NAME.", show_default=True),
+    typer.Option(
+        help="routes, pipelines, pipeline, pipe-it, replicas, replicas-per-core, replicas-per-cluster, all-cores, or "
+        "cluster:NAME.",
+    ),
 ]
 
 Calibrated = Annotated[

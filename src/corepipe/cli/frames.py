@@ -100,6 +100,8 @@ def bench(
         bench_simulated(simulate_on, plan_file or [], only or [], options, trace, report, json_to)
         return
     refuse(context, "without --simulate", "frame_count", "slots", "jitter", "contention", "seed")
+    if calibration is not None:
+        refuse(context, "with predicted costs", "no_cache")
     network, topology = network_of(str(model), shape), machine_at_hand(cores)
     own = read_plans(plan_file or ())
     names = bench_names([c.name for c in topology.clusters], only or (), list(own))
@@ -227,6 +229,8 @@ def run(
 
     if plan_file is not None:
         refuse(context, "with --plan", "planner", "no_cache", "calibration", "force", "engine", "batch")
+    if calibration is not None:
+        refuse(context, "with predicted costs", "no_cache")
     if follow and plan_file is not None:
         refuse(context, "with --plan", "follow")
     if follow and planner != planners.BEST:

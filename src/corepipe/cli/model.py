@@ -56,6 +56,7 @@ def inspect(model: Model, shape: Shapes = None, json_to: Json = None) -> None:
 
 @app.command()
 def profile(
+    context: typer.Context,
     model: Model,
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure each distinct layer once, predict the rest (needs a calibration).")
@@ -71,6 +72,8 @@ def profile(
     from corepipe.report.costs import render_costs
 
     check_writable(json_to)
+    if quick:
+        refuse(context, "with --quick", "no_cache")
     network, topology = network_of(model, shape), machine_at_hand(cores)
     if quick:
         if batch > 1 or len(engine or ()) > 1:
@@ -184,6 +187,10 @@ def plan(
         raise UsageError(f"--try looks for the fastest of several planners' plans: leave out --planner {planner}")
     if tried:
         refuse(context, "with --try, which measures,", "predicted")
+    if predicted or calibration is not None:
+        refuse(context, "with predicted costs", "no_cache")
+    if planner != planners.BEST:
+        refuse(context, f"with --planner {planner}", "tolerance")
     weights = None
     if table_file is not None:
         refuse(context, "with --table", "predicted", "machine", "calibration", "force", "shape", "no_cache",

@@ -193,7 +193,8 @@ def _measure_again(
     cores = cores_of(topology, config)
     times = time_whole(topology, f"calibrate-{config}", cores, wholes, engine, _SECONDS)
     found = []
-    for measured, (alone_s, busy_s) in zip(measurements, times, strict=True):
+    for measured, now in zip(measurements, times, strict=True):
+        alone_s, busy_s = now.alone_s, now.busy_s
         update: dict[str, object] = {"passes": 2}
         if alone_s < measured.whole_s:
             update |= {"layer_s": scaled(np.array(measured.layer_s), alone_s), "whole_s": alone_s}

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -194,10 +195,26 @@ class MeasuringProcess:
             raise WorkerError(f"worker {self._child.name} {self._child.describe_end()}") from None
 
 
+@dataclass(frozen=True)
+class WholeTime:
+    """What a segment takes alone and, where there are other cores, with all of them running it too.
+
+    Attributes:
+        alone_s, busy_s: seconds of a run.
+        spread: of the runs alone.
+        left_out: the share of the runs that did not count, the larger one.
+    """
+
+    alone_s: float
+    busy_s: float | None
+    spread: float
+    left_out: float
+
+
 def time_whole(
     topology: Topology, name: str, cores: Sequence[int], segments: Sequence[Segment], engine: str, seconds: float
-) -> list[tuple[float, float | None]]:
-    """For each segment its seconds alone and with all other cores running it too (None where there are none).
+) -> list[WholeTime]:
+    """The time of each segment, one after the other.
 
     Raises:
         WorkerError: a segment failed, or a process could not start.
@@ -207,12 +224,13 @@ def time_whole(
         others = loads(stack, topology, cores, segments, engine)
         found = []
         for index in range(len(segments)):
-            alone = typical(prober.time([[index]], seconds)[0])
-            busy = None
+            prober.left_out = 0.0
+            alone = prober.time([[index]], seconds)[0]
+            busy_s = None
             if others:
                 with loaded(others, index):
-                    busy = typical(prober.time([[index]], seconds, busy=True)[0])
-            found.append((alone, busy))
+                    busy_s = typical(prober.time([[index]], seconds, busy=True)[0])
+            found.append(WholeTime(typical(alone), busy_s, spread(alone), prober.left_out))
         return found
 
 

@@ -26,7 +26,7 @@ _LEAST_SHARE = 0.5
 """Of the time asked for: so much must count, or more is measured as long as the watch has patience."""
 
 _LONGER = 4
-"""Times the time asked for."""
+"""Times the time asked for, beyond it."""
 
 _LEAST_PROFILED = 3
 

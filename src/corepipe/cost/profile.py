@@ -219,7 +219,7 @@ def _measure_again(network: Network, topology: Topology, costs: ConfigCosts, eng
     """The same costs with a second look at the whole network: where it was quicker, all layers are."""
     whole = network.segment(0, len(network.layers))
     cores = cores_of(topology, costs.core_config)
-    ((alone_s, busy_s),) = time_whole(topology, f"probe-{costs.config}", cores, [whole], engine, _SECONDS)
+    (now,) = time_whole(topology, f"probe-{costs.config}", cores, [whole], engine, _SECONDS)
     fixed = costs.beside_layers_s(network.cuts[0].nbytes + network.cuts[-1].nbytes)
 
     def quicker(layers: tuple[float, ...], whole_s: float) -> tuple[float, ...]:
@@ -227,13 +227,12 @@ def _measure_again(network: Network, topology: Topology, costs: ConfigCosts, eng
         return scaled(np.array(layers), own) if own < sum(layers) else layers
 
     busy = costs.layer_busy_s
-    return costs.model_copy(
-        update={
-            "layer_s": quicker(costs.layer_s, alone_s),
-            "layer_busy_s": busy if busy is None or busy_s is None else quicker(busy, busy_s),
-            "passes": 2,
-        }
-    )
+    update: dict[str, object] = {"layer_s": quicker(costs.layer_s, now.alone_s), "passes": 2}
+    if update["layer_s"] != costs.layer_s:
+        update |= {"spread": now.spread, "left_out": now.left_out}
+    if busy is not None and now.busy_s is not None:
+        update["layer_busy_s"] = quicker(busy, now.busy_s)
+    return costs.model_copy(update=update)
 
 
 def _fit_segment_costs(rows: Sequence[Sequence[float]], extra: Sequence[float]) -> tuple[float, float]:

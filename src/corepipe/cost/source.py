@@ -166,28 +166,30 @@ def find_costs(
         topology: where.
         engines: which engines, with their versions.
         measure: profiles the network, and keeps the result.
-        batch: how many frames may be run at once; costs of more than one are never predicted.
+        batch: how many frames may be run at once; of more than one, costs are measured.
         cache: where profiles and calibrations are kept.
         use_cache: whether they may be read; without, the network is measured.
         predict: never measure, and pass over a kept profile.
         calibration: the one to predict with; by default this machine's, one for each engine.
 
     Raises:
-        UsageError: a prediction is asked for and the machine was not calibrated.
+        UsageError: a prediction is asked for and the machine was not calibrated, or of several frames at once.
         CorepipeError: measuring failed.
     """
+    if batch > 1 and (predict or calibration is not None):
+        raise UsageError("costs are predicted for one frame at a time: leave out the batch")
     cache = cache or TableCache()
     if not predict and calibration is None and use_cache:
-        kept = [
-            cache.load(cache.path(network, topology, engine, b), network) for engine in engines for b in sizes(batch)
-        ]
+        paths = [cache.path(network, topology, engine, size) for engine in engines for size in sizes(batch)]
+        kept = [cache.load(path, network) for path in paths if cache.refusal(path) is None]
         tables = [table for table in kept if table is not None]
-        if len(tables) == len(kept):
+        if tables and len(tables) == len(kept):
             # Tables of several modes were held against each other, which is kept beside them.
             table = tables[0] if len(tables) == 1 else measure()
             return Costs(table, f"costs: kept profile of {max(t.provenance.created for t in tables)}")
     chosen = [] if calibration is None else [calibration]
     if not chosen and (predict or use_cache):
+        engines = [one for one in engines if cache.refusal(cache.path(network, topology, one)) is None] or engines
         found = [CalibrationStore(cache).load(topology, engine) for engine in engines]
         chosen = [one for one in found if one is not None]
         if not predict and (batch > 1 or len(chosen) < len(engines)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Mapping
 
@@ -9,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corepipe.cost.table import ConfigCosts, CostTable, TableCluster
+from corepipe.errors import CorepipeError
 from corepipe.follow.observe import HopKey
 from corepipe.follow.probe import Probe
 from corepipe.plan.model import Plan, hop_s
 from corepipe.topology.model import CoreConfig
 
 Floats = NDArray[np.float64]
+
+_log = logging.getLogger("corepipe")
 
 APART = 1.2
 """Cores of one cluster whose factors lie further apart are planned for as clusters of their own."""
@@ -51,6 +55,18 @@ class Belief:
     def unsure(self) -> bool:
         """Whether the next looks are to tell which core of a worker has become slow."""
         return self._probe is not None and self._probe.unsure
+
+    def covers(self, plan: Plan) -> bool:
+        """Whether the table has costs for all of a plan; if not, that is logged."""
+        try:
+            table = self._table.for_frames(plan.batch)
+            for route in plan.routes:
+                for hop in route.hops:
+                    hop_s(plan, hop, table, busy=len(plan.workers) > 1)
+        except CorepipeError as error:
+            _log.warning("the plan is not followed, as its costs are not known: %s", error)
+            return False
+        return True
 
     def learn(self, plan: Plan, seen: Mapping[HopKey, float], now_s: float) -> None:
         """Take in the hops of a plan that were seen; for layers that a worker did not run, its other ones stand.

@@ -91,6 +91,7 @@ class Decider:
         self._refusals = 0
         self._not_before_s = float("-inf")
         self._hops: list[object] = []
+        self._covered = True
         self._caution = 1.0
         self._cautious_s = float("-inf")
         self._promise: tuple[float, float] | None = None
@@ -115,10 +116,12 @@ class Decider:
         """
         hops: list[object] = [plan.workers, *(route.hops for route in plan.routes)]
         if hops != self._hops:
-            self._hops, self._refusals = hops, 0
+            self._hops, self._refusals, self._covered = hops, 0, self.belief.covers(plan)
         lost = frozenset(core for worker in plan.workers for core in worker.cores) - frozenset(usable)
         if lost:
             return self._without(lost, usable, now_s)
+        if not self._covered:
+            return None
         self.belief.learn(plan, seen.hop_s, now_s)
         self._judge(seen, now_s)
         if max(seen.utilization.values(), default=0.0) < SATURATED or seen.seconds < SETTLING_S:

@@ -147,7 +147,7 @@ def _check_memory(stream: Stream, plan: Plan) -> None:
         WorkerError: that much is not to be had.
     """
     layers = [layer.descriptor.bytes_weights for layer in stream.network.layers]
-    arena = stream.pool.arena.layout.nbytes * plan.batch // stream.plan.batch
+    arena = stream.pool.arena.held_bytes * plan.batch // stream.plan.batch
     needed = 2 * sum(planners.weight_bytes(plan, layers).values()) + arena
     available = available_memory()
     if needed > available:

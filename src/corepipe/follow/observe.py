@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,17 @@ WINDOW_S = 1.0
 """What is older does not count where there are `_ENOUGH` younger ones."""
 
 _ENOUGH = 5
-_KEPT = 256
-"""Records: each look goes through all of them, and takes a core from the workers meanwhile."""
+
+_KEPT_TIMES = 64
+_KEPT_SPANS = 256
+_KEPT_ENDS = 1024
+"""The last ones of each hop, of each worker, and of all frames. A look goes through them and takes a core meanwhile."""
 
 HopKey = tuple[int, int]
 """Number of the route, and of the hop on it."""
+
+Span = tuple[int, int]
+"""When something began and ended."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Seen:
     """What a stream saw of a plan.
 
     Attributes:
-        hop_s: the median seconds of a frame for each hop that was seen often enough lately.
+        hop_s: the median seconds of a frame for each hop that ran since the last look, and often enough lately.
         utilization: for each worker the share of the last moments that it was busy, in [0, 1].
         fps: frames that ended in a second.
         seconds: how long the plan has been watched.
@@ -50,35 +57,49 @@ class Observer:
     """
 
     def __init__(self, plan: Plan, began_ns: int) -> None:
-        self._plan = plan
         self._began_ns = began_ns
-        self._records: deque[FrameRecord] = deque(maxlen=_KEPT)
+        self._lock = threading.Lock()
+        self._times: dict[HopKey, deque[tuple[int, float]]] = {}
+        self._spans: dict[str, deque[Span]] = {w.name: deque(maxlen=_KEPT_SPANS) for w in plan.workers}
+        self._ends: deque[int] = deque(maxlen=_KEPT_ENDS)
+        self._ran: set[HopKey] = set()
+        self._latency_ns = 0
+        self._slot = (-1, -1)
 
     def add(self, record: FrameRecord) -> None:
         """Take the record of a frame that ended."""
-        if not record.failed:
-            self._records.append(record)
+        if record.failed:
+            return
+        # Frames that shared a slot end together and have equal parts of its time: one run, however many they are.
+        slot = record.route, record.done_ns
+        with self._lock:
+            self._ends.append(record.done_ns)
+            self._latency_ns = record.done_ns - record.submitted_ns
+            for index, hop in enumerate(record.hops):
+                self._spans[hop.worker].append((hop.started_ns, hop.ended_ns))
+                if slot != self._slot:
+                    key = record.route, index
+                    times = self._times.setdefault(key, deque(maxlen=_KEPT_TIMES))
+                    times.append((hop.ended_ns, (hop.ended_ns - hop.started_ns) * 1e-9))
+                    self._ran.add(key)
+            self._slot = slot
 
     def seen(self, now_ns: int) -> Seen:
         """The last moments before `now_ns`."""
-        records = list(self._records)
-        began = records[0].done_ns if len(records) == _KEPT else self._began_ns
-        since = max(now_ns - int(WINDOW_S * 1e9), began)
-        times: dict[HopKey, list[tuple[int, float]]] = {}
-        spans: dict[str, set[tuple[int, int]]] = {worker.name: set() for worker in self._plan.workers}
-        for record in records:
-            for index, hop in enumerate(record.hops):
-                seconds = (hop.ended_ns - hop.started_ns) * 1e-9
-                times.setdefault((record.route, index), []).append((hop.ended_ns, seconds))
-                spans[hop.worker].add((hop.started_ns, hop.ended_ns))  # once for all frames of a slot
-        hop_s = {key: median for key, found in times.items() if (median := _median(found, since)) is not None}
-        fps = sum(record.done_ns >= since for record in records) / max((now_ns - since) * 1e-9, 1e-9)
-        latency_ns = int(records[-1].latency_s * 1e9) if records else 0
-        busy = {name: _busy(found, now_ns, began, latency_ns) for name, found in spans.items()}
+        with self._lock:
+            times = {key: list(self._times[key]) for key in self._ran}
+            spans = {name: list(found) for name, found in self._spans.items()}
+            ends, latency_ns = list(self._ends), self._latency_ns
+            self._ran.clear()
+        second = now_ns - int(WINDOW_S * 1e9)
+        hop_s = {key: median for key, found in times.items() if (median := _median(found, second)) is not None}
+        since = max(second, ends[0] if len(ends) == _KEPT_ENDS else self._began_ns)
+        fps = sum(end >= since for end in ends) / max((now_ns - since) * 1e-9, 1e-9)
+        busy = {name: _busy(found, now_ns, self._began_ns, latency_ns) for name, found in spans.items()}
         return Seen(hop_s, busy, fps, (now_ns - self._began_ns) * 1e-9)
 
 
-def _busy(spans: Collection[tuple[int, int]], now_ns: int, began_ns: int, latency_ns: int) -> float:
+def _busy(spans: Sequence[Span], now_ns: int, began_ns: int, latency_ns: int) -> float:
     """The share of the last moments in which a worker had something to do.
 
     A hop is known only once its frame has left the stream: of a worker that is at work the moments end with its last
@@ -86,6 +107,8 @@ def _busy(spans: Collection[tuple[int, int]], now_ns: int, began_ns: int, latenc
     """
     if not spans:
         return 0.0
+    if len(spans) == _KEPT_SPANS:
+        began_ns = min(started for started, _ in spans)
     last = max(ended for _, ended in spans)
     until = last if now_ns - last <= 2 * latency_ns else now_ns
     longest = max(ended - started for started, ended in spans)
@@ -94,9 +117,8 @@ def _busy(spans: Collection[tuple[int, int]], now_ns: int, began_ns: int, latenc
     return min(worked / max(until - since, 1), 1.0)
 
 
-def _median(found: Iterable[tuple[int, float]], since: int) -> float | None:
-    found = sorted(found)
+def _median(found: Sequence[tuple[int, float]], since: int) -> float | None:
     young = [seconds for ended, seconds in found if ended >= since]
     if len(young) < _ENOUGH:
-        young = [seconds for _, seconds in found[-_ENOUGH:]]
+        young = [seconds for _, seconds in sorted(found)[-_ENOUGH:]]
     return float(np.median(young)) if len(young) >= _ENOUGH else None

@@ -7,23 +7,25 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import linprog
 
-from corepipe.plan.model import Plan
+from corepipe.plan.model import Plan, route_groups
 
-LEAST_SHARE = 0.01
-"""Of the frames that a route keeps: one without frames would tell nothing of its workers any more."""
+KEPT_SHARE = 0.01
+"""Of the frames of routes that share workers each keeps so many: one without would tell nothing of itself any more."""
 
 
 def mix_fps(plan: Plan, loads: Sequence[Mapping[str, float]]) -> float:
-    """Frames/s of a plan at the mix of its own rates.
+    """Frames/s of a plan at the mix of its own rates; routes that have no worker in common do not wait for each other.
 
     Args:
         plan: the plan.
         loads: for each route the seconds that each worker spends on a frame.
     """
-    shares = np.array([route.rate_fps for route in plan.routes]) / plan.throughput_fps
-    names = [worker.name for worker in plan.workers]
-    busy = [sum(share * load.get(name, 0.0) for share, load in zip(shares, loads, strict=True)) for name in names]
-    return 1 / max(*map(float, busy), 1e-12)
+    fps = 0.0
+    for group in route_groups(plan):
+        rates = {number: plan.routes[number].rate_fps for number in group}
+        busy = [sum(rates[n] * loads[n].get(worker.name, 0.0) for n in group) for worker in plan.workers]
+        fps += sum(rates.values()) / max(*busy, 1e-12)
+    return fps
 
 
 def best_rates(plan: Plan, loads: Sequence[Mapping[str, float]]) -> Plan:
@@ -35,8 +37,10 @@ def best_rates(plan: Plan, loads: Sequence[Mapping[str, float]]) -> Plan:
     used = [number for number, route in enumerate(plan.routes) if route.rate_fps > 0]
     rows = np.array([[loads[number].get(worker.name, 0.0) for number in used] for worker in plan.workers])
     scale = rows.max()
-    # No route below its least share of the total: LEAST_SHARE * sum(rates) - rate <= 0.
-    least = np.full((len(used), len(used)), LEAST_SHARE) - np.eye(len(used))
+    # No route below its least share of its group's frames: KEPT_SHARE * sum(rates of the group) - rate <= 0.
+    group_of = {number: index for index, group in enumerate(route_groups(plan)) for number in group}
+    together = np.array([[group_of[one] == group_of[other] for other in used] for one in used])
+    least = KEPT_SHARE * together - np.eye(len(used))
     found = linprog(
         -np.ones(len(used)),
         A_ub=np.vstack([rows / scale, least]),

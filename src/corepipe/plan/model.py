@@ -294,3 +294,21 @@ def hop_load_s(plan: Plan, hop: Hop, table: CostTable, *, busy: bool) -> float:
         PlanError: as for `hop_s`.
     """
     return hop_s(plan, hop, table, busy=busy) + table.half_hop_s(hop.start) + table.half_hop_s(hop.stop)
+
+
+def route_groups(plan: Plan) -> list[list[int]]:
+    """The numbers of the routes with a rate, in groups that have no worker in common: each may run at its own speed."""
+    groups: list[tuple[set[str], list[int]]] = []
+    for number, route in enumerate(plan.routes):
+        if route.rate_fps <= 0:
+            continue
+        workers, routes = {hop.worker for hop in route.hops}, [number]
+        apart = []
+        for group in groups:
+            if group[0] & workers:
+                workers |= group[0]
+                routes = group[1] + routes
+            else:
+                apart.append(group)
+        groups = [*apart, (workers, sorted(routes))]
+    return [routes for _, routes in sorted(groups, key=lambda group: group[1])]

@@ -14,7 +14,7 @@ from rich.console import Console
 from corepipe import __version__
 from corepipe.api import engine_names
 from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult, Trial
-from corepipe.cost.table import CostTable
+from corepipe.cost.table import CostTable, EngineName
 from corepipe.network.model import Network
 from corepipe.report.terminal import plain, say, titled
 from corepipe.topology.model import Topology
@@ -114,8 +114,8 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
         sentences.extend(_prediction_off(result))
     if any(not result.stable for result in results):
         sentences.append(
-            f"? marks an unstable figure: its slices lie more than {STABLE_SPREAD:.0%} from their median (or there was "
-            f"only one); close other programs, or see `corepipe doctor`."
+            f"? marks an unstable figure: half the range of its slices is over {STABLE_SPREAD:.0%} of their median (or "
+            f"there was only one); close other programs, or see `corepipe doctor`."
         )
     worst = max(result.largest_error for result in results)
     if simulated:
@@ -140,7 +140,7 @@ def bench_json(
     return {
         "schema_version": 1,
         "command": " ".join(command),
-        "environment": environment(topology),
+        "environment": environment(topology, table.engines),
         "model": {
             "name": network.name,
             "sha256": network.sha256,
@@ -210,11 +210,16 @@ def simulated_json(results: Sequence[PlanResult], table: CostTable, command: Seq
     }
 
 
-def environment(topology: Topology) -> dict[str, Any]:
-    """What a reader needs to judge a measurement."""
+def environment(topology: Topology, engines: Sequence[EngineName] | None = None) -> dict[str, Any]:
+    """What a reader needs to judge a measurement.
+
+    Args:
+        topology: the machine.
+        engines: those that plans could use; None for all that are installed.
+    """
     return {
         "corepipe": __version__,
-        "engine": ", ".join(f"{engine.name} {engine.version}" for engine in engine_names()),
+        "engine": ", ".join(f"{engine.name} {engine.version}" for engine in engines or engine_names()),
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": topology.machine,

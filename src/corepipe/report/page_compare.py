@@ -63,7 +63,9 @@ def comparison(sheet: Sheet) -> Html:
     )  # fmt: skip
     notes = []
     if any(not r.stable for r in sheet.results):
-        notes.append(f"? marks an unstable figure: its slices lie more than {STABLE_SPREAD:.0%} from their median.")
+        notes.append(
+            f"? marks an unstable figure: half the range of its slices is over {STABLE_SPREAD:.0%} of their median."
+        )
     if sheet.simulated:
         notes.append("Outputs are not compared in a simulation.")
     elif any(r.outputs_equal for r in sheet.results):

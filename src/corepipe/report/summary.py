@@ -79,4 +79,4 @@ def _check(plan: Plan, key: tuple[str, int, int], seconds: Sequence[float], tabl
     if table is not None:
         hop = next(h for r in plan.routes for h in r.hops if (h.worker, h.start, h.stop) == key)
         predicted = hop_s(plan, hop, table, busy=len(plan.workers) > 1)
-    return HopCheck(worker, start, stop, predicted, statistics.median(seconds))
+    return HopCheck(worker, start, stop, predicted, statistics.fmean(seconds))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from corepipe.errors import PlanError
-from corepipe.plan.model import Plan
+from corepipe.plan.model import Plan, route_groups
 from corepipe.runtime.messages import HOLD_S
 
 _FRAMES_PER_HOP = 2
@@ -76,7 +76,7 @@ class Dispatcher:
 
     def __init__(self, plan: Plan, output_bytes: int = 0) -> None:
         self._output_bytes = max(output_bytes, 1)
-        self._groups = [_Group(routes, _shares(plan), plan) for routes in _sharing(plan)]
+        self._groups = [_Group(routes, _shares(plan), plan) for routes in route_groups(plan)]
         self._group_of = {route: group for group in self._groups for route in group.routes}
         self.slots = sum(group.slots for group in self._groups)
         """Frames that can be under way at once."""
@@ -135,21 +135,3 @@ def _spare(plan: Plan, routes: list[int]) -> int:
 
 def _shares(plan: Plan) -> list[float]:
     return [route.rate_fps / plan.throughput_fps for route in plan.routes]
-
-
-def _sharing(plan: Plan) -> list[list[int]]:
-    """The routes with a rate, parted into groups that have no worker in common."""
-    groups: list[tuple[set[str], list[int]]] = []
-    for number, route in enumerate(plan.routes):
-        if route.rate_fps <= 0:
-            continue
-        workers, routes = {hop.worker for hop in route.hops}, [number]
-        apart = []
-        for group in groups:
-            if group[0] & workers:
-                workers |= group[0]
-                routes = group[1] + routes
-            else:
-                apart.append(group)
-        groups = [*apart, (workers, sorted(routes))]
-    return [routes for _, routes in sorted(groups, key=lambda group: group[1])]

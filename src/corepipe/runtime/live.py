@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 WhenFull = Literal["wait", "drop-oldest", "error"]
 """What becomes of frames for which a stream has no room; `wait` holds the source up."""
 
+OnError = Literal["raise", "return"]
+"""Whether a frame's error is raised at its turn, or returned in place of its result."""
+
 WAITING = 2
 """Frames (or slots of frames) that wait in front of a full stream, before the oldest of them is dropped."""
 
@@ -27,9 +30,7 @@ _MOST_UNREAD = 65_536
 _JOIN_S = 1.0
 
 
-def run_live(
-    stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_error: Literal["raise", "return"]
-) -> Iterator[Any]:
+def run_live(stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_error: OnError) -> Iterator[Any]:
     """Results in the order of the frames; the source is read at its own pace, in a thread of its own.
 
     Args:

@@ -12,12 +12,20 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.errors import CorepipeError, FrameError, PlanError, StreamClosedError, UsageError, WorkerError
+from corepipe.errors import (
+    CorepipeError,
+    FrameError,
+    PlanError,
+    StreamClosedError,
+    UnknownNameError,
+    UsageError,
+    WorkerError,
+)
 from corepipe.network.inputs import check_frame
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
@@ -25,7 +33,7 @@ from corepipe.runtime.arena import Slot, or_worker_error
 from corepipe.runtime.collector import collect
 from corepipe.runtime.delivery import Deliveries, Ended, deliver
 from corepipe.runtime.lane import Flight, Lane, Submitted
-from corepipe.runtime.live import WhenFull, run_live
+from corepipe.runtime.live import OnError, WhenFull, run_live
 from corepipe.runtime.pool import Pool
 from corepipe.runtime.record import FrameRecord, records_of
 from corepipe.topology.model import Topology
@@ -291,7 +299,7 @@ class Stream:
     def __call__(
         self,
         frames: Iterable[Frame | Writer],
-        on_error: Literal["raise", "return"] = "raise",
+        on_error: OnError = "raise",
         when_full: WhenFull = "wait",
     ) -> Iterator[Output | CorepipeError]:
         """Run frames from any iterable; results come in the same order.
@@ -307,13 +315,18 @@ class Stream:
                 errors are raised, dropped frames are passed over).
 
         Raises:
+            UnknownNameError: there is no such choice.
             FrameError: as above.
             StreamClosedError, WorkerError: the stream ended early.
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
+        _check_choice("on_error", on_error, OnError)
+        _check_choice("when_full", when_full, WhenFull)
         if when_full != "wait":
-            yield from run_live(self, frames, when_full, on_error)
-            return
+            return run_live(self, frames, when_full, on_error)
+        return self._in_order(frames, on_error)
+
+    def _in_order(self, frames: Iterable[Frame | Writer], on_error: OnError) -> Iterator[Output | CorepipeError]:
         source = iter(frames)
         waiting: deque[Future[Output]] = deque()
         more = True
@@ -358,16 +371,18 @@ class Stream:
     async def aiter(
         self,
         frames: Iterable[Frame | Writer] | AsyncIterable[Frame | Writer],
-        on_error: Literal["raise", "return"] = "raise",
+        on_error: OnError = "raise",
     ) -> AsyncIterator[Output | CorepipeError]:
         """The same for asyncio: `async for output in stream.aiter(frames)`; the event loop is never blocked.
 
         Queues stay short, as they do for `submit`.
 
         Raises:
+            UnknownNameError: there is no such choice.
             FrameError: one frame failed, at its turn.
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
+        _check_choice("on_error", on_error, OnError)
         room = asyncio.Semaphore(self.window)
         fed: asyncio.Queue[Future[Output] | None] = asyncio.Queue()
 
@@ -414,8 +429,9 @@ class Stream:
             lane.pool.close()
         for ending in self._closing:
             ending.join()
-        for fd in (self.wake_fd, self._wake_write, self.changed_fd, self._changed_write):
-            os.close(fd)
+        with self._switching:  # a switch under way gives up by the wake pipe, which must not be another file by then
+            for fd in (self.wake_fd, self._wake_write, self.changed_fd, self._changed_write):
+                os.close(fd)
         if threading.current_thread() is not self._deliverer:
             self._deliverer.join()
 
@@ -568,6 +584,11 @@ class Stream:
             for _, ended in sorted(failed.items()):
                 self._deliveries.put(ended)
             self._state.notify_all()
+
+
+def _check_choice(argument: str, name: str, choices: object) -> None:
+    if name not in get_args(choices):
+        raise UnknownNameError(argument, name, get_args(choices))
 
 
 def _failed(error: CorepipeError) -> Future[Output]:
