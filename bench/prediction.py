@@ -40,11 +40,11 @@ from rich.table import Table
 from corepipe import api, plan
 from corepipe.cost.calibrate import calibrate
 from corepipe.cost.calibration import Calibration
+from corepipe.cost.calibration_store import CalibrationStore, read_calibration
 from corepipe.cost.predict.fit import fit
 from corepipe.cost.predict.layout import samples
 from corepipe.cost.predict.table import predict_table, predict_table_paper
 from corepipe.cost.predict.terms import family
-from corepipe.cost.source import CalibrationStore, read_calibration
 from corepipe.cost.table import CostTable
 from corepipe.document import write_atomically
 from corepipe.errors import CorepipeError

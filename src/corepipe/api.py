@@ -13,10 +13,10 @@ from corepipe import engine
 from corepipe import plan as planners
 from corepipe.cache import TableCache
 from corepipe.cost.align import align
+from corepipe.cost.calibration_store import read_calibration
 from corepipe.cost.measuring import Progress
 from corepipe.cost.profile import profile
-from corepipe.cost.source import Costs, read_calibration, sizes
-from corepipe.cost.source import find_costs as choose_costs
+from corepipe.cost.source import Costs, choose_costs, sizes
 from corepipe.cost.table import CostTable, EngineName, merged
 from corepipe.errors import EngineError, UnknownNameError
 from corepipe.follow import Follower

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from corepipe.cost.table import CostTable
 from corepipe.errors import CorepipeError
 from corepipe.network.batch_check import runs_on
 from corepipe.network.model import Network
-from corepipe.plan.model import Plan, Route, evaluate, hop_s
+from corepipe.plan.model import Hop, Plan, Route, evaluate, hop_s
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.record import FrameRecord
 from corepipe.runtime.stream import Output, Stream
@@ -265,6 +265,28 @@ def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -
     return next(result for result in right if result.throughput_fps >= enough)
 
 
+def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | None) -> tuple[HopCheck, ...]:
+    """What hops took, a check for each worker and layers that any frame went over; in the plan's order.
+
+    Args:
+        plan: the plan.
+        records: of frames that ended well.
+        table: the costs to hold them against; without any the predictions are NaN.
+    """
+    times: dict[tuple[int, int], list[int]] = {}
+    for record in records:
+        for index, hop_time in enumerate(record.hops):
+            times.setdefault((record.route, index), []).append(hop_time.ended_ns - hop_time.started_ns)
+    took: dict[Hop, list[int]] = {}
+    for (number, index), found in sorted(times.items()):
+        took.setdefault(plan.routes[number].hops[index], []).extend(found)
+    checks = []
+    for hop, found in took.items():
+        predicted = math.nan if table is None else hop_s(plan, hop, table, busy=len(plan.workers) > 1)
+        checks.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, statistics.fmean(found) * 1e-9))
+    return tuple(checks)
+
+
 def _twins(plans: Mapping[str, Plan]) -> dict[str, str]:
     """For each plan that is the same as an earlier one but for its names: that one's name."""
     seen: dict[object, str] = {}
@@ -388,16 +410,6 @@ def _run_slice(
 
 def _result(contender: _Contender, table: CostTable) -> PlanResult:
     plan = contender.plan
-    evaluation = evaluate(plan, table)
-    busy_costs = len(plan.workers) > 1
-    hops = []
-    for number, route in enumerate(plan.routes):
-        for index, hop in enumerate(route.hops):
-            times = [r.hops[index] for r in contender.kept if r.route == number]
-            if times:
-                predicted = hop_s(plan, hop, table, busy=busy_costs)
-                measured = statistics.fmean(t.ended_ns - t.started_ns for t in times) * 1e-9
-                hops.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, measured))
     busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
     for record in contender.kept:
         for time_ in record.hops:
@@ -409,10 +421,10 @@ def _result(contender: _Contender, table: CostTable) -> PlanResult:
         plan=plan,
         throughput_fps=statistics.median(contender.slices),
         throughput_spread_fps=(min(contender.slices), max(contender.slices)),
-        predicted_fps=evaluation.throughput_fps,
+        predicted_fps=evaluate(plan, table).throughput_fps,
         latency_s=(p50, p90, p99),
         busy=busy,
-        hops=tuple(hops),
+        hops=hop_checks(plan, contender.kept, table),
         peak_rss_bytes=contender.peak_rss_bytes,
         largest_error=contender.largest_error,
         slices=len(contender.slices),

@@ -5,9 +5,10 @@ import pytest
 from corepipe.api import engine_name
 from corepipe.cache import TableCache
 from corepipe.cost.calibration import PartialCalibration
+from corepipe.cost.calibration_store import CalibrationStore, check_trust, mismatch, read_calibration
 from corepipe.cost.predict.table import predict_table
 from corepipe.cost.profile import table_machine
-from corepipe.cost.source import CalibrationStore, check_trust, find_costs, mismatch, read_calibration
+from corepipe.cost.source import choose_costs
 from corepipe.cost.table import EngineName
 from corepipe.errors import DocumentError, NotTrustworthyError, UsageError
 
@@ -32,26 +33,26 @@ def test_a_kept_profile_comes_first(chain, here, calibration, mine, cache):
     table = predict_table(chain, calibration).table
     cache.save(cache.path(chain, here, engine), table)
     CalibrationStore(cache).save(here, engine, mine)
-    found = find_costs(chain, here, [engine], never, cache=cache)
+    found = choose_costs(chain, here, [engine], never, cache=cache)
     assert found.table == table
     assert "kept profile" in found.source
-    assert find_costs(chain, here, [engine], never, cache=cache, predict=True).prediction is not None
+    assert choose_costs(chain, here, [engine], never, cache=cache, predict=True).prediction is not None
 
 
 def test_then_a_calibration(chain, here, mine, cache):
     engine = engine_name()
     CalibrationStore(cache).save(here, engine, mine)
-    found = find_costs(chain, here, [engine], never, cache=cache)
+    found = choose_costs(chain, here, [engine], never, cache=cache)
     assert found.prediction is not None
     assert "predicted" in found.source
     noisy = mine.model_copy(update={"trustworthy": False, "spread": 0.3})
     CalibrationStore(cache).save(here, engine, noisy)
-    assert "30.0%" in find_costs(chain, here, [engine], never, cache=cache).source
+    assert "30.0%" in choose_costs(chain, here, [engine], never, cache=cache).source
 
 
 def test_then_it_is_measured(chain, here, calibration, cache):
     table = predict_table(chain, calibration).table
-    found = find_costs(chain, here, [engine_name()], lambda: table, cache=cache)
+    found = choose_costs(chain, here, [engine_name()], lambda: table, cache=cache)
     assert found.table is table
     assert "measured" in found.source
 
@@ -59,13 +60,13 @@ def test_then_it_is_measured(chain, here, calibration, cache):
 def test_without_a_cache_it_is_measured(chain, here, mine, calibration, cache):
     CalibrationStore(cache).save(here, engine_name(), mine)
     table = predict_table(chain, calibration).table
-    assert find_costs(chain, here, [engine_name()], lambda: table, cache=cache, use_cache=False).table is table
+    assert choose_costs(chain, here, [engine_name()], lambda: table, cache=cache, use_cache=False).table is table
 
 
 def test_a_prediction_needs_a_calibration(chain, here, cache, calibration):
     with pytest.raises(UsageError, match="corepipe calibrate"):
-        find_costs(chain, here, [engine_name()], never, cache=cache, predict=True)
-    given = find_costs(chain, here, [engine_name()], never, cache=cache, calibration=calibration)
+        choose_costs(chain, here, [engine_name()], never, cache=cache, predict=True)
+    given = choose_costs(chain, here, [engine_name()], never, cache=cache, calibration=calibration)
     assert given.table.machine == calibration.machine
 
 
@@ -73,7 +74,7 @@ def test_costs_of_several_frames_at_once_are_not_predicted(chain, here, cache, m
     CalibrationStore(cache).save(here, engine_name(), mine)
     for how in ({"predict": True}, {"calibration": mine}):
         with pytest.raises(UsageError, match="leave out the batch"):
-            find_costs(chain, here, [engine_name()], never, cache=cache, batch=4, **how)
+            choose_costs(chain, here, [engine_name()], never, cache=cache, batch=4, **how)
 
 
 def test_a_calibration_of_elsewhere_is_named_and_refused(calibration, mine, here, tmp_path, caplog):

@@ -43,7 +43,7 @@ def calibrate(
     """Measure this machine once (some minutes), so that networks can be planned without running them."""
     from corepipe.api import engine_name
     from corepipe.cost import calibrate as calibrating
-    from corepipe.cost.source import CalibrationStore, check_trust
+    from corepipe.cost.calibration_store import CalibrationStore, check_trust
     from corepipe.report.predict import render_calibration
 
     check_writable(json_to)

@@ -87,8 +87,8 @@ def profile(
 
 def _quick(network: Any, topology: Any, name: str = DEFAULT_ENGINE) -> Any:
     from corepipe.api import engine_name
+    from corepipe.cost.calibration_store import CalibrationStore
     from corepipe.cost.quick import profile_quick
-    from corepipe.cost.source import CalibrationStore
 
     engine = engine_name(name)
     calibration = CalibrationStore().load(topology, engine)
@@ -123,8 +123,8 @@ def predict(
 def _predicted(network: Any, machine: Path | None, engine: str = DEFAULT_ENGINE) -> Any:
     """The prediction for the board of a calibration file, or for this machine."""
     from corepipe.api import engine_name
+    from corepipe.cost.calibration_store import CalibrationStore, read_calibration
     from corepipe.cost.predict.table import predict_table
-    from corepipe.cost.source import CalibrationStore, read_calibration
 
     if machine is not None:
         return predict_table(network, read_calibration(machine, None, None))

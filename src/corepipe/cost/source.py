@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from corepipe.cache import TableCache
-from corepipe.cost.calibrate import MOST_SPREAD
-from corepipe.cost.calibration import Calibration, PartialCalibration
+from corepipe.cost.calibration import Calibration
+from corepipe.cost.calibration_store import CalibrationStore
 from corepipe.cost.predict.table import Prediction, predict_table
 from corepipe.cost.table import CostTable, EngineName, merged
-from corepipe.errors import DocumentError, NotTrustworthyError, UsageError
+from corepipe.errors import UsageError
 from corepipe.network.model import Network
 from corepipe.topology.model import Topology
-
-_log = logging.getLogger("corepipe")
 
 
 @dataclass(frozen=True)
@@ -29,125 +24,7 @@ class Costs:
     prediction: Prediction | None = None
 
 
-class CalibrationStore:
-    """Calibrations in the user's cache folder, one per machine and engine version, and what is left of a broken one."""
-
-    def __init__(self, cache: TableCache | None = None) -> None:
-        self._folder = (cache or TableCache()).folder
-
-    def path(self, topology: Topology, engine: EngineName) -> Path:
-        """Where this machine's calibration lies."""
-        return self._folder / f"{topology.fingerprint()}-{engine.name}-{engine.version}.calibration.json"
-
-    def load(self, topology: Topology, engine: EngineName) -> Calibration | None:
-        """This machine's calibration; a damaged one is reported and ignored."""
-        path = self.path(topology, engine)
-        if not path.is_file():
-            return None
-        try:
-            return Calibration.read(path)
-        except DocumentError as error:
-            _log.warning("ignoring a damaged calibration: %s", error)
-            return None
-
-    def save(self, topology: Topology, engine: EngineName, calibration: Calibration) -> Path:
-        """Keep a calibration and drop what is left of its making.
-
-        Raises:
-            DocumentError: the file cannot be written.
-        """
-        path = self.path(topology, engine)
-        self._make_folder()
-        calibration.write(path)
-        self._partial(topology, engine).unlink(missing_ok=True)
-        return path
-
-    def load_partial(self, topology: Topology, engine: EngineName) -> PartialCalibration | None:
-        """What an interrupted calibration has left."""
-        path = self._partial(topology, engine)
-        if not path.is_file():
-            return None
-        try:
-            return PartialCalibration.read(path)
-        except DocumentError as error:
-            _log.warning("ignoring what an interrupted calibration left: %s", error)
-            return None
-
-    def save_partial(self, topology: Topology, engine: EngineName, partial: PartialCalibration) -> None:
-        """Keep what has been measured so far; a folder that cannot be written is no error."""
-        try:
-            self._make_folder()
-            partial.write(self._partial(topology, engine))
-        except (OSError, DocumentError) as error:
-            _log.warning("cannot keep what was measured (%s); an interrupted calibration starts anew", error)
-
-    def _partial(self, topology: Topology, engine: EngineName) -> Path:
-        path = self.path(topology, engine)
-        return path.with_name(path.name.replace(".calibration.json", ".partial-calibration.json"))
-
-    def _make_folder(self) -> None:
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise DocumentError(
-                f"{self._folder}: cannot make the cache folder ({error.strerror}); name another in COREPIPE_CACHE"
-            ) from None
-
-
-def read_calibration(
-    path: str | os.PathLike[str], topology: Topology | None, engine: EngineName | None, *, force: bool = False
-) -> Calibration:
-    """A calibration from a file, checked against the machine and engine that it is to be used on.
-
-    Args:
-        path: the file.
-        topology: the machine; None where the file may be of another one (planning for a board from a laptop).
-        engine: the engine with its version; None to take it as it is.
-        force: accept another machine or version, with a warning in the log.
-
-    Raises:
-        DocumentError: the file is unreadable, cut short, or of another version of the format.
-        UsageError: it is of another machine or engine version.
-    """
-    calibration = Calibration.read(path)
-    wrong = mismatch(calibration, topology, engine)
-    if wrong and not force:
-        raise UsageError(f"{path}: {wrong}; run `corepipe calibrate` here, or use it all the same with --force")
-    if wrong:
-        _log.warning("%s: %s; used all the same", path, wrong)
-    return calibration
-
-
-def mismatch(calibration: Calibration, topology: Topology | None, engine: EngineName | None) -> str:
-    """In what a calibration is not of this machine or engine; empty if it is."""
-    found = []
-    if topology is not None and calibration.machine.fingerprint != topology.fingerprint():
-        found.append(
-            f"the calibration is of another machine ({calibration.machine.description or 'unnamed'}, "
-            f"{calibration.machine.fingerprint}; this one is {topology.machine or 'unnamed'}, {topology.fingerprint()})"
-        )
-    if engine is not None and calibration.engine != engine:
-        found.append(
-            f"the calibration is of {calibration.engine.name} {calibration.engine.version}, "
-            f"here is {engine.name} {engine.version}"
-        )
-    return "; ".join(found)
-
-
-def check_trust(calibration: Calibration) -> None:
-    """Refuse silence about a noisy machine.
-
-    Raises:
-        NotTrustworthyError: the calibration's measurements vary too much; it was kept, and can be used.
-    """
-    if not calibration.trustworthy:
-        raise NotTrustworthyError(
-            f"the calibration is kept but not to be relied on: its measurements vary by {calibration.spread:.1%} "
-            f"(at most {MOST_SPREAD:.0%} are fine); calibrate again with the machine idle"
-        )
-
-
-def find_costs(
+def choose_costs(
     network: Network,
     topology: Topology,
     engines: Sequence[EngineName],

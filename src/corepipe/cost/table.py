@@ -320,11 +320,11 @@ def merged(tables: Sequence[CostTable]) -> CostTable:
     for table in tables[1:]:
         if table.network != first.network or table.machine != first.machine:
             raise PlanError(f"the cost tables of {first.network.name} are of different networks or machines")
-    engines = {engine.name: engine for table in reversed(tables) for engine in reversed(table.engines)}
+    engines = {engine.name: engine for table in tables for engine in table.engines}
     return CostTable(
         network=first.network,
         machine=first.machine,
-        engines=tuple(reversed(engines.values())),
+        engines=tuple(engines.values()),
         configs=tuple(costs for table in tables for costs in table.configs),
         hop=first.hop,
         provenance=first.provenance,

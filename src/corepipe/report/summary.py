@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from corepipe.compare import HopCheck, PlanResult
+from corepipe.compare import PlanResult, hop_checks
 from corepipe.cost.table import CostTable
 from corepipe.errors import FrameError
-from corepipe.plan.model import Plan, evaluate, hop_s
+from corepipe.plan.model import Plan, evaluate
 from corepipe.report.life import hops_done
 from corepipe.runtime.record import FrameRecord
 
@@ -43,12 +41,9 @@ def result_of_records(
         raise FrameError(f"{name}: {len(done)} frames with a result are too few to sum up; run more frames")
     seconds = (done[-1].done_ns - done[0].done_ns) * 1e-9
     busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
-    times: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     for record in done[1:]:
         for hop in hops_done(record):
-            took = (hop.ended_ns - hop.started_ns) * 1e-9
-            busy[hop.worker] = busy.get(hop.worker, 0.0) + took / seconds
-            times[hop.worker, hop.start, hop.stop].append(took)
+            busy[hop.worker] = busy.get(hop.worker, 0.0) + (hop.ended_ns - hop.started_ns) * 1e-9 / seconds
     p50, p90, p99 = (float(p) for p in np.percentile([r.latency_s for r in done], [50, 90, 99]))
     parts = _rates(done)
     return PlanResult(
@@ -59,7 +54,7 @@ def result_of_records(
         predicted_fps=math.nan if table is None else evaluate(plan, table).throughput_fps,
         latency_s=(p50, p90, p99),
         busy={worker: min(share, 1.0) for worker, share in busy.items()},
-        hops=tuple(_check(plan, key, values, table) for key, values in sorted(times.items())),
+        hops=hop_checks(plan, done[1:], table),
         peak_rss_bytes=0,
         largest_error=math.nan,
     )
@@ -71,12 +66,3 @@ def _rates(done: Sequence[FrameRecord]) -> list[float]:
     spans = [(b - a, (done[b].done_ns - done[a].done_ns) * 1e-9) for a, b in itertools.pairwise(edges)]
     rates = [float(count / span) for count, span in spans if span > 0]
     return rates or [(len(done) - 1) / ((done[-1].done_ns - done[0].done_ns) * 1e-9)]
-
-
-def _check(plan: Plan, key: tuple[str, int, int], seconds: Sequence[float], table: CostTable | None) -> HopCheck:
-    worker, start, stop = key
-    predicted = math.nan
-    if table is not None:
-        hop = next(h for r in plan.routes for h in r.hops if (h.worker, h.start, h.stop) == key)
-        predicted = hop_s(plan, hop, table, busy=len(plan.workers) > 1)
-    return HopCheck(worker, start, stop, predicted, statistics.fmean(seconds))

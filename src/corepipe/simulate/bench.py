@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 
 import numpy as np
 
-from corepipe.compare import HopCheck, PlanResult
+from corepipe.compare import PlanResult, hop_checks
 from corepipe.cost.table import CostTable
-from corepipe.plan.model import Plan, evaluate, hop_s
+from corepipe.plan.model import Plan, evaluate
 from corepipe.simulate.events import Contention, simulate
 from corepipe.simulate.result import Simulation
 
@@ -47,14 +46,6 @@ def simulate_bench(
 
 def _result(name: str, run: Simulation, table: CostTable) -> PlanResult:
     plan = run.plan
-    hops = []
-    for number, route in enumerate(plan.routes):
-        for index, hop in enumerate(route.hops):
-            times = [record.hops[index] for record in run.steady if record.route == number]
-            if times:
-                predicted = hop_s(plan, hop, table, busy=len(plan.workers) > 1)
-                took = statistics.fmean(time.ended_ns - time.started_ns for time in times) * 1e-9
-                hops.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, took))
     slices = run.slices(_SLICES)
     p50, p90, p99 = (float(p) for p in np.percentile([record.latency_s for record in run.steady], [50, 90, 99]))
     return PlanResult(
@@ -65,7 +56,7 @@ def _result(name: str, run: Simulation, table: CostTable) -> PlanResult:
         predicted_fps=evaluate(plan, table).throughput_fps,
         latency_s=(p50, p90, p99),
         busy=run.busy,
-        hops=tuple(hops),
+        hops=hop_checks(plan, run.steady, table),
         peak_rss_bytes=0,
         largest_error=0.0,
         records=run.records,
