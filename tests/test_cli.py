@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -33,8 +34,10 @@ from corepipe.cost.table import (
 from corepipe.data import sample_frames
 from corepipe.errors import FrameError, UsageError
 from corepipe.follow.decide import Step
+from corepipe.frames.model import plural
 from corepipe.plan import Plan
 from corepipe.report.recording import Recording
+from corepipe.runtime.stream import Stream
 
 TABLE = {
     "schema_version": 1,
@@ -419,7 +422,7 @@ def test_frames_that_come_too_fast(classifier, tmp_path):
         assert [row["index"] for row in rows] == list(range(3000))
         dropped = [row for row in rows if "the stream was full" in (row.get("error") or "")]
         assert 0 < len(dropped) < 3000
-        assert f"{len(dropped)} dropped because the cores could not keep up" in result.stderr
+        assert f"{plural(len(dropped), 'frame')} dropped because the cores could not keep up" in result.stderr
 
 
 def test_names_in_a_plan_are_text(classifier, photos, tmp_path):
@@ -574,31 +577,139 @@ def test_ctrl_c_while_measuring_says_how_to_go_on(extra, tmp_path, monkeypatch):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert out == ""
-    assert err.startswith("error: interrupted; what was measured is kept: start again")
+    assert err.startswith("error: interrupted; start again ")
+    assert err.endswith("to go on from what was kept\n")
     assert ("without --no-cache" in err) == bool(extra)
     assert len(err.splitlines()) == 1
 
 
-def test_ctrl_c_keeps_the_results_so_far(classifier, tmp_path, two_cores):
-    out = tmp_path / "out.jsonl"
-    assert corepipe("plan", classifier, "-o", tmp_path / "p.json").returncode == 0
-    fifo = tmp_path / "frames"
+@pytest.fixture
+def fed_run(classifier, tmp_path):
+    """A run that reads frames from a pipe, which is left open: the process, its results, and the frames' giver."""
+    plan, fifo = tmp_path / "p.json", tmp_path / "frames"
+    assert corepipe("plan", classifier, "-o", plan).returncode == 0
     os.mkfifo(fifo)
-    process = subprocess.Popen(
-        f"exec {sys.executable} -m corepipe run {classifier} --plan {tmp_path / 'p.json'} --input - -o {out} < {fifo}",
-        shell=True,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
     array = io.BytesIO()
     np.save(array, np.zeros((3, 96, 96), np.float32))
-    with open(fifo, "wb") as pipe:
-        pipe.write(array.getvalue() * 30)
-        pipe.flush()
-        wait_until(lambda: out.exists() and out.stat().st_size > 2000)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+    with contextlib.ExitStack() as stack:
+
+        def start(out):
+            process = subprocess.Popen(
+                f"exec {sys.executable} -m corepipe run {classifier} --plan {plan} -i - -o {out} < {fifo}",
+                shell=True,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.kill)
+            pipe = stack.enter_context(open(fifo, "wb"))
+
+            def feed(count):
+                pipe.write(array.getvalue() * count)
+                pipe.flush()
+
+            return process, feed
+
+        yield start
+
+
+def lines_of(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_results_are_written_while_a_live_source_has_nothing(fed_run, tmp_path):
+    out = tmp_path / "out.jsonl"
+    process, feed = fed_run(out)
+    for count in (3, 4):
+        feed(1 if count == 4 else 3)
+        wait_until(lambda count=count: lines_of(out) == count)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
+    assert "4 frames in" in err
+    assert lines_of(out) == 4
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, code):
+    out = tmp_path / "out.npz"
+    process, feed = fed_run(out)
+    feed(30)
+    children = psutil.Process(process.pid).children
+    wait_until(lambda: sum(child.cpu_times().user for child in children()) > 0.2)
+    time.sleep(2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
     assert "Traceback" not in err
-    assert "interrupted" in err
-    assert len(out.read_text().splitlines()) > 10
+    assert "interrupted: the results so far are written" in err
+    with np.load(out) as results:
+        assert len(results["frame_names"]) == 30
+
+
+def test_ctrl_c_waits_for_the_frames_under_way(chain, two_cores, make_plan):
+    frame = np.ones(chain.inputs[0].shape, np.float32)
+
+    def feed():
+        yield from [frame] * 5
+        raise KeyboardInterrupt
+
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 6)])]), two_cores) as stream:
+        outputs = []
+        with pytest.raises(KeyboardInterrupt):
+            outputs.extend(stream(feed()))
+        assert len(outputs) == 5
+
+
+def test_what_is_read_is_not_written_over(classifier, photos, tmp_path):
+    model = classifier.read_bytes()
+    table, frames, labels = tmp_path / "t.json", tmp_path / "f.npz", tmp_path / "l.txt"
+    table.write_text(json.dumps(TABLE))
+    np.savez(frames, np.zeros((2, 3, 96, 96), np.float32))
+    labels.write_text("a\nb\n")
+    before = {path: path.read_bytes() for path in (classifier, table, frames, labels)}
+    for command in (
+        ["plan", classifier, "-o", classifier],
+        ["inspect", classifier, "--json", tmp_path / "." / classifier.name],
+        ["simulate", "--table", table, "--json", table],
+        ["run", classifier, "-i", frames, "-o", frames],
+        ["run", classifier, "-i", photos, "--labels", labels, "-o", labels],
+    ):
+        assert "is read by this command" in one_message(corepipe(*command), 2)
+    twice = ["run", classifier, "-i", photos, "--trace", tmp_path / "x.jsonl", "-o", tmp_path / "x.jsonl"]
+    assert "is to hold two results" in one_message(corepipe(*twice), 2)
+    assert {path: path.read_bytes() for path in before} == before
+    assert classifier.read_bytes() == model
+
+
+def test_wrong_words_are_refused_before_anything_is_measured(classifier, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("corepipe.api.find_costs", lambda *_, **__: pytest.fail("it measures"))
+    for arguments, message in (
+        (["run", classifier, "-i", photos, "-o", tmp_path / "r.csv"], "results are written as .txt, .jsonl or .npz"),
+        (["plan", classifier, "--max-workers", "0"], "--max-workers 0: give more than zero"),
+        (["plan", classifier, "--latency-budget-ms", "nan"], "--latency-budget-ms nan: give more than zero"),
+    ):
+        result = CliRunner().invoke(app, [*map(str, arguments)])
+        assert isinstance(result.exception, UsageError)
+        assert message in str(result.exception)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_outputs_that_take_nothing(classifier, photos, tmp_path):
+    command = [sys.executable, "-m", "corepipe"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "inspect", classifier], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        assert "No space left on device" in done.stderr
+        assert "bug" not in done.stderr
+        out = tmp_path / "out.jsonl"
+        done = subprocess.run([*command, "run", classifier, "-i", photos, "-o", out], stderr=full)
+        assert done.returncode == 0
+        assert lines_of(out) == 3
+    closed = subprocess.run(
+        f"{shlex.join(command)} run {classifier} -i {photos} >&-", shell=True, stderr=subprocess.PIPE, text=True
+    )
+    assert "the standard output is closed" in closed.stderr
+    ascii_only = subprocess.run(
+        [*command, "plan", classifier], env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True
+    )
+    assert ascii_only.returncode == 0, ascii_only.stderr

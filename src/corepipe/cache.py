@@ -28,6 +28,8 @@ REFUSAL_S = 24 * 3600.0
 """How long a refusal holds: an engine that refused for want of memory, say, may take the network on another day."""
 
 _log = logging.getLogger("corepipe")
+_unwritable: set[Path] = set()
+"""Folders of which it was said already."""
 
 
 class Refusal(Document):
@@ -160,7 +162,9 @@ class TableCache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             document.write(path, private=True)
         except (OSError, DocumentError) as error:
-            _log.warning("cannot keep measured costs (%s); they will be measured again next time", error)
+            if self.folder not in _unwritable:
+                _unwritable.add(self.folder)
+                _log.warning("cannot keep measured costs (%s); they will be measured again next time", error)
             return False
         return True
 

@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from corepipe.errors import CorepipeError, DocumentError, UnknownNameError
+from corepipe.errors import CorepipeError, DocumentError, UnknownNameError, UsageError
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 """Larger files are refused before they are parsed."""
@@ -143,15 +144,18 @@ def write_atomically(path: str | os.PathLike[str], text: str, *, private: bool =
         raise DocumentError(f"{path}: cannot write: {error.strerror or error}") from None
 
 
-def check_writable(*paths: str | os.PathLike[str] | None) -> None:
+def check_writable(*paths: str | os.PathLike[str] | None, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
     """Check that files can be written, before the work whose results they are to hold.
 
     Args:
         *paths: None and `-` (stdout) are passed over.
+        inputs: what that work reads.
 
     Raises:
         DocumentError: the path is a directory, or its folder does not exist or may not be written to.
+        UsageError: the file is read, or written twice.
     """
+    _check_apart([path for path in paths if path is not None], [path for path in inputs if path is not None])
     for path in paths:
         if path is None or os.fspath(path) == "-":
             continue
@@ -166,6 +170,16 @@ def check_writable(*paths: str | os.PathLike[str] | None) -> None:
             writable = os.access(folder, os.W_OK | os.X_OK)
         if not writable:
             raise DocumentError(f"{path}: cannot write: permission denied")
+
+
+def _check_apart(outputs: Sequence[str | os.PathLike[str]], inputs: Sequence[str | os.PathLike[str]]) -> None:
+    taken = {os.path.realpath(path): "is read by this command, and would be lost" for path in inputs}
+    for output in outputs:
+        if os.fspath(output) == "-" or _is_stream(output):
+            continue
+        if what := taken.get(os.path.realpath(output)):
+            raise UsageError(f"{output}: {what}; name another file")
+        taken[os.path.realpath(output)] = "is to hold two results"
 
 
 def _is_stream(path: str | os.PathLike[str]) -> bool:

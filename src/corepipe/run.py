@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from corepipe.errors import CorepipeError, StreamFullError, UsageError
 from corepipe.frames import Frame, FrameSource, Preprocess, Sink, check_frame
+from corepipe.frames.model import plural
 from corepipe.network.model import Network
 from corepipe.runtime.live import WhenFull
 from corepipe.runtime.stream import Stream
@@ -45,8 +46,11 @@ class RunSummary:
         """The summary for people."""
         done = self.frames + self.failed
         read = done + self.dropped
-        rate = done / self.seconds if self.seconds > 0 else 0.0
-        text = f"{self.frames} frames in {self.seconds:.2f} s: {rate:.1f} frames/s, reading and preprocessing included"
+        rate = self.frames / self.seconds if self.seconds > 0 else 0.0
+        text = (
+            f"{plural(self.frames, 'frame')} in {self.seconds:.2f} s: {rate:.1f} frames/s, reading and preprocessing "
+            f"included"
+        )
         if done:
             text += (
                 f" ({self.read_s / read * 1e3:.2f} ms a frame to read, {self.prepare_s / done * 1e3:.2f} ms to "
@@ -54,11 +58,11 @@ class RunSummary:
             )
         sentences = [text]
         if self.dropped:
-            sentences.append(f"{self.dropped} dropped because the cores could not keep up")
+            sentences.append(f"{plural(self.dropped, 'frame')} dropped because the cores could not keep up")
         if self.skipped:
-            sentences.append(f"{self.skipped} skipped because they could not be read (named above)")
+            sentences.append(f"{plural(self.skipped, 'frame')} could not be read (named above)")
         if self.failed:
-            sentences.append(f"{self.failed} failed in the network")
+            sentences.append(f"{plural(self.failed, 'frame')} failed")
         if self.interrupted:
             sentences.append("interrupted: the results so far are written")
         return sentences
@@ -124,7 +128,8 @@ def run_frames(
             yield _writer(frame, stream.network, prepare, summary)
 
     try:
-        for index, result in enumerate(stream(feed(), "return", when_full)):
+        live = source.live or rate_fps is not None
+        for index, result in enumerate(stream(feed(), "return", when_full, live)):
             name = names.popleft()
             if isinstance(result, StreamFullError):
                 sink.fail(index, name, str(result))

@@ -513,3 +513,20 @@ def test_a_path_object_on_the_search_path_does_no_harm(chain, two_cores, make_pl
     frames = frames_for(chain, 1)
     with Stream(chain, make_plan(chain, PLANS["one worker"]), two_cores) as stream:
         assert_equal(stream(frames), whole(chain, frames))
+
+
+def test_a_worker_that_hangs_is_named_once_and_can_be_replaced(chain, two_cores, make_plan, monkeypatch, caplog):
+    monkeypatch.setattr("corepipe.runtime.collector.PATIENCE_S", 0.3)
+    frame = np.ones(chain.inputs[0].shape, np.float32)
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 3), (1, 3, 6)])]), two_cores) as stream:
+        (expected,) = stream([frame])
+        time.sleep(0.7)
+        assert "has not finished" not in caplog.text, "nothing is under way"
+        name, pid = list(stream.worker_pids.items())[1]
+        os.kill(pid, signal.SIGSTOP)
+        futures = [stream.submit(frame) for _ in range(3)]
+        time.sleep(1.5)
+        assert caplog.text.count(f"worker {name} (process {pid}) has not finished frame 1 ") == 1
+        os.kill(pid, signal.SIGKILL)
+        for future in futures:
+            assert np.array_equal(future.result(20), expected)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
+import signal
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -45,8 +49,33 @@ class _Visible(logging.Formatter):
         return visible(super().format(record))
 
 
+_INTERRUPTED = 130
+_stopped_by: list[int] = []
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """What a service manager, `timeout` or a closed terminal sends ends a command as Ctrl-C does."""
+    _stopped_by.append(number)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point: errors become one message and an exit code (1 failed, 2 wrong usage, 3 not trustworthy)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        _run()
+    except SystemExit as error:
+        if error.code == _INTERRUPTED and _stopped_by:
+            raise SystemExit(128 + _stopped_by[0]) from None
+        raise
+
+
+def _run() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Visible("corepipe: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -55,17 +84,22 @@ def main() -> None:
     except CorepipeError as error:
         _fail(str(error), error.exit_code)
     except Interrupted as error:
-        _fail(str(error), 130)
+        _fail(str(error), _INTERRUPTED)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", _INTERRUPTED)
     except MemoryError:
         _fail("out of memory; use a smaller model or fewer workers", 1)
+    except OSError as error:
+        if error.strerror is None or os.environ.get("COREPIPE_DEBUG"):
+            raise
+        _fail(f"{error.filename or 'standard output'}: {error.strerror}", 1)
     except Exception as error:
         if os.environ.get("COREPIPE_DEBUG"):
             raise
         _fail(f"this is a bug in corepipe: {type(error).__name__}: {error} (COREPIPE_DEBUG=1 shows where)", 1)
 
 
-def _fail(message: str, code: int) -> None:
-    log.print(Text.assemble(("error: ", "bold red"), plain(message)), soft_wrap=True)
+def _fail(message: str, code: int) -> NoReturn:
+    with contextlib.suppress(OSError):
+        log.print(Text.assemble(("error: ", "bold red"), plain(message)), soft_wrap=True)
     sys.exit(code)

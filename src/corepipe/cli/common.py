@@ -49,7 +49,7 @@ def resumable(how: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; what was measured is kept: {how}") from None
+        raise Interrupted(f"interrupted; {how} from what was kept") from None
 
 
 app = typer.Typer(

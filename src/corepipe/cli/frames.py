@@ -87,7 +87,7 @@ def bench(
     from corepipe.report import bench as reporting
     from corepipe.runtime.pool import check_cores, check_fits
 
-    check_writable(json_to, trace, report)
+    check_writable(json_to, trace, report, inputs=[model, simulate_on, input_spec, calibration, *(plan_file or ())])
     if (model is None) == (simulate_on is None):
         raise UsageError("give either a model to run, or --simulate TABLE.json")
     if simulate_on is not None:
@@ -239,12 +239,13 @@ def run(
         raise UsageError(f"--rate {rate:g} is not a number of frames a second")
     if when_full not in get_args(WhenFull):
         raise UnknownNameError("choice for --when-full", when_full, get_args(WhenFull))
-    check_writable(output, trace, report)
+    check_writable(output, trace, report, inputs=[model, plan_file, input_spec, labels, calibration])
     network, topology = network_of(model, shape), machine_at_hand(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
     options = io.parse_options(mean=mean, std=std, scale=scale, layout=layout, color=color, resize=resize)
     prepare = image_inputs(network, options)
     names = None if labels is None else io.read_labels(labels)
+    io.check_sink(output, outputs=network.outputs, labels=names, top_k=top)
     if input_spec is None:
         input_spec = _photographs(network, prepare)
     with io.open_source(input_spec, inputs=network.inputs, on_skip=_say_skipped) as source:
@@ -275,6 +276,8 @@ def run(
     ran: list[tuple[str, planners.Plan, LeftOut | None]] = [(chosen.planner, chosen, None)]
     ran += [(f"{c.plan.planner} {c.number + 1}", c.plan, None) for c in changes if c.kind == "plan"]
     ran[-1] = (*ran[-1][:2], recording.left_out)
+    for sentence in summary.sentences():
+        say(log, sentence)
     if trace is not None:
         done = write_traces(
             trace,
@@ -285,8 +288,6 @@ def run(
             changes=[(change.at_ns, f"{change.kind}: {change.reason}") for change in changes],
         )
         say(log, f"{trace}: {done.describe()}; open it in ui.perfetto.dev")
-    for sentence in summary.sentences():
-        say(log, sentence)
     if report is not None:
         _write_report(report, network, topology, table, ran, recording, input_spec)
     if summary.interrupted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,7 @@ def inspect(model: Model, shape: Shapes = None, json_to: Json = None) -> None:
     """Show a model's layers: shapes, GEMM dims, FLOPs, bytes, and what crosses at each cut."""
     from corepipe.report.inspect import inspect_json, render_inspect
 
+    check_writable(json_to, inputs=[model])
     network = network_of(model, shape)
     if not write_json(json_to, lambda: inspect_json(network)):
         render_inspect(network, out())
@@ -71,7 +73,7 @@ def profile(
     """Measure every layer on every core config of this machine; Ctrl-C and start again to go on."""
     from corepipe.report.costs import render_costs
 
-    check_writable(json_to)
+    check_writable(json_to, inputs=[model])
     if quick:
         refuse(context, "with --quick", "no_cache")
     network, topology = network_of(model, shape), machine_at_hand(cores)
@@ -114,7 +116,7 @@ def predict(
     """Predict every layer's time on every core config from its descriptor alone, with intervals."""
     from corepipe.report.predict import prediction_json, render_prediction
 
-    check_writable(json_to)
+    check_writable(json_to, inputs=[model, machine])
     prediction = _predicted(network_of(model, shape), machine, engine)
     if not write_json(json_to, lambda: prediction_json(prediction)):
         render_prediction(prediction, out())
@@ -180,7 +182,13 @@ def plan(
     from corepipe.report.plan import render_plan
     from corepipe.topology import parse_cpu_list
 
-    check_writable(output, json_to)
+    check_writable(output, json_to, inputs=[model, table_file, machine, calibration])
+    for option, value in (
+        ("--latency-budget-ms", latency_budget_ms), ("--memory-budget-mb", memory_budget_mb),
+        ("--max-workers", max_workers),
+    ):  # fmt: skip
+        if value is not None and not value > 0:
+            raise UsageError(f"{option} {value:g}: give more than zero")
     if (model is None) == (table_file is None):
         raise UsageError("give either a model, or --table TABLE.json")
     if tried and planner != planners.BEST:
@@ -225,8 +233,8 @@ def plan(
     found = _fastest(network, topology, table, planners.candidates(table, find)) if tried else find(table, planner)
     if output is not None:
         found.write(output)
-        use = f"simulate --table {table_file}" if model is None else f"run {model} --input FRAMES"
-        say(log, f"plan written to {output}; use it with: corepipe {use} --plan {output}")
+        use = ["simulate", "--table", str(table_file)] if model is None else ["run", model, "--input", "FRAMES"]
+        say(log, f"plan written to {output}; use it with: {shlex.join(['corepipe', *use, '--plan', str(output)])}")
     if not write_json(json_to, found.to_json):
         render_plan(found, table, out())
 

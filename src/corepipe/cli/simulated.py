@@ -81,7 +81,7 @@ def simulate(
     from corepipe import plan as planners
     from corepipe.cost.table import CostTable
 
-    check_writable(json_to, trace, report)
+    check_writable(json_to, trace, report, inputs=[table_file, plan_file])
     options = options_of(frames, slots, jitter, contention, seed)
     table = CostTable.read(table_file)
     plan = planners.plan(table) if plan_file is None else planners.rated(read_plan(plan_file), table)

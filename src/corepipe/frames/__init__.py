@@ -7,7 +7,7 @@ a thread pool of its own would take.
 from corepipe.frames.labels import Score, read_labels, top_k
 from corepipe.frames.model import Frame, FrameSource, Skipped
 from corepipe.frames.preprocess import Preprocess, check_frame, parse_options
-from corepipe.frames.sinks import Sink, open_sink
+from corepipe.frames.sinks import Sink, check_sink, open_sink
 from corepipe.frames.sources import open_source
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Sink",
     "Skipped",
     "check_frame",
+    "check_sink",
     "open_sink",
     "open_source",
     "parse_options",

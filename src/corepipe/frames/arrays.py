@@ -316,6 +316,8 @@ class PipeSource(FrameSource):
     each input in the network's order makes a frame.
     """
 
+    live = True
+
     def __init__(self, stream: BinaryIO, inputs: Sequence[TensorInfo] | None) -> None:
         super().__init__("stdin", None)
         self._stream = stream

@@ -114,6 +114,8 @@ class _LineSink(Sink):
         with writing(self.name):
             if path is not None:
                 stream = path.open("w", encoding="utf-8")
+        if stream is None and sys.stdout is None:
+            raise CorepipeError("<stdout>: cannot write results: the standard output is closed; name a file (-o)")
         self._stream = stream or sys.stdout
         self._broken = False
 
@@ -259,27 +261,43 @@ def open_sink(
         >>> with open_sink("results.jsonl", labels=read_labels("synset_words.txt")) as sink:      # doctest: +SKIP
         ...     sink.write(0, "goldfish.jpg", {"logits": logits})
     """
-    if top_k < 1:
-        raise UsageError(f"top-k of {top_k}: give at least 1")
-    if labels is not None and outputs is not None:
-        _check_labels(outputs, labels)
+    check_sink(spec, outputs=outputs, labels=labels, top_k=top_k)
     if spec is None or spec == "text":
         return TextSink(None, stdout, labels, top_k)
     if spec == "-":
         return JsonlSink(None, stdout, labels, top_k)
     path = Path(spec).expanduser()
-    suffix, name = path.suffix.lower(), display_name(path)
-    if path.is_dir():
-        raise UsageError(f"{name}: is a folder; name a file for the results, such as {name}/results.jsonl")
-    if suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         return TextSink(path, None, labels, top_k)
-    if suffix in (".jsonl", ".ndjson"):
-        return JsonlSink(path, None, labels, top_k)
-    if suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         from corepipe.frames.npz import NpzSink
 
         return NpzSink(path)
-    raise UsageError(f"{name}: results are written as .txt, .jsonl or .npz, or '-' for JSONL on the standard output")
+    return JsonlSink(path, None, labels, top_k)
+
+
+def check_sink(
+    spec: str | os.PathLike[str] | None,
+    *,
+    outputs: Sequence[TensorInfo] | None = None,
+    labels: Sequence[str] | None = None,
+    top_k: int = 5,
+) -> None:
+    """Refuse what `open_sink` would refuse, with nothing written; arguments and errors as there."""
+    if top_k < 1:
+        raise UsageError(f"top-k of {top_k}: give at least 1")
+    if labels is not None and outputs is not None:
+        _check_labels(outputs, labels)
+    if spec is None or spec in ("text", "-"):
+        return
+    path = Path(spec).expanduser()
+    name = display_name(path)
+    if path.is_dir():
+        raise UsageError(f"{name}: is a folder; name a file for the results, such as {name}/results.jsonl")
+    if path.suffix.lower() not in (".txt", ".jsonl", ".ndjson", ".npz"):
+        raise UsageError(
+            f"{name}: results are written as .txt, .jsonl or .npz, or '-' for JSONL on the standard output"
+        )
 
 
 def _check_labels(outputs: Sequence[TensorInfo], labels: Sequence[str]) -> None:

@@ -119,6 +119,8 @@ class CameraSource(_CaptureSource):
         FrameError: there is no such camera, or it cannot be opened.
     """
 
+    live = True
+
     def __init__(self, number: int, on_skip: Callable[[Skipped], None] | None = None) -> None:
         name, device = f"camera:{number}", Path(f"/dev/video{number}")
         if sys.platform == "linux":

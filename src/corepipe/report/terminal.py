@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +17,12 @@ def plain(text: str, style: str = "") -> Text:
 
 
 def say(console: Console, sentence: str) -> None:
-    """Print a sentence as it is; the terminal breaks it where it is too long."""
-    console.print(plain(sentence), soft_wrap=True)
+    """Print a sentence as it is; the terminal breaks it where it is too long.
+
+    What goes to stderr is lost where that is full: it is no reason to end what is said something about.
+    """
+    with contextlib.suppress(OSError) if console.stderr else contextlib.nullcontext():
+        console.print(plain(sentence), soft_wrap=True)
 
 
 def titled(title: str) -> Table:

@@ -26,6 +26,9 @@ MAX_KILLS = 2
 RESTART_TRIES = 5
 """How often a replacement for a dead worker is started before the stream ends."""
 
+PATIENCE_S = 30.0
+"""When nothing has ended for so long, the worker that the oldest frame waits for is named."""
+
 _MANY = 4096
 
 _log = logging.getLogger("corepipe")
@@ -38,6 +41,7 @@ def collect(reference: weakref.ref[Stream]) -> None:
     """
     watched: list[int] = []
     poller = select.poll()
+    said = False
     while True:
         stream = reference()
         if stream is None or stream.closed:
@@ -45,10 +49,19 @@ def collect(reference: weakref.ref[Stream]) -> None:
         if watched != (fds := _watched(stream)):
             watched, poller = fds, _poller(fds)
         del stream
-        ready = {fd for fd, _ in poller.poll()}
+        ready = {fd for fd, _ in poller.poll(PATIENCE_S * 1e3)}
         stream = reference()
         if stream is None or stream.closed:
             return
+        if ready:
+            said = False
+        elif not said:
+            for worker, pid, frame in stream.waits_for():
+                said = True
+                _log.warning(
+                    "worker %s (process %d) has not finished frame %d for %.0f s; if it is stopped or hangs, "
+                    "`kill -9 %d` replaces it, and no frame is lost", worker, pid, frame, PATIENCE_S, pid,
+                )  # fmt: skip
         try:
             if stream.changed_fd in ready:
                 os.read(stream.changed_fd, _MANY)

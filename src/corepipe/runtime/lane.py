@@ -169,6 +169,16 @@ class Lane:
         """The memory of a flight."""
         return self.pool.arena.slots[flight.slot]
 
+    def started(self) -> list[Flight]:
+        """Those under way that were sent, oldest first."""
+        return [flight for flight in self.under_way() if flight.started]
+
+    def at_work(self, flight: Flight) -> tuple[str, int]:
+        """The worker that a flight is at, or waits for, and the worker's process."""
+        hops, times = self.plan.routes[flight.route].hops, self.slot(flight).times
+        worker = next((hop.worker for hop, (_, ended) in zip(hops, times, strict=False) if not ended), hops[-1].worker)
+        return worker, self.pool.children[self.pool.number(worker)].pid
+
     def under_way(self) -> list[Flight]:
         """The slots with frames that have no result yet, oldest first."""
         return sorted(self.flights.values(), key=lambda flight: flight.sequence)

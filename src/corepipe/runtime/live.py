@@ -1,4 +1,4 @@
-"""Frames from a source that does not wait, such as a camera: what is too much is dropped or refused, and counted."""
+"""Frames from a live source, read in a thread of its own: what is too much waits, or is dropped or refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_live(stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_erro
     Args:
         stream: an open stream.
         frames: the source.
-        when_full: `drop-oldest` or `error`.
+        when_full: what becomes of frames for which there is no room.
         on_error: whether an error is raised at its frame's turn or returned in place of the result. Frames that were
             dropped as the oldest are passed over where errors are raised.
 
@@ -72,6 +72,7 @@ class _Intake:
     def __init__(self, stream: Stream, frames: Iterable[Any], when_full: WhenFull, *, tell_drops: bool) -> None:
         self._stream = stream
         self._tell_drops = tell_drops
+        self._when_full = when_full
         self._drops = when_full == "drop-oldest"
         self._changed = threading.Condition()
         self._unread: deque[_Taken] = deque()
@@ -158,12 +159,16 @@ class _Intake:
                 self._changed.notify_all()
 
     def _offer(self, frame: Any) -> None:
-        """Submit a frame if there is room."""
+        """Submit a frame if there is room, or once there is."""
         taken = _Taken()
+        waits = self._when_full == "wait"
         try:
-            if not self._reader_has_room():
+            if waits:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped or self._reader_has_room())
+            elif not self._reader_has_room():
                 raise TimeoutError
-            taken.future = self._stream.submit_own(frame, timeout=0)
+            taken.future = self._stream.submit_own(frame, timeout=None if waits else 0)
             taken.ran = True
         except TimeoutError:
             self._stream.dropped += 1

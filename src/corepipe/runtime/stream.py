@@ -301,28 +301,34 @@ class Stream:
         frames: Iterable[Frame | Writer],
         on_error: OnError = "raise",
         when_full: WhenFull = "wait",
+        live: bool = False,
     ) -> Iterator[Output | CorepipeError]:
         """Run frames from any iterable; results come in the same order.
 
         At most a bounded number of frames is under way, so a slow reader stops the feeding.
 
         Args:
-            frames: consumed as there is room, in the caller's thread.
+            frames: consumed as there is room, in the caller's thread: while that waits for the next frame it is given
+                no results.
             on_error: `raise` a frame's `FrameError` at its turn, or `return` it in place of the result.
             when_full: `wait` before the next frame is consumed while there is no room; or consume frames at their own
-                pace, in another thread, and `drop-oldest` of those that wait for room, or let a frame that finds none
-                end in an `error`. Both are counted in `dropped`, and such a frame's error is a `StreamFullError` (where
-                errors are raised, dropped frames are passed over).
+                pace, and `drop-oldest` of those that wait for room, or let a frame that finds none end in an `error`.
+                Both are counted in `dropped`, and such a frame's error is a `StreamFullError` (where errors are raised,
+                dropped frames are passed over).
+            live: consume frames in another thread, so that results are given while the source has nothing; always so
+                where `when_full` is not `wait`. It costs some throughput where frames take well under a millisecond.
 
         Raises:
             UnknownNameError: there is no such choice.
             FrameError: as above.
             StreamClosedError, WorkerError: the stream ended early.
             Exception: whatever `frames` raised, after the results of the frames before it.
+            KeyboardInterrupt: while it waited, after the results of the frames that are under way; at once the second
+                time.
         """
         _check_choice("on_error", on_error, OnError)
         _check_choice("when_full", when_full, WhenFull)
-        if when_full != "wait":
+        if live or when_full != "wait":
             return run_live(self, frames, when_full, on_error)
         return self._in_order(frames, on_error)
 
@@ -330,10 +336,16 @@ class Stream:
         source = iter(frames)
         waiting: deque[Future[Output]] = deque()
         more = True
-        failure: Exception | None = None
+        failure: Exception | KeyboardInterrupt | None = None
         while more or waiting:
             if waiting:
-                self._wait_for_room_or(waiting[0], more and len(waiting) < self.window)
+                try:
+                    self._wait_for_room_or(waiting[0], more and len(waiting) < self.window)
+                except KeyboardInterrupt as error:
+                    if isinstance(failure, KeyboardInterrupt):
+                        raise
+                    more, failure = False, error
+                    continue
                 if waiting[0].done():
                     yield _outcome(waiting.popleft(), on_error)
                     continue
@@ -343,7 +355,7 @@ class Stream:
                 except StopIteration:
                     more = False
                     continue
-                except Exception as error:
+                except (Exception, KeyboardInterrupt) as error:
                     more, failure = False, error
                     continue
                 try:
@@ -434,6 +446,11 @@ class Stream:
                 os.close(fd)
         if threading.current_thread() is not self._deliverer:
             self._deliverer.join()
+
+    def waits_for(self) -> list[tuple[str, int, int]]:
+        """For each plan with frames under way the worker that the oldest is at, its process, and the frame's number."""
+        with self._state:
+            return [(*lane.at_work(flight), flight.sequence) for lane in self.lanes for flight in lane.started()[:1]]
 
     def pause(self, lane: Lane) -> None:
         """Hold new frames back (for the collector)."""
