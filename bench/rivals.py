@@ -99,8 +99,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     batches = options.batch
     largest = max((1, *batches))
     settings = catalogue.settings(topology)
-    if options.only:
-        settings = [s for s in settings if s.system.startswith(tuple(options.only))]
+    wanted = tuple(options.only) or ("",)
+    left_out = dict.fromkeys(s.system for s in settings if not s.system.startswith(wanted))
+    settings = [s for s in settings if s.system.startswith(wanted)]
     own = catalogue.corepipe(topology, largest)
     times = Times(options.rounds, options.seconds, options.screen_seconds, options.timeout)
     about = {**environment(topology), "versions": catalogue.versions(catalogue.ENGINES), "command": _command(options)}
@@ -114,6 +115,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             prepare.write_network(model, folder, batches)
             say = functools.partial(_say, name)
             measured[name] = measure(settings, own, folder, batches, times, say, options.no_cache)
+        measured[name].absent += [{"system": system, "reason": "left out by --only"} for system in left_out]
         data = result.document(measured, topology.emulated, largest) | {"environment": about, "slow": options.slowed}
         say(f"corepipe {result.in_words(data, name)}")
         if options.json:

@@ -9,7 +9,7 @@ from corepipe.cost import calibrate as calibrating
 from corepipe.cost import quick
 from corepipe.cost.calibration import Measurement
 from corepipe.cost.calibration_set import SET_VERSION
-from corepipe.cost.measuring import core_configs
+from corepipe.cost.measuring import WholeTime, core_configs
 from corepipe.cost.profile import table_machine
 from corepipe.cost.table import HopCosts
 from corepipe.network.load import open_network
@@ -83,7 +83,7 @@ def test_what_was_quicker_the_second_time_counts(here, monkeypatch):
     config = here.core_configs()[0]
     slow = Measurement(config=str(config), network=0, layer_s=(1e-3, 2e-3), busy_layer_s=(2e-3, 2e-3), whole_s=3e-3,
                        busy_whole_s=4e-3)  # fmt: skip
-    monkeypatch.setattr(calibrating, "time_whole", lambda *args: [(1.5e-3, 5e-3)])
+    monkeypatch.setattr(calibrating, "time_whole", lambda *args: [WholeTime(1.5e-3, 5e-3, 0.0, 0.0)])
     (found,) = calibrating._measure_again([slow], here, config, "onnxruntime")
     assert found.layer_s == pytest.approx((0.5e-3, 1e-3))
     assert found.whole_s == 1.5e-3

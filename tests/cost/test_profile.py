@@ -65,10 +65,12 @@ def test_what_was_quicker_the_second_time_counts(chain, here, monkeypatch):
     config = str(here.core_configs()[0])
     count = len(chain.layers)
     costs = ConfigCosts(config=config, layer_s=(1e-3,) * count, layer_busy_s=(2e-3,) * count, segment_s=1e-4)
-    monkeypatch.setattr(profiling, "time_whole", lambda *args: [(count * 0.5e-3 + 1e-4, count * 3e-3)])
+    now = measuring.WholeTime(count * 0.5e-3 + 1e-4, count * 3e-3, spread=0.07, left_out=0.3)
+    monkeypatch.setattr(profiling, "time_whole", lambda *args: [now])
     found = profiling._measure_again(chain, here, costs, "onnxruntime")
     assert found.layer_s == pytest.approx((0.5e-3,) * count)
     assert found.layer_busy_s == costs.layer_busy_s
+    assert (found.spread, found.left_out) == (0.07, 0.3), "of the times that count"
 
 
 def test_a_layer_that_does_more_is_measured_as_more(here, quick):

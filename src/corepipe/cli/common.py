@@ -228,6 +228,18 @@ def refuse(context: typer.Context, when: str, *parameters: str) -> None:
             raise UsageError(f"{max(parameter.opts, key=len)} has no effect {when}; leave it out")
 
 
+def refuse_for_costs(context: typer.Context, calibration: Path | None) -> None:
+    """Stop where an option about costs has no effect, given where they come from.
+
+    Raises:
+        UsageError: the user gave one.
+    """
+    if calibration is None:
+        refuse(context, "without --calibration", "force")
+    else:
+        refuse(context, "with predicted costs", "no_cache")
+
+
 def is_given(context: typer.Context, parameter: str) -> bool:
     """Whether the user gave an option, rather than its default standing for it."""
     source = context.get_parameter_source(parameter)

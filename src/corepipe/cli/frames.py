@@ -34,6 +34,7 @@ from corepipe.cli.common import (
     out,
     read_plan,
     refuse,
+    refuse_for_costs,
     trace_plans,
     write_json,
 )
@@ -100,8 +101,7 @@ def bench(
         bench_simulated(simulate_on, plan_file or [], only or [], options, trace, report, json_to)
         return
     refuse(context, "without --simulate", "frame_count", "slots", "jitter", "contention", "seed")
-    if calibration is not None:
-        refuse(context, "with predicted costs", "no_cache")
+    refuse_for_costs(context, calibration)
     network, topology = network_of(str(model), shape), machine_at_hand(cores)
     own = read_plans(plan_file or ())
     names = bench_names([c.name for c in topology.clusters], only or (), list(own))
@@ -229,8 +229,7 @@ def run(
 
     if plan_file is not None:
         refuse(context, "with --plan", "planner", "no_cache", "calibration", "force", "engine", "batch")
-    if calibration is not None:
-        refuse(context, "with predicted costs", "no_cache")
+    refuse_for_costs(context, calibration)
     if follow and plan_file is not None:
         refuse(context, "with --plan", "follow")
     if follow and planner != planners.BEST:
@@ -246,9 +245,15 @@ def run(
     prepare = image_inputs(network, options)
     names = None if labels is None else io.read_labels(labels)
     io.check_sink(output, outputs=network.outputs, labels=names, top_k=top)
+    if output is not None and output.lower().endswith(".npz"):
+        refuse(context, "with results in an .npz, which holds the outputs themselves", "labels", "top")
     if input_spec is None:
         input_spec = _photographs(network, prepare)
     with io.open_source(input_spec, inputs=network.inputs, on_skip=_say_skipped) as source:
+        if not source.images:
+            refuse(
+                context, "with arrays, which are taken as they are", "color", "layout", "resize", "scale", "mean", "std"
+            )
         table = None
         if plan_file is not None:
             chosen = read_plan(plan_file)
@@ -257,7 +262,7 @@ def run(
                 network, topology, no_cache, engines=engine, batch=batch, calibration=calibration, force=force
             )
             chosen = planners.plan(table, planner, bound=False)
-        for one in prepare.values():
+        for one in prepare.values() if source.images else ():
             say(log, f"preprocessing: {one.describe()}")
         say(log, f"plan: {chosen.planner}, workers {', '.join(w.name for w in chosen.workers)}")
         recording = Recording()

@@ -31,6 +31,7 @@ from corepipe.cli.common import (
     network_of,
     out,
     refuse,
+    refuse_for_costs,
     topology_of,
     write_json,
 )
@@ -195,8 +196,9 @@ def plan(
         raise UsageError(f"--try looks for the fastest of several planners' plans: leave out --planner {planner}")
     if tried:
         refuse(context, "with --try, which measures,", "predicted")
-    if predicted or calibration is not None:
+    if predicted:
         refuse(context, "with predicted costs", "no_cache")
+    refuse_for_costs(context, calibration)
     if planner != planners.BEST:
         refuse(context, f"with --planner {planner}", "tolerance")
     weights = None

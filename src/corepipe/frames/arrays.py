@@ -204,6 +204,8 @@ def _frame_name(name: str, index: int, count: int) -> str:
 class NpySource(FrameSource):
     """An `.npy` file: one frame, or frames along the first axis."""
 
+    images = False
+
     def __init__(self, path: Path, name: str, inputs: Sequence[TensorInfo] | None) -> None:
         if inputs is not None and len(inputs) != 1:
             names = ", ".join(i.name for i in inputs)
@@ -239,6 +241,8 @@ class NpzSource(FrameSource):
     An entry for each input of the network, each one frame or frames along its first axis, as many in each. Or, for a
     network of one input, entries of any other names, in natural order of the names, each one frame or several.
     """
+
+    images = False
 
     def __init__(self, path: Path, name: str, inputs: Sequence[TensorInfo] | None) -> None:
         try:
@@ -317,6 +321,7 @@ class PipeSource(FrameSource):
     """
 
     live = True
+    images = False
 
     def __init__(self, stream: BinaryIO, inputs: Sequence[TensorInfo] | None) -> None:
         super().__init__("stdin", None)

@@ -47,11 +47,13 @@ class FrameSource(ABC, Iterator[Frame]):
         length: number of frames that are expected, None where it cannot be told beforehand. Containers of video only
             estimate it.
         live: whether it may let its reader wait for the next frame.
+        images: whether its frames are images, rather than arrays that fit the network as they are.
         skipped: what could not be read so far; reading went on after it.
         read_s: seconds spent so far in reading and decoding.
     """
 
     live = False
+    images = True
 
     def __init__(self, name: str, length: int | None, on_skip: Callable[[Skipped], None] | None = None) -> None:
         self.name = name
