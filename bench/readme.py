@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rival_systems.catalogue import COREPIPE
-from rival_systems.result import best_rival, networks_of, ratio, rows_of, systems_of
+from rival_systems.result import best_rival, geomeans, goals, networks_of, ratio, rows_of, systems_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -102,10 +102,11 @@ def rivals(data: dict[str, Any]) -> str:
     how = f"cores slowed by emulation (`--slow {data['slow']}`)" if data["emulated"] else "nothing emulated"
     batch = "batch 1" if data["batch"] == 1 else f"every system at its best batch up to {data['batch']}"
     names = {"routes/best_ort_session": "the best single ONNX Runtime session", "routes/best_rival": "the best rival"}
-    means = [f"{data['geomean'][key]:.2f}x {name}" for key, name in names.items() if data["geomean"].get(key)]
-    if data["geomean"].get("routes/bound"):
-        means.append(f"{data['geomean']['routes/bound']:.2f} of the bound")
-    missed = [goal["goal"] for goal in data.get("goals", ()) if not goal["met"]]
+    found = geomeans(data)
+    means = [f"{value:.2f}x {name}" for key, name in names.items() if (value := found[key])]
+    if value := found["routes/bound"]:
+        means.append(f"{value:.2f} of the bound")
+    missed = [text for text, met in goals({**data, "geomean": found}) if not met]
     engines = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if name != "corepipe")
     lines.append("")
     lines.append(

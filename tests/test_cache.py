@@ -67,14 +67,32 @@ def test_an_engine_that_refuses_is_not_asked_again_for_a_day(chain, here, measur
     assert api.costs(chain, here) == first.table
     assert len(asked) == 1
     assert caplog.text.count("plans do without ncnn") == 1
-    with pytest.raises(EngineError, match="no such layer"):
-        api.costs(chain, here, engines=["ncnn"])
+    for named in (api.costs, api.find_costs):  # who names engines gets all of them, or is told
+        with pytest.raises(EngineError, match=r"no such layer .*--no-cache asks again"):
+            named(chain, here, engines=["onnxruntime", "ncnn"])
     api.costs(chain, here, use_cache=False)
     assert len(asked) == 2
     (refusal,) = TableCache().folder.glob("*.refusal.json")
     os.utime(refusal, (1e9, 1e9))
     api.costs(chain, here)
     assert len(asked) == 3
+
+
+def test_a_batch_that_fails_is_not_kept_as_a_refusal_of_the_network(chain, here, measured, monkeypatch):
+    def fail(*_):
+        raise EngineError("out of memory")
+
+    monkeypatch.setattr(api, "check_batch", fail)
+    with pytest.raises(BatchError, match="4 frames at once: out of memory"):
+        api.costs(chain, here, batch=4)
+    assert api.costs(chain, here).layer_count == len(chain.layers)
+
+
+def test_a_table_that_is_kept_outweighs_a_later_refusal(chain, here, measured):
+    kept = api.costs(chain, here)
+    cache = TableCache()
+    cache.keep_refusal(cache.path(chain, here, api.engine_name()), "out of memory for once")
+    assert api.find_costs(chain, here).table == kept
 
 
 def test_a_network_that_mixes_frames_is_refused_before_anything_is_measured(here, measured, monkeypatch):

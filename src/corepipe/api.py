@@ -18,7 +18,7 @@ from corepipe.cost.measuring import Progress
 from corepipe.cost.profile import profile
 from corepipe.cost.source import Costs, choose_costs, sizes
 from corepipe.cost.table import CostTable, EngineName, merged
-from corepipe.errors import EngineError, UnknownNameError
+from corepipe.errors import BatchError, EngineError, UnknownNameError
 from corepipe.follow import Follower
 from corepipe.network.batch import batched
 from corepipe.network.batch_check import check_batch, runs_on
@@ -159,7 +159,10 @@ def costs(
     def check() -> None:
         """Before anything is measured, and once."""
         if batch > 1:
-            check_batch(network, batched(network, batch), runs_on(engine.get(engine.names()[0])))
+            try:
+                check_batch(network, batched(network, batch), runs_on(engine.get(engine.names()[0])))
+            except EngineError as error:  # of these frames together, not of the network
+                raise BatchError(f"{network.name} cannot be run on {batch} frames at once: {error}") from None
 
     for number, (name, size) in enumerate(modes):
 
@@ -172,7 +175,7 @@ def costs(
         known = cache.refusal(path) if use_cache else None
         try:
             if known is not None:
-                raise EngineError(known)
+                raise EngineError(f"{known} (as it did at an earlier start; --no-cache asks again)")
             tables.append(_costs(network, topology, name, size, use_cache, told, check))
         except EngineError as error:
             if known is None:
@@ -288,5 +291,13 @@ def find_costs(
         known = next((one for one in found if one.name == chosen.engine.name), found[0])
         chosen = read_calibration(calibration, topology, known, force=force)
     return choose_costs(
-        network, topology, found, measure, batch=batch, use_cache=use_cache, predict=predict, calibration=chosen
+        network,
+        topology,
+        found,
+        measure,
+        named=engines is not None,
+        batch=batch,
+        use_cache=use_cache,
+        predict=predict,
+        calibration=chosen,
     )

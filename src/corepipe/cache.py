@@ -82,8 +82,8 @@ class TableCache:
         return table
 
     def refusal(self, path: Path) -> str | None:
-        """Why there is no table at `path` and will be none for now; None where that is not known."""
-        found = _read(Refusal, _refusal(path))
+        """Why there is no table at `path` and will be none for now; None where that is not known, or there is one."""
+        found = None if path.exists() else _read(Refusal, _refusal(path))
         if found is None:
             return None
         with contextlib.suppress(OSError):

@@ -212,8 +212,9 @@ def test_a_stream_that_its_user_switches_is_followed_from_there(big_chain, two_c
         list(stream(feed_until(lambda: False, big_chain, seconds=0.5)))
         stream.switch(narrow)
         list(stream(feed_until(lambda: False, big_chain, seconds=1)))
-        assert follower._number == stream.lanes[-1].number >= 1
-        assert follower._observer.seen(time.monotonic_ns()).hop_s
+        number, observer = follower._watched
+        assert number == stream.lanes[-1].number >= 1
+        assert observer.seen(time.monotonic_ns()).hop_s
         assert "not followed" not in caplog.text
 
 

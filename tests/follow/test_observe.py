@@ -92,15 +92,47 @@ def test_what_did_not_run_since_the_last_look_is_not_seen_again():
     assert observer.seen(600_100 * MS).hop_s
 
 
-def test_frames_that_share_a_slot_are_one_run():
-    def slot(number, a_ms):
-        whole = record(number, 100 * number, a_ms, 8)
-        return [dataclasses.replace(whole, frame=8 * number + place) for place in range(8)]
+def slot(number, a_ms, frames=8):
+    """The records of frames that share a slot, as `records_of` makes them: each has an equal part of its time."""
+    whole = record(number, 100 * number, a_ms, 8)
+    found = []
+    for place in range(frames):
+        parts = [
+            dataclasses.replace(
+                hop,
+                started_ns=hop.started_ns + (hop.ended_ns - hop.started_ns) * place // frames,
+                ended_ns=hop.started_ns + (hop.ended_ns - hop.started_ns) * (place + 1) // frames,
+            )
+            for hop in whole.hops
+        ]
+        found.append(dataclasses.replace(whole, frame=8 * number + place, hops=tuple(parts)))
+    return found
 
-    few = [one for number in range(4) for one in slot(number, 8)]
-    assert observed(few, 400).hop_s == {}
-    many = [one for number in range(9) for one in slot(number, 80 if number in (4, 8) else 8)]
-    assert observed(many, 900).hop_s[0, 0] == pytest.approx(0.008)
+
+def observed_batches(slots, now_ms, batch=8):
+    observer = Observer(PLAN.model_copy(update={"batch": batch}), 0)
+    for one in slots:
+        for each in one:
+            observer.add(each)
+    return observer.seen(now_ms * MS)
+
+
+def test_frames_that_share_a_slot_are_one_run():
+    assert observed_batches([slot(number, 8) for number in range(4)], 400).hop_s == {}
+    many = observed_batches([slot(number, 80 if number in (4, 8) else 8) for number in range(9)], 900)
+    assert many.hop_s[0, 0] == pytest.approx(0.001)
+    assert many.fps == pytest.approx(80, rel=0.02)
+
+
+def test_slots_that_are_not_full_say_nothing_of_a_frame():
+    found = observed_batches([slot(number, 8, frames=8 if number % 3 == 0 else 2) for number in range(30)], 3000)
+    assert found.hop_s[0, 0] == pytest.approx(0.001)
+    assert found.utilization["a"] == pytest.approx(0.08, abs=0.02)
+
+
+def test_how_busy_workers_are_with_large_batches():
+    found = observed_batches([slot(number, 25, frames=512) for number in range(20)], 2000, batch=512)
+    assert found.utilization["a"] == pytest.approx(0.25, abs=0.05)
 
 
 def test_failed_frames_tell_nothing():

@@ -201,3 +201,23 @@ def test_choices_that_do_not_exist_are_refused(chain, two_cores, make_plan):
             stream([], when_full="drop_oldest")
         with pytest.raises(UnknownNameError, match="on_error 'retrun'; did you mean 'return'"):
             stream([], on_error="retrun")
+
+
+def test_ctrl_c_waits_for_the_frames_that_a_live_source_has_given(chain, two_cores, make_plan):
+    fed = threading.Event()
+
+    def feed():
+        for number in (1, 2):
+            yield frame_of(chain, number)
+        fed.set()
+        time.sleep(30)
+
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        os.kill(stream.worker_pids["w0"], signal.SIGSTOP)
+        # The main thread waits for the first result meanwhile.
+        threading.Timer(0, lambda: (fed.wait(10), os.kill(os.getpid(), signal.SIGINT))).start()
+        threading.Timer(1.0, lambda: os.kill(stream.worker_pids["w0"], signal.SIGCONT)).start()
+        outputs = []
+        with pytest.raises(KeyboardInterrupt):
+            outputs.extend(stream(feed(), live=True))
+        assert scaled(outputs, chain, stream) == [1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -50,13 +51,17 @@ class _Visible(logging.Formatter):
 
 
 _INTERRUPTED = 130
+_NO_OUTPUT = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF)
+"""What printing ends with where nobody takes it; files are opened under their own names."""
+
 _stopped_by: list[int] = []
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """What a service manager, `timeout` or a closed terminal sends ends a command as Ctrl-C does."""
-    _stopped_by.append(number)
-    raise KeyboardInterrupt
+def _stop(number: int, frame: FrameType | None) -> None:
+    """What service managers, `timeout` or a closed terminal send ends a command as Ctrl-C does; the first one only."""
+    if not _stopped_by:
+        _stopped_by.append(number)
+        raise KeyboardInterrupt
 
 
 def main() -> None:
@@ -90,13 +95,17 @@ def _run() -> None:
     except MemoryError:
         _fail("out of memory; use a smaller model or fewer workers", 1)
     except OSError as error:
-        if error.strerror is None or os.environ.get("COREPIPE_DEBUG"):
-            raise
-        _fail(f"{error.filename or 'standard output'}: {error.strerror}", 1)
+        if error.errno not in _NO_OUTPUT:
+            _fail_as_bug(error)
+        _fail(f"standard output: {error.strerror}", 1)
     except Exception as error:
-        if os.environ.get("COREPIPE_DEBUG"):
-            raise
-        _fail(f"this is a bug in corepipe: {type(error).__name__}: {error} (COREPIPE_DEBUG=1 shows where)", 1)
+        _fail_as_bug(error)
+
+
+def _fail_as_bug(error: Exception) -> NoReturn:
+    if os.environ.get("COREPIPE_DEBUG"):
+        raise error
+    _fail(f"this is a bug in corepipe: {type(error).__name__}: {error} (COREPIPE_DEBUG=1 shows where)", 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -30,6 +30,7 @@ def choose_costs(
     engines: Sequence[EngineName],
     measure: Callable[[], CostTable],
     *,
+    named: bool = False,
     batch: int = 1,
     cache: TableCache | None = None,
     use_cache: bool = True,
@@ -43,6 +44,7 @@ def choose_costs(
         topology: where.
         engines: which engines, with their versions.
         measure: profiles the network, and keeps the result.
+        named: whether the user named the engines: then none that is known to refuse the network is done without.
         batch: how many frames may be run at once; of more than one, costs are measured.
         cache: where profiles and calibrations are kept.
         use_cache: whether they may be read; without, the network is measured.
@@ -56,9 +58,13 @@ def choose_costs(
     if batch > 1 and (predict or calibration is not None):
         raise UsageError("costs are predicted for one frame at a time: leave out the batch")
     cache = cache or TableCache()
+
+    def refused(engine: EngineName, size: int = 1) -> bool:
+        return not (named and size == 1) and cache.refusal(cache.path(network, topology, engine, size)) is not None
+
     if not predict and calibration is None and use_cache:
-        paths = [cache.path(network, topology, engine, size) for engine in engines for size in sizes(batch)]
-        kept = [cache.load(path, network) for path in paths if cache.refusal(path) is None]
+        modes = [(engine, size) for engine in engines for size in sizes(batch) if not refused(engine, size)]
+        kept = [cache.load(cache.path(network, topology, *mode), network) for mode in modes]
         tables = [table for table in kept if table is not None]
         if tables and len(tables) == len(kept):
             # Tables of several modes were held against each other, which is kept beside them.
@@ -66,7 +72,7 @@ def choose_costs(
             return Costs(table, f"costs: kept profile of {max(t.provenance.created for t in tables)}")
     chosen = [] if calibration is None else [calibration]
     if not chosen and (predict or use_cache):
-        engines = [one for one in engines if cache.refusal(cache.path(network, topology, one)) is None] or engines
+        engines = [engine for engine in engines if not refused(engine)] or engines
         found = [CalibrationStore(cache).load(topology, engine) for engine in engines]
         chosen = [one for one in found if one is not None]
         if not predict and (batch > 1 or len(chosen) < len(engines)):

@@ -73,8 +73,8 @@ class Follower:
         self._stream = weakref.ref(stream)
         self._decider = Decider(table, planner, Probe(functools.partial(core_speeds, stream.topology)))
         self._on_change = on_change
-        self._observer = Observer(stream.plan, time.monotonic_ns())
-        self._number = 0
+        self._watched = stream.lanes[-1].number, Observer(stream.plan, time.monotonic_ns())
+        """The plan that is watched: its number and observer, which change together."""
         self._topology = stream.topology
         self._first_mask: frozenset[int] = frozenset()
         stream.watch(self._add)
@@ -82,8 +82,9 @@ class Follower:
         self._thread.start()
 
     def _add(self, record: FrameRecord) -> None:
-        if record.plan == self._number:
-            self._observer.add(record)
+        number, observer = self._watched
+        if record.plan == number:
+            observer.add(record)
 
     def _follow(self) -> None:
         self._first_mask = self._mask()
@@ -100,6 +101,8 @@ class Follower:
                 _log.warning("the plan stays as it is: %s", error)
                 self._decider.refused(time.monotonic())
             except Exception:
+                if stream.closed:
+                    return
                 _log.exception("the plan is not followed any more")
                 return
             del stream
@@ -107,9 +110,9 @@ class Follower:
     def _look(self, stream: Stream) -> None:
         now_ns = time.monotonic_ns()
         lane = stream.lanes[-1]
-        if lane.number != self._number:  # somebody else has switched
-            self._number, self._observer = lane.number, Observer(lane.plan, now_ns)
-        seen = self._observer.seen(now_ns)
+        if lane.number != self._watched[0]:  # somebody else has switched
+            self._watched = lane.number, Observer(lane.plan, now_ns)
+        seen = self._watched[1].seen(now_ns)
         step = self._decider.look(lane.plan, seen, self._usable(), now_ns * 1e-9)
         if step is None:
             return
@@ -118,10 +121,9 @@ class Follower:
         else:
             _check_memory(stream, step.plan)
             stream.switch(step.plan)
-            self._number = stream.lanes[-1].number
-        at_ns = time.monotonic_ns()
-        self._observer = Observer(step.plan, at_ns)
-        change = Change(at_ns, step.kind, self._number, step.plan, step.reason)
+        at_ns, number = time.monotonic_ns(), stream.lanes[-1].number
+        self._watched = number, Observer(step.plan, at_ns)
+        change = Change(at_ns, step.kind, number, step.plan, step.reason)
         self.changes.append(change)
         _log.info("the plan changes (%s): %s", step.kind, step.reason)
         self._on_change(change)

@@ -25,7 +25,7 @@ _KEPT_ENDS = 1024
 HopKey = tuple[int, int]
 """Number of the route, and of the hop on it."""
 
-Span = tuple[int, int]
+Span = list[int]
 """When something began and ended."""
 
 
@@ -58,6 +58,7 @@ class Observer:
 
     def __init__(self, plan: Plan, began_ns: int) -> None:
         self._began_ns = began_ns
+        self._batch = plan.batch
         self._lock = threading.Lock()
         self._times: dict[HopKey, deque[tuple[int, float]]] = {}
         self._spans: dict[str, deque[Span]] = {w.name: deque(maxlen=_KEPT_SPANS) for w in plan.workers}
@@ -65,6 +66,9 @@ class Observer:
         self._ran: set[HopKey] = set()
         self._latency_ns = 0
         self._slot = (-1, -1)
+        self._count = 0
+        self._hops: list[Span] = []
+        """The slot whose frames come in, how many have, and its hops."""
 
     def add(self, record: FrameRecord) -> None:
         """Take the record of a frame that ended."""
@@ -75,20 +79,26 @@ class Observer:
         with self._lock:
             self._ends.append(record.done_ns)
             self._latency_ns = record.done_ns - record.submitted_ns
-            for index, hop in enumerate(record.hops):
-                self._spans[hop.worker].append((hop.started_ns, hop.ended_ns))
-                if slot != self._slot:
+            if slot != self._slot:
+                self._slot, self._count = slot, 0
+                self._hops = [[hop.started_ns, hop.ended_ns] for hop in record.hops]
+                for hop, span in zip(record.hops, self._hops, strict=True):
+                    self._spans[hop.worker].append(span)
+            self._count += 1
+            for hop, span in zip(record.hops, self._hops, strict=True):
+                span[1] = hop.ended_ns
+            if self._count == self._batch:  # what an engine takes for a slot that is not full says little of a frame
+                for index, (began, ended) in enumerate(self._hops):
                     key = record.route, index
                     times = self._times.setdefault(key, deque(maxlen=_KEPT_TIMES))
-                    times.append((hop.ended_ns, (hop.ended_ns - hop.started_ns) * 1e-9))
+                    times.append((ended, (ended - began) * 1e-9 / self._batch))
                     self._ran.add(key)
-            self._slot = slot
 
     def seen(self, now_ns: int) -> Seen:
         """The last moments before `now_ns`."""
         with self._lock:
             times = {key: list(self._times[key]) for key in self._ran}
-            spans = {name: list(found) for name, found in self._spans.items()}
+            spans = {name: [(began, ended) for began, ended in found] for name, found in self._spans.items()}
             ends, latency_ns = list(self._ends), self._latency_ns
             self._ran.clear()
         second = now_ns - int(WINDOW_S * 1e9)
@@ -99,7 +109,7 @@ class Observer:
         return Seen(hop_s, busy, fps, (now_ns - self._began_ns) * 1e-9)
 
 
-def _busy(spans: Sequence[Span], now_ns: int, began_ns: int, latency_ns: int) -> float:
+def _busy(spans: Sequence[tuple[int, int]], now_ns: int, began_ns: int, latency_ns: int) -> float:
     """The share of the last moments in which a worker had something to do.
 
     A hop is known only once its frame has left the stream: of a worker that is at work the moments end with its last

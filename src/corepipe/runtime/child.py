@@ -22,7 +22,8 @@ def main(config_fd: int) -> None:
     """Run the module named in the configuration; never returns normally."""
     with open(config_fd, "rb") as file:
         config: dict[str, Any] = json.load(file)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a whole group: the lifeline tells when to end
+        signal.signal(number, signal.SIG_IGN)
     _name_process(config["name"])
     code = 1
     try:

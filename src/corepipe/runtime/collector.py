@@ -56,7 +56,7 @@ def collect(reference: weakref.ref[Stream]) -> None:
         if ready:
             said = False
         elif not said:
-            for worker, pid, frame in stream.waits_for():
+            for worker, pid, frame in stream.waits_for(PATIENCE_S):
                 said = True
                 _log.warning(
                     "worker %s (process %d) has not finished frame %d for %.0f s; if it is stopped or hangs, "

@@ -43,10 +43,23 @@ def run_live(stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_erro
     Raises:
         FrameError, StreamClosedError, WorkerError: as calling the stream does.
         Exception: what the source raised, after the results of the frames before it.
+        KeyboardInterrupt: while it waited, after the results of the frames that the stream was given; at once the
+            second time.
     """
     intake = _Intake(stream, frames, when_full, tell_drops=on_error == "return")
+    interrupt: KeyboardInterrupt | None = None
     try:
-        while (future := intake.next_ended()) is not None:
+        while True:
+            try:
+                future = intake.next_ended()
+            except KeyboardInterrupt as again:
+                if interrupt is not None:
+                    raise
+                interrupt = again
+                intake.end()
+                continue
+            if future is None:
+                break
             error = future.exception()
             if error is None:
                 yield future.result()
@@ -54,6 +67,8 @@ def run_live(stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_erro
                 yield error
             elif not (when_full == "drop-oldest" and isinstance(error, StreamFullError)):
                 raise error
+        if interrupt is not None:
+            raise interrupt
     finally:
         intake.stop()
 
@@ -111,6 +126,14 @@ class _Intake:
             self._changed.notify_all()
         return taken.future
 
+    def end(self) -> None:
+        """Read no more; the frames that the stream was not given are forgotten."""
+        with self._changed:
+            self._stopped = self._ended = True
+            self._waiting.clear()
+            self._unread = deque(taken for taken in self._unread if taken.ran)
+            self._changed.notify_all()
+
     def stop(self) -> None:
         """Read no more; a source that is waited for is left to its thread."""
         with self._changed:
@@ -166,6 +189,8 @@ class _Intake:
             if waits:
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped or self._reader_has_room())
+                    if self._stopped:
+                        return
             elif not self._reader_has_room():
                 raise TimeoutError
             taken.future = self._stream.submit_own(frame, timeout=None if waits else 0)

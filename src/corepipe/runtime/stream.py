@@ -362,7 +362,7 @@ class Stream:
                     waiting.append(self._submit(frame, own=True, deep=True))
                 except FrameError as error:
                     waiting.append(_failed(error))
-                except Exception as error:
+                except (Exception, KeyboardInterrupt) as error:
                     more, failure = False, error
         if failure is not None:
             raise failure
@@ -447,10 +447,12 @@ class Stream:
         if threading.current_thread() is not self._deliverer:
             self._deliverer.join()
 
-    def waits_for(self) -> list[tuple[str, int, int]]:
-        """For each plan with frames under way the worker that the oldest is at, its process, and the frame's number."""
+    def waits_for(self, seconds: float) -> list[tuple[str, int, int]]:
+        """For each plan with frames under way for so long the worker that the oldest is at, its process, the frame."""
+        before = time.monotonic_ns() - int(seconds * 1e9)
         with self._state:
-            return [(*lane.at_work(flight), flight.sequence) for lane in self.lanes for flight in lane.started()[:1]]
+            oldest = [(lane, flight) for lane in self.lanes for flight in lane.started()[:1]]
+            return [(*lane.at_work(f), f.sequence) for lane, f in oldest if f.frames[-1].submitted_ns <= before]
 
     def pause(self, lane: Lane) -> None:
         """Hold new frames back (for the collector)."""
