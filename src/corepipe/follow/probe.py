@@ -18,7 +18,7 @@ from corepipe.topology.model import Topology
 PROBE_S = 0.05
 """How long the cores are tried: as long the worker itself has less of them."""
 
-UNEQUAL = 1.4
+UNEQUAL = 1.3
 """Cores of a worker whose speeds have come further apart are told apart; less may be chance."""
 
 TRIES = 5
