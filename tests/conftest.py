@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
+from corepipe.data import sample_frames
 from corepipe.network.load import load_network
 from corepipe.network.model import Network
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
@@ -141,3 +143,57 @@ def is_running() -> Callable[[int], bool]:
     if not os.path.isdir("/proc/self"):
         pytest.skip("needs /proc")
     return process_exists
+
+
+@pytest.fixture(scope="module")
+def kept_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cache folder for all tests of a file: measuring the same network once is enough."""
+    return str(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture
+def kept_costs(_own_environment: None, kept_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test of a file has measured the next ones find."""
+    monkeypatch.setenv("COREPIPE_CACHE", kept_folder)
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """A small image classifier with a dynamic batch, on disk."""
+    generator = np.random.default_rng(0)
+    weights = {
+        "w1": generator.standard_normal((8, 3, 3, 3), np.float32) / 5,
+        "w2": generator.standard_normal((16, 8, 3, 3), np.float32) / 8,
+        "w3": generator.standard_normal((16, 10), np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w1"], ["a"], strides=[2, 2]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"], strides=[2, 2]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"]),
+        helper.make_node("Flatten", ["e"], ["f"]),
+        helper.make_node("MatMul", ["f", "w3"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 96, 96])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    path = tmp_path / "classifier.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photographs with an unreadable file in the middle."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, path in zip(("a.jpg", "b.jpg", "d.jpg"), sample_frames(), strict=False):
+        (folder / name).write_bytes(path.read_bytes())
+    (folder / "c.jpg").write_bytes(b"not a picture")
+    return folder

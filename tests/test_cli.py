@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
-import psutil
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from commands import corepipe, one_message
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from corepipe.cli import app
@@ -37,7 +32,8 @@ from corepipe.follow.decide import Step
 from corepipe.frames.model import plural
 from corepipe.plan import Plan
 from corepipe.report.recording import Recording
-from corepipe.runtime.stream import Stream
+
+pytestmark = pytest.mark.usefixtures("kept_costs")
 
 TABLE = {
     "schema_version": 1,
@@ -64,75 +60,6 @@ PLAN = {
     "workers": [{"name": "x", "config": "big1", "cores": [0]}, {"name": "y", "config": "little1", "cores": [1]}],
     "routes": [{"rate_fps": 1.0, "hops": [{"worker": "x", "layers": [0, 1]}, {"worker": "y", "layers": [1, 2]}]}],
 }
-
-
-def corepipe(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "corepipe", *map(str, arguments)], capture_output=True, text=True, timeout=100, **options
-    )
-
-
-@pytest.fixture(scope="module")
-def kept_costs(tmp_path_factory):
-    """A cache folder for all tests of this file: measuring the same network once is enough."""
-    return str(tmp_path_factory.mktemp("kept"))
-
-
-@pytest.fixture(autouse=True)
-def _kept_costs(_own_environment, kept_costs, monkeypatch):
-    monkeypatch.setenv("COREPIPE_CACHE", kept_costs)
-
-
-@pytest.fixture
-def classifier(tmp_path):
-    """A small image classifier with a dynamic batch, on disk."""
-    generator = np.random.default_rng(0)
-    weights = {
-        "w1": generator.standard_normal((8, 3, 3, 3), np.float32) / 5,
-        "w2": generator.standard_normal((16, 8, 3, 3), np.float32) / 8,
-        "w3": generator.standard_normal((16, 10), np.float32),
-    }
-    nodes = [
-        helper.make_node("Conv", ["image", "w1"], ["a"], strides=[2, 2]),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("Conv", ["b", "w2"], ["c"], strides=[2, 2]),
-        helper.make_node("Relu", ["c"], ["d"]),
-        helper.make_node("GlobalAveragePool", ["d"], ["e"]),
-        helper.make_node("Flatten", ["e"], ["f"]),
-        helper.make_node("MatMul", ["f", "w3"], ["logits"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "classifier",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 96, 96])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    path = tmp_path / "classifier.onnx"
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Three photographs with an unreadable file in the middle."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name, path in zip(("a.jpg", "b.jpg", "d.jpg"), sample_frames(), strict=False):
-        (folder / name).write_bytes(path.read_bytes())
-    (folder / "c.jpg").write_bytes(b"not a picture")
-    return folder
-
-
-def one_message(result, code):
-    """The single message of a failed command."""
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def test_run_reads_photographs_and_names_what_it_skips(classifier, photos, tmp_path):
@@ -555,117 +482,6 @@ def test_unknown_options_are_wrong_usage():
     assert "Traceback" not in result.stderr
 
 
-def test_output_into_a_closed_pipe_is_quiet(classifier):
-    process = subprocess.run(
-        f"{sys.executable} -m corepipe inspect {classifier} --json - | head -c 10",
-        shell=True,
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in process.stderr
-    assert "Broken pipe" not in process.stderr
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("extra", [[], ["--no-cache"]])
-def test_ctrl_c_while_measuring_says_how_to_go_on(extra, tmp_path, monkeypatch):
-    monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path))
-    arguments = [sys.executable, "-m", "corepipe", "profile", "resnet50", *extra]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: psutil.Process(process.pid).children())
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert out == ""
-    assert err.startswith("error: interrupted; start again ")
-    assert err.endswith("to go on from what was kept\n")
-    assert ("without --no-cache" in err) == bool(extra)
-    assert len(err.splitlines()) == 1
-
-
-@pytest.fixture
-def fed_run(classifier, tmp_path):
-    """A run that reads frames from a pipe, which is left open: the process, its results, and the frames' giver."""
-    plan, fifo = tmp_path / "p.json", tmp_path / "frames"
-    assert corepipe("plan", classifier, "-o", plan).returncode == 0
-    os.mkfifo(fifo)
-    array = io.BytesIO()
-    np.save(array, np.zeros((3, 96, 96), np.float32))
-    with contextlib.ExitStack() as stack:
-
-        def start(out):
-            process = subprocess.Popen(
-                f"exec {sys.executable} -m corepipe run {classifier} --plan {plan} -i - -o {out} < {fifo}",
-                shell=True,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            stack.callback(process.kill)
-            pipe = stack.enter_context(open(fifo, "wb"))
-
-            def feed(count):
-                pipe.write(array.getvalue() * count)
-                pipe.flush()
-
-            return process, feed
-
-        yield start
-
-
-def lines_of(path):
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def test_results_are_written_while_a_live_source_has_nothing(fed_run, tmp_path):
-    out = tmp_path / "out.jsonl"
-    process, feed = fed_run(out)
-    for count in (3, 4):
-        feed(1 if count == 4 else 3)
-        wait_until(lambda count=count: lines_of(out) == count)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert "4 frames in" in err
-    assert lines_of(out) == 4
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, code):
-    out = tmp_path / "out.npz"
-    process, feed = fed_run(out)
-    feed(30)
-    children = psutil.Process(process.pid).children
-    wait_until(lambda: sum(child.cpu_times().user for child in children()) > 0.2)
-    time.sleep(2)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == code, err
-    assert "Traceback" not in err
-    assert "interrupted: the results so far are written" in err
-    with np.load(out) as results:
-        assert len(results["frame_names"]) == 30
-
-
-def test_ctrl_c_waits_for_the_frames_under_way(chain, two_cores, make_plan):
-    frame = np.ones(chain.inputs[0].shape, np.float32)
-
-    def feed():
-        yield from [frame] * 5
-        raise KeyboardInterrupt
-
-    with Stream(chain, make_plan(chain, [(1, [(0, 0, 6)])]), two_cores) as stream:
-        outputs = []
-        with pytest.raises(KeyboardInterrupt):
-            outputs.extend(stream(feed()))
-        assert len(outputs) == 5
-
-
 def test_what_is_read_is_not_written_over(classifier, photos, tmp_path):
     model = classifier.read_bytes()
     table, frames, labels = tmp_path / "t.json", tmp_path / "f.npz", tmp_path / "l.txt"
@@ -697,25 +513,3 @@ def test_wrong_words_are_refused_before_anything_is_measured(classifier, photos,
         result = CliRunner().invoke(app, [*map(str, arguments)])
         assert isinstance(result.exception, UsageError)
         assert message in str(result.exception)
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_outputs_that_take_nothing(classifier, photos, tmp_path):
-    command = [sys.executable, "-m", "corepipe"]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([*command, "inspect", classifier], stdout=full, stderr=subprocess.PIPE, text=True)
-        assert done.returncode == 1
-        assert "No space left on device" in done.stderr
-        assert "bug" not in done.stderr
-        out = tmp_path / "out.jsonl"
-        done = subprocess.run([*command, "run", classifier, "-i", photos, "-o", out], stderr=full)
-        assert done.returncode == 0
-        assert lines_of(out) == 3
-    closed = subprocess.run(
-        f"{shlex.join(command)} run {classifier} -i {photos} >&-", shell=True, stderr=subprocess.PIPE, text=True
-    )
-    assert "the standard output is closed" in closed.stderr
-    ascii_only = subprocess.run(
-        [*command, "plan", classifier], env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True
-    )
-    assert ascii_only.returncode == 0, ascii_only.stderr

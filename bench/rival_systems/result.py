@@ -104,6 +104,9 @@ class Ratio:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f}-{self.high:.3f})"
+
 
 def ratio(own: Mapping[str, Any], rival: Mapping[str, Any]) -> Ratio:
     """Of two rows of the same network."""
@@ -145,15 +148,8 @@ def goals(data: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
         if COREPIPE not in rows or rival is None:
             yield f"{network}: not measured", False
             continue
-        yield (
-            f"{network}: {_against(rows[COREPIPE], rival)}, not behind by more than the spread",
-            (ratio(rows[COREPIPE], rival).high >= 1),
-        )
-
-
-def _against(own: Mapping[str, Any], rival: Mapping[str, Any]) -> str:
-    of = ratio(own, rival)
-    return f"{of.median:.3f} ({of.low:.3f}-{of.high:.3f}) of {rival['system']}"
+        share = ratio(rows[COREPIPE], rival)
+        yield f"{network}: {share} of {rival['system']}, not behind by more than the spread", share.high >= 1
 
 
 def in_words(data: Mapping[str, Any], network: str) -> str:
@@ -164,7 +160,8 @@ def in_words(data: Mapping[str, Any], network: str) -> str:
         return "not compared"
     bound = data["bound_fps"][network]
     promise = f", bound {bound:.4g}" if bound else ""
-    return f"{rows[COREPIPE]['throughput_fps']:.4g} frames/s, {_against(rows[COREPIPE], rival)}{promise}"
+    own = rows[COREPIPE]
+    return f"{own['throughput_fps']:.4g} frames/s, {ratio(own, rival)} of {rival['system']}{promise}"
 
 
 def show(data: Mapping[str, Any], console: Console) -> None:

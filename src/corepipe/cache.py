@@ -40,7 +40,7 @@ class Refusal(Document):
     reason: str
 
 
-_Kept = TypeVar("_Kept", CostTable, PartialProfile, Refusal)
+_Kept = TypeVar("_Kept", bound=Document)
 
 
 class TableCache:
@@ -73,7 +73,7 @@ class TableCache:
             path: from `path()`.
             network: whose costs are looked for; None takes those of any.
         """
-        table = _read(CostTable, path)
+        table = read_kept(CostTable, path)
         if table is None or network is None:
             return table
         if table.network.sha256 != network.sha256 or table.layer_count != len(network.layers):
@@ -83,7 +83,7 @@ class TableCache:
 
     def refusal(self, path: Path) -> str | None:
         """Why there is no table at `path` and will be none for now; None where that is not known, or there is one."""
-        found = None if path.exists() else _read(Refusal, _refusal(path))
+        found = None if path.exists() else read_kept(Refusal, _refusal(path))
         if found is None:
             return None
         with contextlib.suppress(OSError):
@@ -140,7 +140,7 @@ class TableCache:
 
     def load_partial(self, path: Path, hop_path: Path, network: Network) -> PartialProfile:
         """What an interrupted profile of a network has left for the table at `path`, and the machine's hop costs."""
-        found, hop = (_read(PartialProfile, one) or PartialProfile() for one in (_partial(path), hop_path))
+        found, hop = (read_kept(PartialProfile, one) or PartialProfile() for one in (_partial(path), hop_path))
         fitting = tuple(costs for costs in found.configs if len(costs.layer_s) == len(network.layers))
         return PartialProfile(configs=fitting, hop=hop.hop or found.hop)
 
@@ -173,12 +173,12 @@ def _machine(topology: Topology, engine: EngineName) -> tuple[str, ...]:
     return (topology.fingerprint(), engine.name, engine.version, f"m{MEASUREMENT_VERSION}")
 
 
-def _read(kind: type[_Kept], path: Path) -> _Kept | None:
-    """A kept document, None where there is none; a damaged one is reported and ignored."""
+def read_kept(kind: type[_Kept], path: Path, damaged: str = "a damaged cache file") -> _Kept | None:
+    """A kept document, None where there is none; a damaged one is reported, in these words, and ignored."""
     try:
         return kind.read(path) if path.exists() else None
     except (OSError, DocumentError) as error:
-        _log.warning("ignoring a damaged cache file: %s", error)
+        _log.warning("ignoring %s: %s", damaged, error)
         return None
 
 

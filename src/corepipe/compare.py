@@ -22,6 +22,7 @@ from corepipe.cost.table import CostTable
 from corepipe.errors import CorepipeError
 from corepipe.network.batch_check import runs_on
 from corepipe.network.model import Network
+from corepipe.plan.limits import weight_bytes
 from corepipe.plan.model import Hop, Plan, Route, evaluate, hop_s
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.record import FrameRecord
@@ -466,10 +467,8 @@ def _error(output: Any, expected: Mapping[str, NDArray[Any]], network: Network) 
 def _fits_in_memory(network: Network, plans: Any) -> bool:
     """Whether the workers of all plans may be loaded at once (weights twice: as read, and packed by the engine)."""
     weights = [layer.descriptor.bytes_weights for layer in network.layers]
-    total = sum(
-        2 * sum(weights[s.start : s.stop]) for plan in plans for w in plan.workers for s in plan.segments_of(w.name)
-    )
-    return total < _MEMORY_SHARE * available_memory()
+    total = sum(sum(weight_bytes(plan, weights).values()) for plan in plans)
+    return 2 * total < _MEMORY_SHARE * available_memory()
 
 
 def _resident(stream: Stream) -> int:

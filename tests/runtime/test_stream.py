@@ -530,3 +530,17 @@ def test_a_worker_that_hangs_is_named_once_and_can_be_replaced(chain, two_cores,
         os.kill(pid, signal.SIGKILL)
         for future in futures:
             assert np.array_equal(future.result(20), expected)
+
+
+def test_ctrl_c_waits_for_the_frames_under_way(chain, two_cores, make_plan):
+    frame = np.ones(chain.inputs[0].shape, np.float32)
+
+    def feed():
+        yield from [frame] * 5
+        raise KeyboardInterrupt
+
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 6)])]), two_cores) as stream:
+        outputs = []
+        with pytest.raises(KeyboardInterrupt):
+            outputs.extend(stream(feed()))
+        assert len(outputs) == 5

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -40,7 +40,7 @@ from corepipe.cli.common import (
 )
 from corepipe.cli.simulated import Contentions, FrameCount, Jitter, Seed, Slots, bench_simulated, options_of
 from corepipe.document import check_writable
-from corepipe.errors import CorepipeError, NotTrustworthyError, UnknownNameError, UsageError
+from corepipe.errors import CorepipeError, NotTrustworthyError, UsageError
 from corepipe.report.terminal import say
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def run(
     from corepipe.report.recording import LeftOut, Recording
     from corepipe.report.trace import TracedPlan, write_traces
     from corepipe.run import image_inputs, run_frames
-    from corepipe.runtime.live import WhenFull
+    from corepipe.runtime.live import WhenFull, check_choice
     from corepipe.runtime.stream import Stream
 
     if plan_file is not None:
@@ -236,8 +236,7 @@ def run(
         refuse(context, f"with a planner other than {planners.BEST}", "follow")
     if rate is not None and not math.isfinite(rate):
         raise UsageError(f"--rate {rate:g} is not a number of frames a second")
-    if when_full not in get_args(WhenFull):
-        raise UnknownNameError("choice for --when-full", when_full, get_args(WhenFull))
+    check_choice("choice for --when-full", when_full, WhenFull)
     check_writable(output, trace, report, inputs=[model, plan_file, input_spec, labels, calibration])
     network, topology = network_of(model, shape), machine_at_hand(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])

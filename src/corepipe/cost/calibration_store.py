@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from corepipe.cache import TableCache
+from corepipe.cache import TableCache, read_kept
 from corepipe.cost.calibrate import MOST_SPREAD
 from corepipe.cost.calibration import Calibration, PartialCalibration
 from corepipe.cost.table import EngineName
@@ -28,14 +28,7 @@ class CalibrationStore:
 
     def load(self, topology: Topology, engine: EngineName) -> Calibration | None:
         """This machine's calibration; a damaged one is reported and ignored."""
-        path = self.path(topology, engine)
-        if not path.is_file():
-            return None
-        try:
-            return Calibration.read(path)
-        except DocumentError as error:
-            _log.warning("ignoring a damaged calibration: %s", error)
-            return None
+        return read_kept(Calibration, self.path(topology, engine), "a damaged calibration")
 
     def save(self, topology: Topology, engine: EngineName, calibration: Calibration) -> Path:
         """Keep a calibration and drop what is left of its making.
@@ -51,14 +44,7 @@ class CalibrationStore:
 
     def load_partial(self, topology: Topology, engine: EngineName) -> PartialCalibration | None:
         """What an interrupted calibration has left."""
-        path = self._partial(topology, engine)
-        if not path.is_file():
-            return None
-        try:
-            return PartialCalibration.read(path)
-        except DocumentError as error:
-            _log.warning("ignoring what an interrupted calibration left: %s", error)
-            return None
+        return read_kept(PartialCalibration, self._partial(topology, engine), "what an interrupted calibration left")
 
     def save_partial(self, topology: Topology, engine: EngineName, partial: PartialCalibration) -> None:
         """Keep what has been measured so far; a folder that cannot be written is no error."""

@@ -124,18 +124,16 @@ class Decider:
             return None
         self.belief.learn(plan, seen.hop_s, now_s)
         self._judge(seen, now_s)
+        asked_since_s, self._asked_since_s = self._asked_since_s, None
         if max(seen.utilization.values(), default=0.0) < SATURATED or seen.seconds < SETTLING_S:
-            self._asked_since_s = None
             return None
         step, gain = self._better(plan, usable, now_s)
         if step is None:
-            self._asked_since_s = None
             return None
-        if self._asked_since_s is None:
-            self._asked_since_s = now_s
-        if now_s - self._asked_since_s < (_URGENT_AGREEING_S if gain > _URGENT_GAIN else _AGREEING_S):
+        since_s = now_s if asked_since_s is None else asked_since_s
+        if now_s - since_s < (_URGENT_AGREEING_S if gain > _URGENT_GAIN else _AGREEING_S):
+            self._asked_since_s = since_s
             return None
-        self._asked_since_s = None
         if step.kind == "plan":
             self._promise = seen.fps, 1 + gain
         return step

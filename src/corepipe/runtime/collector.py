@@ -129,9 +129,7 @@ def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
         if stream.closed:
             return
         dead |= newly_dead
-    for flight in lane.under_way():
-        if not flight.started:
-            continue
+    for flight in lane.started():
         times = lane.slot(flight).times
         for index, hop in enumerate(lane.plan.routes[flight.route].hops):
             began, ended = times[index]

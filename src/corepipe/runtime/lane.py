@@ -169,10 +169,6 @@ class Lane:
         """The memory of a flight."""
         return self.pool.arena.slots[flight.slot]
 
-    def started(self) -> list[Flight]:
-        """Those under way that were sent, oldest first."""
-        return [flight for flight in self.under_way() if flight.started]
-
     def at_work(self, flight: Flight) -> tuple[str, int]:
         """The worker that a flight is at, or waits for, and the worker's process."""
         hops, times = self.plan.routes[flight.route].hops, self.slot(flight).times
@@ -182,3 +178,7 @@ class Lane:
     def under_way(self) -> list[Flight]:
         """The slots with frames that have no result yet, oldest first."""
         return sorted(self.flights.values(), key=lambda flight: flight.sequence)
+
+    def started(self) -> list[Flight]:
+        """Those of them that were sent."""
+        return [flight for flight in self.under_way() if flight.started]

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from corepipe.errors import CorepipeError, FrameError, StreamFullError
+from corepipe.errors import CorepipeError, FrameError, StreamFullError, UnknownNameError
 
 if TYPE_CHECKING:
     from corepipe.runtime.stream import Stream
@@ -30,6 +30,16 @@ _MOST_UNREAD = 65_536
 _JOIN_S = 1.0
 
 
+def check_choice(what: str, name: str, choices: object) -> None:
+    """Refuse a word that is none of `WhenFull` or `OnError`.
+
+    Raises:
+        UnknownNameError: with the nearest one.
+    """
+    if name not in get_args(choices):
+        raise UnknownNameError(what, name, get_args(choices))
+
+
 def run_live(stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_error: OnError) -> Iterator[Any]:
     """Results in the order of the frames; the source is read at its own pace, in a thread of its own.
 
@@ -47,16 +57,14 @@ def run_live(stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_erro
             second time.
     """
     intake = _Intake(stream, frames, when_full, tell_drops=on_error == "return")
-    interrupt: KeyboardInterrupt | None = None
     try:
         while True:
             try:
                 future = intake.next_ended()
-            except KeyboardInterrupt as again:
-                if interrupt is not None:
+            except KeyboardInterrupt as interrupt:
+                if intake.stopped:
                     raise
-                interrupt = again
-                intake.end()
+                intake.end(interrupt)
                 continue
             if future is None:
                 break
@@ -67,8 +75,6 @@ def run_live(stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_erro
                 yield error
             elif not (when_full == "drop-oldest" and isinstance(error, StreamFullError)):
                 raise error
-        if interrupt is not None:
-            raise interrupt
     finally:
         intake.stop()
 
@@ -87,7 +93,7 @@ class _Intake:
     def __init__(self, stream: Stream, frames: Iterable[Any], when_full: WhenFull, *, tell_drops: bool) -> None:
         self._stream = stream
         self._tell_drops = tell_drops
-        self._when_full = when_full
+        self._waits = when_full == "wait"
         self._drops = when_full == "drop-oldest"
         self._changed = threading.Condition()
         self._unread: deque[_Taken] = deque()
@@ -96,7 +102,7 @@ class _Intake:
         self._running = 0
         """Frames that the stream was given and whose results the reader has not taken: they are held in memory."""
         self._ended = False
-        self._stopped = False
+        self.stopped = False
         self._failure: BaseException | None = None
         targets = [(self._read, (frames,))] + [(self._feed, ())] * self._drops
         self._threads = [
@@ -126,10 +132,11 @@ class _Intake:
             self._changed.notify_all()
         return taken.future
 
-    def end(self) -> None:
-        """Read no more; the frames that the stream was not given are forgotten."""
+    def end(self, why: KeyboardInterrupt) -> None:
+        """Read no more: frames that the stream was not given are forgotten, and `why` comes after the others."""
         with self._changed:
-            self._stopped = self._ended = True
+            self.stopped = self._ended = True
+            self._failure = self._failure or why
             self._waiting.clear()
             self._unread = deque(taken for taken in self._unread if taken.ran)
             self._changed.notify_all()
@@ -137,7 +144,7 @@ class _Intake:
     def stop(self) -> None:
         """Read no more; a source that is waited for is left to its thread."""
         with self._changed:
-            self._stopped = True
+            self.stopped = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(_JOIN_S)
@@ -146,15 +153,15 @@ class _Intake:
         try:
             for frame in frames:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopped or len(self._unread) < _MOST_UNREAD)
-                    if self._stopped:
+                    self._changed.wait_for(lambda: self.stopped or len(self._unread) < _MOST_UNREAD)
+                    if self.stopped:
                         return
                 if self._drops:
                     self._put(frame)
                 else:
                     self._offer(frame)
         except BaseException as error:
-            self._failure = error
+            self._failure = self._failure or error
         finally:
             with self._changed:
                 self._ended = True
@@ -184,16 +191,15 @@ class _Intake:
     def _offer(self, frame: Any) -> None:
         """Submit a frame if there is room, or once there is."""
         taken = _Taken()
-        waits = self._when_full == "wait"
         try:
-            if waits:
+            if self._waits:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopped or self._reader_has_room())
-                    if self._stopped:
+                    self._changed.wait_for(lambda: self.stopped or self._reader_has_room())
+                    if self.stopped:
                         return
             elif not self._reader_has_room():
                 raise TimeoutError
-            taken.future = self._stream.submit_own(frame, timeout=None if waits else 0)
+            taken.future = self._stream.submit_own(frame, timeout=None if self._waits else 0)
             taken.ran = True
         except TimeoutError:
             self._stream.dropped += 1
@@ -212,9 +218,9 @@ class _Intake:
             self._stream.wait_for_room()
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopped or (self._reader_has_room() and (self._waiting or self._ended))
+                    lambda: self.stopped or (self._reader_has_room() and (self._waiting or self._ended))
                 )
-                if self._stopped or not self._waiting:
+                if self.stopped or not self._waiting:
                     return
                 frame, taken = self._waiting.popleft()
                 taken.ran = True

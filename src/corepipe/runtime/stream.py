@@ -12,20 +12,12 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.errors import (
-    CorepipeError,
-    FrameError,
-    PlanError,
-    StreamClosedError,
-    UnknownNameError,
-    UsageError,
-    WorkerError,
-)
+from corepipe.errors import CorepipeError, FrameError, PlanError, StreamClosedError, UsageError, WorkerError
 from corepipe.network.inputs import check_frame
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
@@ -33,7 +25,7 @@ from corepipe.runtime.arena import Slot, or_worker_error
 from corepipe.runtime.collector import collect
 from corepipe.runtime.delivery import Deliveries, Ended, deliver
 from corepipe.runtime.lane import Flight, Lane, Submitted
-from corepipe.runtime.live import OnError, WhenFull, run_live
+from corepipe.runtime.live import OnError, WhenFull, check_choice, run_live
 from corepipe.runtime.pool import Pool
 from corepipe.runtime.record import FrameRecord, records_of
 from corepipe.topology.model import Topology
@@ -326,8 +318,8 @@ class Stream:
             KeyboardInterrupt: while it waited, after the results of the frames that are under way; at once the second
                 time.
         """
-        _check_choice("on_error", on_error, OnError)
-        _check_choice("when_full", when_full, WhenFull)
+        check_choice("on_error", on_error, OnError)
+        check_choice("when_full", when_full, WhenFull)
         if live or when_full != "wait":
             return run_live(self, frames, when_full, on_error)
         return self._in_order(frames, on_error)
@@ -394,7 +386,7 @@ class Stream:
             FrameError: one frame failed, at its turn.
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
-        _check_choice("on_error", on_error, OnError)
+        check_choice("on_error", on_error, OnError)
         room = asyncio.Semaphore(self.window)
         fed: asyncio.Queue[Future[Output] | None] = asyncio.Queue()
 
@@ -464,9 +456,8 @@ class Stream:
         with self._state:
             self.restarts += restarted
             lane.paused = False
-            for flight in lane.under_way():
-                if flight.started:
-                    lane.start(flight)
+            for flight in lane.started():
+                lane.start(flight)
             lane.start_if_idle()
             self._state.notify_all()
 
@@ -603,11 +594,6 @@ class Stream:
             for _, ended in sorted(failed.items()):
                 self._deliveries.put(ended)
             self._state.notify_all()
-
-
-def _check_choice(argument: str, name: str, choices: object) -> None:
-    if name not in get_args(choices):
-        raise UnknownNameError(argument, name, get_args(choices))
 
 
 def _failed(error: CorepipeError) -> Future[Output]:

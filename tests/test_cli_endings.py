@@ -1,0 +1,138 @@
+"""How commands end when somebody stops them, or nobody takes what they print."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from commands import corepipe
+
+pytestmark = pytest.mark.usefixtures("kept_costs")
+
+
+def test_output_into_a_closed_pipe_is_quiet(classifier):
+    process = subprocess.run(
+        f"{sys.executable} -m corepipe inspect {classifier} --json - | head -c 10",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in process.stderr
+    assert "Broken pipe" not in process.stderr
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("extra", [[], ["--no-cache"]])
+def test_ctrl_c_while_measuring_says_how_to_go_on(extra, tmp_path, monkeypatch):
+    monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path))
+    arguments = [sys.executable, "-m", "corepipe", "profile", "resnet50", *extra]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: psutil.Process(process.pid).children())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.startswith("error: interrupted; start again ")
+    assert err.endswith("to go on from what was kept\n")
+    assert ("without --no-cache" in err) == bool(extra)
+    assert len(err.splitlines()) == 1
+
+
+@pytest.fixture
+def fed_run(classifier, tmp_path):
+    """A run that reads frames from a pipe, which is left open: the process, its results, and the frames' giver."""
+    plan, fifo = tmp_path / "p.json", tmp_path / "frames"
+    assert corepipe("plan", classifier, "-o", plan).returncode == 0
+    os.mkfifo(fifo)
+    array = io.BytesIO()
+    np.save(array, np.zeros((3, 96, 96), np.float32))
+    with contextlib.ExitStack() as stack:
+
+        def start(out):
+            process = subprocess.Popen(
+                f"exec {sys.executable} -m corepipe run {classifier} --plan {plan} -i - -o {out} < {fifo}",
+                shell=True,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.kill)
+            pipe = stack.enter_context(open(fifo, "wb"))
+
+            def feed(count):
+                pipe.write(array.getvalue() * count)
+                pipe.flush()
+
+            return process, feed
+
+        yield start
+
+
+def lines_of(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_results_are_written_while_a_live_source_has_nothing(fed_run, tmp_path):
+    out = tmp_path / "out.jsonl"
+    process, feed = fed_run(out)
+    for count in (3, 4):
+        feed(1 if count == 4 else 3)
+        wait_until(lambda count=count: lines_of(out) == count)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "4 frames in" in err
+    assert lines_of(out) == 4
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, code):
+    out = tmp_path / "out.npz"
+    process, feed = fed_run(out)
+    feed(30)
+    children = psutil.Process(process.pid).children
+    wait_until(lambda: sum(child.cpu_times().user for child in children()) > 0.2)
+    time.sleep(2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert "interrupted: the results so far are written" in err
+    with np.load(out) as results:
+        assert len(results["frame_names"]) == 30
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_outputs_that_take_nothing(classifier, photos, tmp_path):
+    command = [sys.executable, "-m", "corepipe"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "inspect", classifier], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        assert "No space left on device" in done.stderr
+        assert "bug" not in done.stderr
+        out = tmp_path / "out.jsonl"
+        done = subprocess.run([*command, "run", classifier, "-i", photos, "-o", out], stderr=full)
+        assert done.returncode == 0
+        assert lines_of(out) == 3
+    closed = subprocess.run(
+        f"{shlex.join(command)} run {classifier} -i {photos} >&-", shell=True, stderr=subprocess.PIPE, text=True
+    )
+    assert "the standard output is closed" in closed.stderr
+    ascii_only = subprocess.run(
+        [*command, "plan", classifier], env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True
+    )
+    assert ascii_only.returncode == 0, ascii_only.stderr
