@@ -91,6 +91,9 @@ class Model:
     def __init__(self, cores: Cores, slow: list[float]) -> None:
         self._cores, self._slow = cores, iter(slow)
 
+    def prepare(self) -> bool:
+        return False
+
     def run(self) -> None:
         self._cores.slow = next(self._slow, 1.0)
         self._cores.now += 10e-3 * self._cores.slow

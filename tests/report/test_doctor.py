@@ -44,6 +44,7 @@ CHIP = Topology(
 STATE = SystemState(
     pinning=Check(True),
     realtime=Check(False, "Operation not permitted"),
+    huge_pages=Check(False, "the system gives none"),
     engines={"onnxruntime": "1.32.0"},
     busy={0: 0.01, 4: 0.5},
     sample_s=0.3,
@@ -70,6 +71,7 @@ def test_everything_is_shown():
         "3 cores: CPUs 0,4-7",
         "CPUs 1-3: offline",
         "1.5 CPUs",
+        "not used: the system gives none",
         "onnxruntime 1.32.0",
         "no `corepipe emulate` here: Operation not permitted",
         "! CPUs 1-3 offline",
@@ -80,14 +82,14 @@ def test_everything_is_shown():
 
 
 def test_nothing_to_warn_of():
-    state = SystemState(Check(True), Check(True), {"onnxruntime": "1"})
+    state = SystemState(Check(True), Check(True), Check(True), {"onnxruntime": "1"})
     text = rendered(Topology((Cluster("cpu", (Core((0,)),)),)), state)
     assert "nothing found that would spoil a measurement" in text
     assert "1 core: CPU 0" in text
 
 
 def test_warnings_of_the_state():
-    state = SystemState(Check(False, "CPU 0: no"), Check(True), {"onnxruntime": None})
+    state = SystemState(Check(False, "CPU 0: no"), Check(True), Check(True), {"onnxruntime": None})
     warnings = doctor_warnings(Topology((Cluster("cpu", (Core((0,)),)),)), state)
     assert any("cannot be kept on their cores (CPU 0: no)" in w for w in warnings)
     assert any("no engine is installed" in w for w in warnings)

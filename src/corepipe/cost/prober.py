@@ -18,6 +18,7 @@ from corepipe import engine
 from corepipe.cost.watch import REFERENCE_ENGINE, Watch
 from corepipe.errors import EngineError
 from corepipe.runtime.child import report
+from corepipe.runtime.huge_pages import use_huge_pages
 
 _T = TypeVar("_T")
 
@@ -68,7 +69,7 @@ def _answer(command: dict[str, Any], models: Sequence[_Model], watch: Watch | No
 
 
 class _Model:
-    """A segment on random inputs in private memory; compiled when it is first run."""
+    """A segment on random inputs in private memory; compiled by `prepare`."""
 
     def __init__(self, spec: dict[str, Any], threads: int) -> None:
         self._spec = spec
@@ -78,16 +79,31 @@ class _Model:
         generator = np.random.default_rng(0)
         self._inputs = {n: _random(generator, np.dtype(d), tuple(s)) for n, d, s in spec["inputs"]}
 
+    def prepare(self) -> bool:
+        """Compile and run once, unless that was done; whether it was not."""
+        if self._run is not None:
+            return False
+        outputs = {n: _ignore if s is None else np.empty(s, d) for n, d, s in self._spec["outputs"]}
+        run = self._engine.compile(self._bytes(), self._threads).bind(self._inputs, outputs)
+        run()
+        self._run = run
+        return True
+
     def run(self) -> None:
         """Run once."""
-        if self._run is None:
-            outputs = {n: _ignore if s is None else np.empty(s, d) for n, d, s in self._spec["outputs"]}
-            self._run = self._engine.compile(self._bytes(), self._threads).bind(self._inputs, outputs)
+        assert self._run is not None
         self._run()
 
     def profile(self, runs: int, between: Callable[[], None]) -> list[list[tuple[str, float]]]:
         """Kernel calls of each run."""
-        result = self._engine.profile(self._bytes(), self._threads, self._inputs, runs, between)
+        ran = itertools.count()
+
+        def after_run() -> None:
+            if next(ran) == 0:
+                use_huge_pages()
+            between()
+
+        result = self._engine.profile(self._bytes(), self._threads, self._inputs, runs, after_run)
         return [[(kernel.node, kernel.seconds) for kernel in run] for run in result]
 
     def _bytes(self) -> bytes:
@@ -165,6 +181,7 @@ def _time(
     The chains take turns, so that what disturbs the machine disturbs them alike. Also the share of the runs that does
     not count, because the cores were disturbed.
     """
+    _prepare([model for chain in chains for model in chain])
     for chain in chains:
         _run_chain(chain)
     levels = _Levels(watch, busy)
@@ -210,8 +227,16 @@ def _run_chain(chain: list[_Model]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(ended)]
 
 
+def _prepare(models: Sequence[_Model]) -> None:
+    """Make models ready as a worker does (see `corepipe.runtime.worker`)."""
+    fresh = [model for model in models if model.prepare()]
+    if fresh:
+        use_huge_pages()
+
+
 def _load(model: _Model, commands: int) -> None:
     """Keep the cores busy until the next command arrives."""
+    _prepare([model])
     poller = select.poll()
     poller.register(commands, select.POLLIN)
     while not poller.poll(0):

@@ -18,6 +18,7 @@ from rich.text import Text
 from corepipe import engine
 from corepipe.errors import EngineError
 from corepipe.report.terminal import plain
+from corepipe.runtime.huge_pages import obstacle
 from corepipe.topology.cpulist import format_cpu_list, name_cpus
 from corepipe.topology.model import Cache, Cluster, Topology
 
@@ -40,6 +41,7 @@ class SystemState:
     Attributes:
         pinning: whether a thread can be kept on each usable CPU.
         realtime: whether SCHED_FIFO is permitted, which `corepipe emulate` needs.
+        huge_pages: whether workers may hold their memory in huge pages.
         engines: version by engine, None where it is not installed.
         busy: share of time in [0, 1] that each usable CPU worked for others while looked at; empty if unknown.
         sample_s: how long it was looked at.
@@ -47,6 +49,7 @@ class SystemState:
 
     pinning: Check
     realtime: Check
+    huge_pages: Check
     engines: Mapping[str, str | None] = field(default_factory=dict)
     busy: Mapping[int, float] = field(default_factory=dict)
     sample_s: float = 0.0
@@ -61,6 +64,7 @@ def examine(topology: Topology, sample_s: float = 0.3) -> SystemState:
     return SystemState(
         pinning=check_pinning(topology),
         realtime=check_realtime(),
+        huge_pages=check_huge_pages(),
         engines={name: _version(name) for name in engine.names()},
         busy={cpu: share for cpu, share in shares.items() if cpu in topology.cpus},
         sample_s=sample_s,
@@ -102,6 +106,12 @@ def check_realtime() -> Check:
         return Check(True)
 
     return _in_a_thread(attempt)
+
+
+def check_huge_pages() -> Check:
+    """Whether `corepipe.runtime.huge_pages` finds what it needs."""
+    reason = obstacle()
+    return Check(not reason, reason)
 
 
 def sample_busy(seconds: float, stat: Path = Path("/proc/stat")) -> dict[int, float]:
@@ -169,6 +179,7 @@ def doctor_json(topology: Topology, state: SystemState | None = None) -> dict[st
         "topology": topology_json(topology),
         "pinning": {"works": state.pinning.works, "reason": state.pinning.reason},
         "realtime": {"works": state.realtime.works, "reason": state.realtime.reason},
+        "huge_pages": {"works": state.huge_pages.works, "reason": state.huge_pages.reason},
         "engines": dict(state.engines),
         "busy_percent": {str(cpu): round(100 * share, 1) for cpu, share in state.busy.items()},
         "busy_sample_s": state.sample_s,
@@ -243,6 +254,7 @@ def _fact_table(topology: Topology, state: SystemState) -> Table:
         ("CPU quota", quota),
         ("pinning", "works" if state.pinning.works else f"does not work: {state.pinning.reason}"),
         ("real-time", "permitted" if state.realtime.works else f"no `corepipe emulate` here: {state.realtime.reason}"),
+        ("huge pages", "used by workers" if state.huge_pages.works else f"not used: {state.huge_pages.reason}"),
         ("engines", ", ".join(f"{name} {version or '(not installed)'}" for name, version in state.engines.items())),
     ]
     if topology.emulated:

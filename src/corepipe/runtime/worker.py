@@ -19,6 +19,7 @@ from corepipe.errors import CorepipeError, EngineError
 from corepipe.runtime import messages
 from corepipe.runtime.arena import Arena, Layout, Slot
 from corepipe.runtime.child import report
+from corepipe.runtime.huge_pages import use_huge_pages
 
 
 def serve(config: dict[str, Any]) -> None:
@@ -30,6 +31,7 @@ def serve(config: dict[str, Any]) -> None:
     scratch = _Scratch(arena)
     segments = [_Segment(spec, config["threads"], scratch) for spec in config["segments"]]
     hops = {(route, hop): ([segments[i] for i in indices], to) for route, hop, indices, to in config["hops"]}
+    use_huge_pages()
     report(config["status_fd"], ready=True)
     _loop(config["number"], config["inbox_fd"], config["results_fd"], hops, arena)
 
