@@ -43,7 +43,7 @@ from corepipe.network.batch import batched
 from corepipe.network.model import Network
 from corepipe.topology.model import CoreConfig, Topology
 
-MEASUREMENT_VERSION = 6
+MEASUREMENT_VERSION = 7
 """Part of every cache key; rises when what is measured changes."""
 
 SPLITS = (3, 8)

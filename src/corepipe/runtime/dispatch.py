@@ -15,7 +15,7 @@ _FRAMES_PER_SHARED_HOP = 4
 """Hops that share a worker get in each other's way; so many frames keep all workers busy within 1 % of the plan's rates
 (150 random tables, bench/regret.py's kind, in the simulator)."""
 
-_MAX_SPARE = 2
+_MAX_SPARE = 4
 """Frames by which the queue of a worker that runs whole frames may be longer, so that it can tell of several results
 at once: see `HOLD_S`."""
 
@@ -128,7 +128,7 @@ class Dispatcher:
 
 
 def _spare(plan: Plan, routes: list[int]) -> int:
-    """How many slots with results a worker may hold back for `HOLD_S`, at these routes' rates; at the most two."""
+    """How many slots with results a worker may hold back for `HOLD_S`, at these routes' rates; at the most `_MAX_SPARE`."""
     rate = sum(plan.routes[route].rate_fps for route in routes) / plan.batch
     return int(min(_MAX_SPARE, HOLD_S * rate))
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 _FORMAT = struct.Struct("<BBHIQ")
 _READ_BYTES = _FORMAT.size * 256
 
-HOLD_S = 0.025
+HOLD_S = 0.1
 """Where latency does not count, word of a result may wait about so long for that of the next one."""
 
 RUN = 1
