@@ -309,7 +309,7 @@ def name_by_layer(network: Network, segment: Segment) -> Segment:
     model.CopyFrom(segment.model)
     owner = {output: layer.index for layer in network.layers for output in layer.outputs}
     for number, node in enumerate(model.graph.node):
-        layer = next((owner[o] for o in node.output if o in owner), 0)
+        layer = next((found for o in node.output if (found := _named_after(o, owner)) is not None), 0)
         node.name = f"L{layer}.{number}"
     return Segment(segment.start, segment.stop, model, segment.inputs, segment.outputs)
 
@@ -351,9 +351,14 @@ def layer_of(node: str, owner: Mapping[str, int], default: int) -> int:
     """The layer of a node by its name; `owner` names the layer of each tensor."""
     if match := re.search(r"\bL(\d+)\.\d+", node):
         return int(match[1])
-    name = node
+    found = _named_after(node, owner)
+    return default if found is None else found
+
+
+def _named_after(name: str, owner: Mapping[str, int]) -> int | None:
+    """The layer of the tensor that a name begins with."""
     while name:
         if name in owner:
             return owner[name]
         name = name.rpartition("_")[0]
-    return default
+    return None

@@ -5,19 +5,22 @@ from __future__ import annotations
 from onnx import ModelProto
 
 from corepipe.errors import ModelError, UsageError
+from corepipe.network.concat import read_parts
 from corepipe.network.graph import TensorType, captures, human_bytes, set_type, storage_bytes, type_of
 from corepipe.network.model import Network, Segment, TensorInfo
 
 _MAX_MODEL_BYTES = 2**31 - 2**20
 
 
-def extract_segment(network: Network, start: int, stop: int) -> Segment:
+def extract_segment(network: Network, start: int, stop: int, *, as_written: bool = False) -> Segment:
     """Layers `start` to `stop - 1` with just the constants they read; tensors keep their names, types and shapes.
 
     Args:
         network: the network; it shares nothing with the segment.
         start: first layer.
         stop: one past the last layer.
+        as_written: whether every node stays as it is; else convolutions read the parts of what would be joined for
+            them (see `corepipe.network.concat`), and some tensors inside the segment are never made.
 
     Raises:
         UsageError: there are no such layers.
@@ -64,6 +67,8 @@ def extract_segment(network: Network, start: int, stop: int) -> Segment:
         for output in node.output:
             if output in known and output not in ends:
                 set_type(graph.value_info.add(name=output), known[output])
+    if not as_written:
+        read_parts(graph)
     return Segment(start, stop, model, inputs, outputs)
 
 

@@ -128,7 +128,7 @@ class Dispatcher:
 
 
 def _spare(plan: Plan, routes: list[int]) -> int:
-    """How many slots with results a worker may hold back for `HOLD_S`, at these routes' rates; at the most `_MAX_SPARE`."""
+    """How many slots with results a worker may hold back for `HOLD_S` at these routes' rates, up to `_MAX_SPARE`."""
     rate = sum(plan.routes[route].rate_fps for route in routes) / plan.batch
     return int(min(_MAX_SPARE, HOLD_S * rate))
 
