@@ -81,7 +81,8 @@ def test_a_layer_that_does_more_is_measured_as_more(here, quick):
     flops = {layer.name: layer.descriptor.flops for layer in network.layers}
     heavy = sorted(flops, key=lambda name: flops[name])[-5:]
     assert sum(seconds[name] for name in heavy) > 0.3 * sum(seconds.values())
-    assert min(seconds.values()) > 1e-8, "every layer of this network runs a kernel"
+    joins = {layer.name for layer in network.layers if layer.descriptor.op_types == ("Concat",)}
+    assert min(seconds[name] for name in seconds.keys() - joins) > 1e-8, "every other layer runs a kernel"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -137,3 +138,17 @@ def test_how_busy_workers_are_with_large_batches():
 
 def test_failed_frames_tell_nothing():
     assert observed([record(i, 20 * i, 10, 5, failed=True) for i in range(50)], 1000).hop_s == {}
+
+
+def test_word_that_comes_for_several_results_at_once_does_not_change_the_rate():
+    """20 frames/s, told of in threes (see `HOLD_S`): done in bunches, computed evenly."""
+    observer, rates = Observer(PLAN, 0), []
+    computed = [record(i, 50 * i, 30, 10) for i in range(200)]
+    for last in range(2, len(computed), 3):
+        now_ns = computed[last].done_ns
+        for one in computed[last - 2 : last + 1]:
+            observer.add(replace(one, done_ns=now_ns))
+        if now_ns > 3000 * MS:
+            rates += [observer.seen(now_ns + wait * MS).fps for wait in (0, 40, 80)]
+    assert min(rates) == pytest.approx(20, rel=0.06)
+    assert max(rates) == pytest.approx(20, rel=0.06)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from corepipe.cost.measuring import name_by_layer
-from corepipe.network.concat import read_parts
+from corepipe.cost.profile import table_network
+from corepipe.network.concat import never_joined, read_parts, useful_cuts
 from corepipe.network.extract import extract_segment
 from corepipe.network.load import load_network
 
@@ -94,7 +95,8 @@ def test_parts_are_read_one_by_one(between, bias):
 @pytest.mark.parametrize(
     "case",
     [
-        {"out": 64},  # more to add up than to join
+        {"out": 32},  # too much to add up
+        {"size": 4},  # too small to matter
         {"channels": (61, 3)},  # a part that fills no vector
         {"axis": 2, "size": 8, "channels": (32, 32)},
         {"group": 2},
@@ -133,6 +135,20 @@ def test_names_that_are_taken_are_not_given_again():
     assert_same(written, segment)
 
 
+def test_weights_that_two_convolutions_share_are_not_held_twice():
+    nodes = []
+    for index in range(2):
+        nodes.append(helper.make_node("Concat", ["x", "x"], [f"j{index}"], axis=1))
+        nodes.append(helper.make_node("Conv", [f"j{index}", "w"], [f"y{index}"], kernel_shape=[1, 1], pads=[index] * 4))
+    x, *ends = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 16, 8, 8]) for n in ("x", "y0", "y1"))
+    for end in ends:
+        end.type.tensor_type.ClearField("shape")
+    graph = helper.make_graph(nodes, "shared", [x], ends, [weights("w", 4, 32, 1, 1)])
+    _, written, segment = both(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert concats(segment) == 2
+    assert_same(written, segment)
+
+
 def test_a_cut_behind_the_join_keeps_it():
     network = load_network(joined())
     stop = next(cut.index for cut in network.cuts if [t.name for t in cut.tensors] == ["joined"])
@@ -150,6 +166,18 @@ def test_new_nodes_belong_to_the_layers_they_come_from(light_model):
         output = node.output[0]
         assert layer == owner[output.partition("_part")[0].removesuffix("_sum")]
     assert any("_part" in node.output[0] for node in named.model.graph.node)
+
+
+def test_no_plan_cuts_where_only_the_cut_would_make_the_join(light_model):
+    network = load_network(light_model("squeezenet"))
+    free = never_joined(network)
+    assert free
+    for index in free:
+        assert network.layers[index].descriptor.op_types == ("Concat",)
+        behind = index + 1
+        assert (behind in useful_cuts(network)) == (network.cuts[behind].nbytes < network.cuts[index].nbytes)
+        assert (behind in useful_cuts(network)) != (behind in table_network(network).illegal_cuts)
+    assert set(useful_cuts(network)) <= set(network.legal_cuts())
 
 
 def test_nothing_is_left_behind(light_model):

@@ -33,6 +33,7 @@ from corepipe.cost.predict.fit import fit
 from corepipe.cost.predict.layout import samples
 from corepipe.cost.profile import table_machine
 from corepipe.cost.table import EngineName
+from corepipe.network.extract import extract_segment
 from corepipe.network.model import Network, Segment
 from corepipe.topology.model import CoreConfig, Topology
 
@@ -162,13 +163,13 @@ def _measure(indices: Sequence[int], topology: Topology, config: CoreConfig, eng
     """Each network alone, and with every other core running the same network."""
     cores = cores_of(topology, config)
     networks = [calibration_network(index) for index in indices]
-    wholes = [network.segment(0, len(network.layers)) for network in networks]
+    wholes = [_segment(network, 0, len(network.layers)) for network in networks]
     splits = [split_evenly(network, _PARTS) for network in networks]
     segments: list[Segment] = []
     chains: list[list[list[int]]] = []
     for network, whole, split in zip(networks, wholes, splits, strict=True):
         first = len(segments)
-        segments += [name_by_layer(network, whole), *(network.segment(*edge) for edge in split)]
+        segments += [name_by_layer(network, whole), *(_segment(network, *edge) for edge in split)]
         chains.append([[first], list(range(first + 1, len(segments)))])
     found = []
     segments.append(smallest_segment())
@@ -189,7 +190,7 @@ def _measure_again(
 ) -> list[Measurement]:
     """The same measurements with a second look at each whole network: where it was quicker, all layers are."""
     networks = [calibration_network(measured.network) for measured in measurements]
-    wholes = [network.segment(0, len(network.layers)) for network in networks]
+    wholes = [_segment(network, 0, len(network.layers)) for network in networks]
     cores = cores_of(topology, config)
     times = time_whole(topology, f"calibrate-{config}", cores, wholes, engine, _SECONDS)
     found = []
@@ -202,6 +203,11 @@ def _measure_again(
             update |= {"busy_layer_s": scaled(np.array(measured.busy_layer_s), busy_s), "busy_whole_s": busy_s}
         found.append(measured.model_copy(update=update))
     return found
+
+
+def _segment(network: Network, start: int, stop: int) -> Segment:
+    """With every join made: what joins cost is to be learnt, too."""
+    return extract_segment(network, start, stop, as_written=True)
 
 
 def _measure_network(

@@ -9,6 +9,7 @@ from pathlib import Path
 from corepipe.cache import TableCache, read_kept
 from corepipe.cost.calibrate import MOST_SPREAD
 from corepipe.cost.calibration import Calibration, PartialCalibration
+from corepipe.cost.profile import MEASUREMENT_VERSION
 from corepipe.cost.table import EngineName
 from corepipe.errors import DocumentError, NotTrustworthyError, UsageError
 from corepipe.topology.model import Topology
@@ -17,14 +18,18 @@ _log = logging.getLogger("corepipe")
 
 
 class CalibrationStore:
-    """Calibrations in the user's cache folder, one per machine and engine version, and what is left of a broken one."""
+    """Calibrations in the user's cache folder, and what is left of a broken one.
+
+    There is one per machine, engine version and way of measuring.
+    """
 
     def __init__(self, cache: TableCache | None = None) -> None:
         self._folder = (cache or TableCache()).folder
 
     def path(self, topology: Topology, engine: EngineName) -> Path:
         """Where this machine's calibration lies."""
-        return self._folder / f"{topology.fingerprint()}-{engine.name}-{engine.version}.calibration.json"
+        name = f"{topology.fingerprint()}-{engine.name}-{engine.version}-m{MEASUREMENT_VERSION}"
+        return self._folder / f"{name}.calibration.json"
 
     def load(self, topology: Topology, engine: EngineName) -> Calibration | None:
         """This machine's calibration; a damaged one is reported and ignored."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from corepipe.errors import EngineError, WorkerError
+from corepipe.network.concat import useful_cuts
 from corepipe.network.model import Network, Segment, TensorInfo
 from corepipe.runtime.arena import or_worker_error
 from corepipe.runtime.launch import Child, memory_file
@@ -269,7 +270,7 @@ def cores_of(topology: Topology, config: CoreConfig) -> tuple[int, ...]:
 
 def split_evenly(network: Network, parts: int) -> list[tuple[int, int]]:
     """Up to `parts` segments of about the same FLOPs, divided at legal cuts."""
-    legal = network.legal_cuts()
+    legal = useful_cuts(network)
     flops = np.cumsum([layer.descriptor.flops + 1 for layer in network.layers])
     wanted = [flops[-1] * part / parts for part in range(1, parts)]
     cuts = sorted({min(legal, key=lambda cut: abs(flops[cut - 1] - want)) for want in wanted}) if legal else []

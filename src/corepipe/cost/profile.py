@@ -40,6 +40,7 @@ from corepipe.cost.table import (
 )
 from corepipe.document import Document
 from corepipe.network.batch import batched
+from corepipe.network.concat import useful_cuts
 from corepipe.network.model import Network
 from corepipe.topology.model import CoreConfig, Topology
 
@@ -141,13 +142,13 @@ def profile(
 
 def table_network(network: Network) -> TableNetwork:
     """The part of a cost table that describes the network."""
-    legal = set(network.legal_cuts())
+    useful = set(useful_cuts(network))
     return TableNetwork(
         name=network.name,
         sha256=network.sha256,
         layers=tuple(layer.name for layer in network.layers),
         cut_bytes=tuple(cut.nbytes for cut in network.cuts),
-        illegal_cuts=tuple(i for i in range(1, len(network.layers)) if i not in legal),
+        illegal_cuts=tuple(i for i in range(1, len(network.layers)) if i not in useful),
     )
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.cost.calibration import Calibration, Sample
+from corepipe.cost.calibration import Calibration
 from corepipe.cost.measuring import MeasuringProcess, Progress, cores_of, layer_seconds, name_by_layer, typical
 from corepipe.cost.predict.layout import samples
 from corepipe.cost.predict.model import Predictor
 from corepipe.cost.predict.table import predict_table
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance
+from corepipe.network.concat import never_joined, useful_cuts
 from corepipe.network.model import Network
 from corepipe.topology.model import ALL_CORES, CoreConfig, Topology
 
@@ -64,7 +65,8 @@ def profile_quick(
     """
     predicted = predict_table(network, calibration).table
     seen = samples(network)
-    first = first_of_kind(seen)
+    free = never_joined(network)
+    first = first_of_kind([(sample, index in free) for index, sample in enumerate(seen)])
     wanted = sorted(set(first))
     spans = spans_of(network, wanted)
     ratios: dict[str, Vector] = {}
@@ -90,15 +92,15 @@ def profile_quick(
     return QuickProfile(table, (len(wanted), len(seen)), max(c.error for c in conditions))
 
 
-def first_of_kind(seen: Sequence[Sample]) -> list[int]:
+def first_of_kind(seen: Sequence[Hashable]) -> list[int]:
     """For each layer the index of the first that is equal to it."""
-    first: dict[Sample, int] = {}
+    first: dict[Hashable, int] = {}
     return [first.setdefault(sample, index) for index, sample in enumerate(seen)]
 
 
 def spans_of(network: Network, wanted: Sequence[int]) -> list[tuple[int, int]]:
     """Segments that hold all wanted layers, each with a layer in front, divided only where that is legal."""
-    edges = sorted({0, *network.legal_cuts(), len(network.layers)})
+    edges = sorted({0, *useful_cuts(network), len(network.layers)})
     spans: list[tuple[int, int]] = []
     for index in wanted:
         start = max(edge for edge in edges if edge <= max(index - 1, 0))

@@ -44,7 +44,7 @@ class TableNetwork(Part):
     layers: tuple[str, ...] = Field(min_length=1)
     cut_bytes: tuple[Annotated[int, Field(ge=0, le=MAX_CUT_BYTES)], ...]
     illegal_cuts: tuple[int, ...] = ()
-    """Inner cuts where the network must not be divided."""
+    """Inner cuts where the network must not be divided, or only at a loss."""
 
 
 class TableCluster(Part):

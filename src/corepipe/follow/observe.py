@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from corepipe.plan.model import Plan
+from corepipe.runtime.messages import HOLD_S
 from corepipe.runtime.record import FrameRecord
 
 WINDOW_S = 1.0
@@ -36,7 +37,7 @@ class Seen:
     Attributes:
         hop_s: the median seconds of a frame for each hop that ran since the last look, and often enough lately.
         utilization: for each worker the share of the last moments that it was busy, in [0, 1].
-        fps: frames that ended in a second.
+        fps: frames that were computed in a second.
         seconds: how long the plan has been watched.
     """
 
@@ -77,7 +78,7 @@ class Observer:
         # Frames that shared a slot end together and have equal parts of its time: one run, however many they are.
         slot = record.route, record.done_ns
         with self._lock:
-            self._ends.append(record.done_ns)
+            self._ends.append(record.computed_ns)  # word of results may come for several at once
             self._latency_ns = record.done_ns - record.submitted_ns
             if slot != self._slot:
                 self._slot, self._count = slot, 0
@@ -103,10 +104,19 @@ class Observer:
             self._ran.clear()
         second = now_ns - int(WINDOW_S * 1e9)
         hop_s = {key: median for key, found in times.items() if (median := _median(found, second)) is not None}
-        since = max(second, ends[0] if len(ends) == _KEPT_ENDS else self._began_ns)
-        fps = sum(end >= since for end in ends) / max((now_ns - since) * 1e-9, 1e-9)
+        fps = _rate(ends, now_ns, self._began_ns, latency_ns)
         busy = {name: _busy(found, now_ns, self._began_ns, latency_ns) for name, found in spans.items()}
         return Seen(hop_s, busy, fps, (now_ns - self._began_ns) * 1e-9)
+
+
+def _rate(ends: Sequence[int], now_ns: int, began_ns: int, latency_ns: int) -> float:
+    """Frames computed in a second of the last moments, which end when word of all results must have come."""
+    if not ends:
+        return 0.0
+    last = max(ends)
+    until = last - int(HOLD_S * 1e9) if now_ns - last <= 2 * latency_ns else now_ns
+    since = max(until - int(WINDOW_S * 1e9), min(ends) if len(ends) == _KEPT_ENDS else began_ns)
+    return sum(since < end <= until for end in ends) / max((until - since) * 1e-9, 1e-9)
 
 
 def _busy(spans: Sequence[tuple[int, int]], now_ns: int, began_ns: int, latency_ns: int) -> float:

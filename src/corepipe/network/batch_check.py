@@ -86,6 +86,8 @@ def check_batch(
 ) -> BatchCheck:
     """Run layers [start, stop) on frames one by one and on all of them at once, and compare what crosses every cut.
 
+    The nodes are run as the network has them, so that everything that crosses is made.
+
     Args:
         network: takes one frame.
         many: the same network for several, as `batched` makes it.

@@ -3,7 +3,7 @@
 A convolution over joined channels is the sum of one over each part's channels: conv(concat(a, b)) = conv(a) + conv(b),
 and operators that keep channels apart, such as pools, are applied to each part. Engines add the sum up as they write
 it, whereas joining reads and writes every element once more: a tenth of SqueezeNet's time. The result differs by
-rounding alone.
+rounding alone. An engine that does not fuse the sum still saves the copy, which is the larger.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
 from corepipe.network.graph import TensorType, int_attribute, is_standard, reads, set_type, type_of
+from corepipe.network.model import Network
 
 _KEEPS_CHANNELS_APART = frozenset({
     "AveragePool", "Clip", "Elu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "LeakyRelu",
@@ -24,8 +25,12 @@ _KEEPS_CHANNELS_APART = frozenset({
 })  # fmt: skip
 _CHANNELS = 1
 
-_LEAST_GAIN = 2
-"""Elements that need not be joined, for one that is added up instead: adding reads and writes as well."""
+_LEAST_GAIN = 4
+"""Elements that need not be joined, for one that is added up instead: adding reads and writes as well, and each
+convolution starts anew. What gains less was not measured."""
+
+_LEAST_ELEMENTS = 4096
+"""Joining fewer takes no longer than one more call of a kernel."""
 
 _LEAST_CHANNELS = 16
 """Engines compute with so many at a time; fewer in a part would leave their vectors half empty."""
@@ -69,23 +74,40 @@ def read_parts(graph: GraphProto) -> None:
                 del values[index]
 
 
+def never_joined(network: Network) -> frozenset[int]:
+    """The layers that are such a Concat and nothing else: a segment that goes on behind them does not run them."""
+    names = {join.concat.output[0] for join in _find(network.model.graph)}
+    return frozenset(layer.index for layer in network.layers if names.issuperset(layer.outputs))
+
+
+def useful_cuts(network: Network) -> tuple[int, ...]:
+    """The legal cuts, but for those for which alone a join would be made, where no less crosses than before it."""
+    behind = {i + 1 for i in never_joined(network) if network.cuts[i + 1].nbytes >= network.cuts[i].nbytes}
+    return tuple(cut for cut in network.legal_cuts() if cut not in behind)
+
+
 def _find(graph: GraphProto) -> list[_Join]:
     concats = [node for node in graph.node if node.op_type == "Concat" and is_standard(node) and len(node.input) > 1]
     if not concats:
         return []
     types = _types(graph)
-    weights = {tensor.name for tensor in graph.initializer}
     readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in reads(node):
             readers.setdefault(name, []).append(node)
+    # The parts of weights that two read would be held twice.
+    weights = {tensor.name for tensor in graph.initializer if len(readers.get(tensor.name, ())) == 1}
     ends = {value.name for value in graph.output}
-    taken = {*types, *readers, *ends}
+    taken = {*types, *readers, *ends, *(output for node in graph.node for output in node.output)}
     found = []
     for concat in concats:
         join = _follow(concat, readers, ends)
-        if join is not None and _pays(join, types, weights) and taken.isdisjoint(_names(join)):
+        if join is None or not _pays(join, types, weights):
+            continue
+        names = _names(join)
+        if taken.isdisjoint(names) and len(set(names)) == len(names):
             found.append(join)
+            taken.update(names)
     return found
 
 
@@ -124,7 +146,8 @@ def _pays(join: _Join, types: Mapping[str, TensorType], weights: set[str]) -> bo
         return False
     if sum(part[_CHANNELS] for part in parts) != filters[1] or min(part[_CHANNELS] for part in parts) < _LEAST_CHANNELS:
         return False
-    return _LEAST_GAIN * (len(parts) - 1) * math.prod(output) <= math.prod(joined)
+    elements = math.prod(joined)
+    return elements >= _LEAST_ELEMENTS and _LEAST_GAIN * (len(parts) - 1) * math.prod(output) <= elements
 
 
 def _floats(kind: TensorType | None) -> tuple[int, ...] | None:
@@ -133,9 +156,17 @@ def _floats(kind: TensorType | None) -> tuple[int, ...] | None:
 
 def _names(join: _Join) -> list[str]:
     """All that `_apart` calls something new."""
-    names = [node.output[0] for node in (*join.between, join.conv)] + [join.conv.input[1]]
-    names += [f"{join.conv.output[0]}_sum"]
+    names = [node.output[0] for node in (*join.between, join.conv)]
+    names += [_filters(join.conv), _sum(join.conv)]
     return [_part(name, index) for name in names for index in range(len(join.concat.input))]
+
+
+def _filters(conv: NodeProto) -> str:
+    return f"{conv.output[0]}_filters"
+
+
+def _sum(conv: NodeProto) -> str:
+    return f"{conv.output[0]}_sum"
 
 
 def _part(name: str, index: int) -> str:
@@ -162,7 +193,7 @@ def _apart(
             _declare(graph, source, (whole[0], channels, *whole[2:]))
         own = np.ascontiguousarray(filters[:, first : first + channels])
         first += channels
-        graph.initializer.append(onnx.numpy_helper.from_array(own, _part(join.conv.input[1], index)))
+        graph.initializer.append(onnx.numpy_helper.from_array(own, _part(_filters(join.conv), index)))
         # The bias is added once.
         bias = join.conv.input[2:] if index == 0 else []
         nodes.append(_copy(join.conv, index, [source, graph.initializer[-1].name, *bias]))
@@ -173,7 +204,7 @@ def _apart(
     total = sums[0]
     for index, name in enumerate(sums[1:], 1):
         _declare(graph, name, size)
-        into = output if index == len(sums) - 1 else _part(f"{output}_sum", index)
+        into = output if index == len(sums) - 1 else _part(_sum(join.conv), index)
         if into != output:
             _declare(graph, into, size)
         nodes.append(onnx.helper.make_node("Add", [total, name], [into], name=_part(f"{join.conv.name}_sum", index)))

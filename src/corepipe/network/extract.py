@@ -1,4 +1,4 @@
-"""Layers [start, stop) as a model of their own, whose chained outputs equal the whole model's."""
+"""Layers [start, stop) as a model of their own, whose chained outputs equal the whole model's but for rounding."""
 
 from __future__ import annotations
 

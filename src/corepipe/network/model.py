@@ -106,7 +106,8 @@ class Segment:
 
     Attributes:
         start, stop: layers `start` to `stop - 1`.
-        model: a complete ONNX model whose tensors keep the names they have in the network.
+        model: a complete ONNX model whose tensors keep the names they have in the network; what a convolution reads in
+            parts is never joined (`corepipe.network.concat`), so results may differ by rounding.
         inputs: what it reads of the tensors alive at cut `start` (network inputs included).
         outputs: what it makes of the tensors alive at cut `stop`, and the network's outputs that it makes.
     """

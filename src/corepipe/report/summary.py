@@ -36,10 +36,11 @@ def result_of_records(
         FrameError: fewer than two frames ended well.
         PlanError: plan and table are of different networks.
     """
-    done = sorted((r for r in records if not r.failed), key=lambda r: r.done_ns)
-    if len(done) < 2 or done[-1].done_ns <= done[0].done_ns:
+    # Not by when they were done: word of results may come for several at once.
+    done = sorted((r for r in records if not r.failed), key=lambda r: r.computed_ns)
+    if len(done) < 2 or done[-1].computed_ns <= done[0].computed_ns:
         raise FrameError(f"{name}: {len(done)} frames with a result are too few to sum up; run more frames")
-    seconds = (done[-1].done_ns - done[0].done_ns) * 1e-9
+    seconds = (done[-1].computed_ns - done[0].computed_ns) * 1e-9
     busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
     for record in done[1:]:
         for hop in hops_done(record):
@@ -63,6 +64,6 @@ def result_of_records(
 def _rates(done: Sequence[FrameRecord]) -> list[float]:
     """Frames/s of each part of a run."""
     edges = np.linspace(0, len(done) - 1, min(_PARTS, len(done) - 1) + 1).astype(int)
-    spans = [(b - a, (done[b].done_ns - done[a].done_ns) * 1e-9) for a, b in itertools.pairwise(edges)]
+    spans = [(b - a, (done[b].computed_ns - done[a].computed_ns) * 1e-9) for a, b in itertools.pairwise(edges)]
     rates = [float(count / span) for count, span in spans if span > 0]
-    return rates or [(len(done) - 1) / ((done[-1].done_ns - done[0].done_ns) * 1e-9)]
+    return rates or [(len(done) - 1) / ((done[-1].computed_ns - done[0].computed_ns) * 1e-9)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -20,14 +21,19 @@ VARIABLE = "COREPIPE_HUGE_PAGES"
 """Environment variable; `never` leaves memory as the engines take it."""
 
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
+_PAGEMAP = Path("/proc/self/pagemap")
 _HUGEPAGE, _COLLAPSE = 14, 25
 """Advice to `madvise`: huge pages where the kernel finds the time; at once (Linux 6.1 and later)."""
 
 _PRESENT = np.uint64(63)
 """Bit of an entry of the page map: the page is in memory."""
 
-_LEAST_PRESENT = 0.5
-"""Of a huge page: where less is in memory, taking the whole would cost more than it gains."""
+_LEAST_PRESENT = 0.75
+"""Of a huge page: where less is in memory, the whole is not taken. So private memory grows by a third at the most, and
+hardly at all in practice, since what compiling left behind is given back first."""
+
+_LARGEST = 32 << 20
+"""Bytes of a huge page; some arm64 kernels have pages of half a gigabyte, which nothing here would fill."""
 
 _ENTRY_BYTES = 8
 _READ_BYTES = 1 << 20
@@ -39,10 +45,15 @@ def obstacle(system: Path = _SYSTEM) -> str:
         return f"the environment variable {VARIABLE} says never"
     try:
         allowed = (system / "enabled").read_text(encoding="ascii")
+        size = int((system / "hpage_pmd_size").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return "this system has none for programs to ask for"
     if "[never]" in allowed:
         return f"the system gives none; as root, `echo madvise > {system}/enabled` lets workers use them"
+    if not 0 < size <= _LARGEST:
+        return f"this system's are too large ({size >> 20} MiB)"
+    if not os.access(_PAGEMAP, os.R_OK):
+        return f"{_PAGEMAP} cannot be read"
     return ""
 
 
@@ -52,29 +63,31 @@ def use_huge_pages() -> int:
     For a process that has compiled and run its models once. Does nothing where it cannot be done.
 
     Returns:
-        How many bytes are in huge pages through this call.
+        How many bytes are in huge pages then, as far as this call found.
     """
     if sys.platform != "linux" or obstacle():
         return 0
     moved = 0
     # Maps may change meanwhile, or be closed to this process: then they stay as they are.
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        libc = ctypes.CDLL(None)
+        libc = ctypes.CDLL(None, use_errno=True)
         libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)  # what compiling left behind need not be moved
         size = int((_SYSTEM / "hpage_pmd_size").read_text(encoding="ascii"))
-        for address in _filled(size):
-            if libc.madvise(address, size, _COLLAPSE) == 0:
-                moved += size
-            else:
-                libc.madvise(address, size, _HUGEPAGE)
+        for begin, end in list(_filled(size)):
+            if libc.madvise(begin, end - begin, _COLLAPSE) == 0:
+                moved += end - begin
+            elif ctypes.get_errno() == errno.EINVAL:
+                libc.madvise(begin, end - begin, _HUGEPAGE)
+            elif ctypes.get_errno() == errno.ENOMEM:
+                break  # each further try would make the kernel look for room again
     return moved
 
 
-def _filled(size: int) -> Iterator[int]:
-    """Addresses of aligned blocks of `size` bytes in private memory of which enough is present."""
-    page, fd = os.sysconf("SC_PAGE_SIZE"), os.open("/proc/self/pagemap", os.O_RDONLY)
+def _filled(size: int) -> Iterator[tuple[int, int]]:
+    """Runs of aligned blocks of `size` bytes in private memory of which enough is present."""
+    page, fd = os.sysconf("SC_PAGE_SIZE"), os.open(_PAGEMAP, os.O_RDONLY)
     pages = size // page
     # A part of the map at a time, which holds whole blocks.
     step = size * max(1, _READ_BYTES // (_ENTRY_BYTES * pages))
@@ -84,8 +97,9 @@ def _filled(size: int) -> Iterator[int]:
             for start in range(first, last, step):
                 length = (min(start + step, last) - start) // page * _ENTRY_BYTES
                 entries = np.frombuffer(os.pread(fd, length, start // page * _ENTRY_BYTES), np.uint64)
-                present = (entries >> _PRESENT).reshape(-1, pages).mean(axis=1)
-                yield from (start + size * int(block) for block in np.flatnonzero(present >= _LEAST_PRESENT))
+                present = (entries >> _PRESENT).reshape(-1, pages).mean(axis=1) >= _LEAST_PRESENT
+                edges = np.flatnonzero(np.diff(present, prepend=False, append=False))
+                yield from ((start + size * int(a), start + size * int(b)) for a, b in edges.reshape(-1, 2))
     finally:
         os.close(fd)
 

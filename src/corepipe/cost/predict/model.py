@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ _MARGIN = 1.5
 _PASSES = 2
 """How often a network's time, on which it depends what the caches still hold, is put into its own prediction."""
 
+_LEAST_S = 1e-9
 _DOUBT = 2.0
 """How much wider an interval is for a layer outside what was seen."""
 
@@ -34,6 +35,11 @@ class Layers:
     seconds: Vector
     low: Vector
     high: Vector
+
+    def without(self, free: Collection[int]) -> Layers:
+        """The same, but that some layers take next to nothing."""
+        kept = np.array([index not in free for index in range(len(self.seconds))])
+        return Layers(*(np.where(kept, vector, _LEAST_S) for vector in (self.seconds, self.low, self.high)))
 
 
 class Predictor:
@@ -91,7 +97,7 @@ class Predictor:
         amounts = [terms(sample, self._tiling, self._caches, frame_s) for sample in samples]
         names = tuple(sorted({name for row in amounts for name in row}))
         weights = np.array([condition.coefficients.get(name, 0.0) for name in names])
-        return np.asarray(np.maximum(matrix_of(amounts, names) @ weights, 1e-9))
+        return np.asarray(np.maximum(matrix_of(amounts, names) @ weights, _LEAST_S))
 
     def network_interval(self, condition: Condition) -> tuple[float, float]:
         """By which factors 10 % and 90 % of left-out networks were off."""

@@ -12,6 +12,7 @@ from corepipe.cost.predict.model import Predictor
 from corepipe.cost.predict.paper import fit_paper
 from corepipe.cost.profile import table_network
 from corepipe.cost.table import ConfigCosts, CostTable, Provenance
+from corepipe.network.concat import never_joined
 from corepipe.network.model import Network
 from corepipe.topology.model import ALL_CORES, CoreConfig
 
@@ -60,7 +61,7 @@ def predict_table(network: Network, calibration: Calibration) -> Prediction:
         12.3
     """
     predictor = Predictor(calibration)
-    seen = samples(network)
+    seen, free = samples(network), never_joined(network)
     edges = network.cuts[0].nbytes + network.cuts[-1].nbytes
     configs: list[ConfigCosts] = []
     intervals: dict[str, Interval] = {}
@@ -68,13 +69,13 @@ def predict_table(network: Network, calibration: Calibration) -> Prediction:
         condition = predictor.condition(config)
         if condition is None:
             continue
-        layers = predictor.layers(seen, condition)
+        layers = predictor.layers(seen, condition).without(free)
         whole = float(layers.seconds.sum()) + condition.segment_s
         # As in a profile, what the two ends cost counts as the segment's: it is among the layers' terms as well.
         ends = condition.segment_s_per_byte * edges
         share = 1 - min(ends / whole, 0.5)
         busy = predictor.condition(config, busy=True)
-        busy_s = None if busy is None else predictor.layers(seen, busy).seconds * share
+        busy_s = None if busy is None else predictor.layers(seen, busy).without(free).seconds * share
         configs.append(
             ConfigCosts(
                 config=str(config),
@@ -99,12 +100,14 @@ def predict_table_paper(network: Network, calibration: Calibration) -> CostTable
     """The same by the paper's regression (see `corepipe.cost.predict.paper`), as a baseline to compare with."""
     model = fit_paper(calibration)
     clusters = {cluster.name: len(cluster.cores) for cluster in calibration.machine.clusters}
-    seen = samples(network)
+    seen, free = samples(network), never_joined(network)
     configs = [
         ConfigCosts(
             config=str(config),
             engine=calibration.engine.name,
-            layer_s=tuple(model.seconds(sample, config, clusters) for sample in seen),
+            layer_s=tuple(
+                0.0 if index in free else model.seconds(sample, config, clusters) for index, sample in enumerate(seen)
+            ),
         )
         for config in machine_configs(calibration)
     ]
