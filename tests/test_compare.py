@@ -107,6 +107,27 @@ def test_a_trial_keeps_what_runs_and_fails_where_nothing_does(chain, two_cores, 
         comparing.trial(chain, {"bad": bad}, two_cores, table, frames(chain))
 
 
+@pytest.mark.parametrize(
+    ("rates", "slices"),
+    [
+        ([100.0, 100.0, 101.0], 3),
+        ([100.0, 200.0, 100.0, 200.0, 100.0, 200.0], 5),
+        ([100.0, 100.0, 120.0, 100.0], 5),  # once is enough to doubt
+    ],
+)
+def test_slices_that_disagree_are_repeated_within_bounds(chain, two_cores, table, monkeypatch, rates, slices):
+    run_slice, left = comparing._run_slice, iter(rates)
+
+    def measured(contender, *arguments):
+        run_slice(contender, *arguments)
+        contender.slices[-1] = next(left, 100.0)
+
+    monkeypatch.setattr(comparing, "_run_slice", measured)
+    plans = {"all-cores": all_cores(table)}
+    (result,) = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=3, most_rounds=5, slice_s=0.01)
+    assert result.slices == slices
+
+
 def far_too_fast(table):
     """The same table with costs that make slices as short as the caller allows."""
     fast = (1e-12,) * table.layer_count

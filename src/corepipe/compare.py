@@ -36,8 +36,8 @@ RELATIVE_TOLERANCE = 1e-3
 STABLE_SPREAD = 0.05
 """A result whose slices have half their range above this share of their median is marked unstable."""
 
-_TRIAL_ROUNDS, _TRIAL_SLICE_S = 3, 0.5
-"""How long candidates are tried: enough to tell 5 % on a quiet machine."""
+_TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 3, 9, 0.5
+"""How long candidates are tried: enough to tell 5 % on a quiet machine, and longer on one that is not."""
 
 TRIAL_TOLERANCE = 0.02
 """What a trial cannot tell apart; by so much less the preferred plan is kept."""
@@ -103,8 +103,7 @@ class PlanResult:
     @property
     def stable(self) -> bool:
         """Whether there were several slices, none short, they agree within `STABLE_SPREAD`, and no worker died."""
-        low, high = self.throughput_spread_fps
-        agree = (high - low) / 2 <= STABLE_SPREAD * self.throughput_fps
+        agree = _agree((*self.throughput_spread_fps, self.throughput_fps))
         return agree and self.slices != 1 and not self.short_slices and not self.restarts
 
     @property
@@ -158,6 +157,7 @@ def compare(
     frames: Sequence[Mapping[str, NDArray[Any]]],
     *,
     rounds: int = 5,
+    most_rounds: int = 0,
     slice_s: float = 1.0,
     on_progress: Callable[[float, str], None] = lambda share, text: None,
     on_failure: Callable[[str, CorepipeError], None] | None = None,
@@ -177,6 +177,7 @@ def compare(
         table: the costs that predictions are made from.
         frames: input arrays by name; fed again and again in this order.
         rounds: slices for each plan.
+        most_rounds: so many at the most, as long as the slices of any plan disagree (see `STABLE_SPREAD`).
         slice_s: seconds of a slice at the least; slow plans get longer ones.
         on_progress: told of the progress.
         on_failure: told of a plan that cannot run, which is left out with those that equal it; None to raise its
@@ -190,10 +191,13 @@ def compare(
     twins = _twins(plans)
     contenders = [_Contender(name, plan) for name, plan in plans.items() if name not in twins]
     keep_open = _fits_in_memory(network, plans.values())
-    steps = rounds * len(contenders)
+    steps = max(rounds, most_rounds) * len(contenders)
     failed: set[str] = set()
     with contextlib.ExitStack() as opened:
-        for number in range(rounds):
+        for number in range(max(rounds, most_rounds)):
+            running = [contender for contender in contenders if contender.name not in failed]
+            if number >= rounds and all(_agree(contender.slices) for contender in running):
+                break
             shift = number % len(contenders)
             for index, contender in enumerate(contenders[shift:] + contenders[:shift]):
                 on_progress((number * len(contenders) + index) / steps, contender.name)
@@ -240,7 +244,8 @@ def trial(
     failures: dict[str, CorepipeError] = {}
     results = compare(
         network, plans, topology, table, frames,
-        rounds=_TRIAL_ROUNDS, slice_s=_TRIAL_SLICE_S, on_progress=on_progress, on_failure=failures.__setitem__,
+        rounds=_TRIAL_ROUNDS, most_rounds=_TRIAL_MOST_ROUNDS, slice_s=_TRIAL_SLICE_S,
+        on_progress=on_progress, on_failure=failures.__setitem__,
     )  # fmt: skip
     if not results:
         raise next(iter(failures.values()))
@@ -286,6 +291,11 @@ def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | No
         predicted = math.nan if table is None else hop_s(plan, hop, table, busy=len(plan.workers) > 1)
         checks.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, statistics.fmean(found) * 1e-9))
     return tuple(checks)
+
+
+def _agree(rates: Sequence[float]) -> bool:
+    """Whether half their range is within a share of their median."""
+    return (max(rates) - min(rates)) / 2 <= STABLE_SPREAD * statistics.median(rates)
 
 
 def _twins(plans: Mapping[str, Plan]) -> dict[str, str]:
