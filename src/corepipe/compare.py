@@ -191,12 +191,12 @@ def compare(
     twins = _twins(plans)
     contenders = [_Contender(name, plan) for name, plan in plans.items() if name not in twins]
     keep_open = _fits_in_memory(network, plans.values())
-    steps = max(rounds, most_rounds) * len(contenders)
+    most_rounds = max(rounds, most_rounds)
+    steps = most_rounds * len(contenders)
     failed: set[str] = set()
     with contextlib.ExitStack() as opened:
-        for number in range(max(rounds, most_rounds)):
-            running = [contender for contender in contenders if contender.name not in failed]
-            if number >= rounds and all(_agree(contender.slices) for contender in running):
+        for number in range(most_rounds):
+            if number >= rounds and all(_agree(one.slices) for one in contenders if one.name not in failed):
                 break
             shift = number % len(contenders)
             for index, contender in enumerate(contenders[shift:] + contenders[:shift]):

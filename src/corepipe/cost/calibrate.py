@@ -33,7 +33,6 @@ from corepipe.cost.predict.fit import fit
 from corepipe.cost.predict.layout import samples
 from corepipe.cost.profile import table_machine
 from corepipe.cost.table import EngineName
-from corepipe.network.extract import extract_segment
 from corepipe.network.model import Network, Segment
 from corepipe.topology.model import CoreConfig, Topology
 
@@ -207,7 +206,7 @@ def _measure_again(
 
 def _segment(network: Network, start: int, stop: int) -> Segment:
     """With every join made: what joins cost is to be learnt, too."""
-    return extract_segment(network, start, stop, as_written=True)
+    return network.segment(start, stop, as_written=True)
 
 
 def _measure_network(

@@ -34,6 +34,7 @@ from corepipe.network.graph import (
     storage_bytes,
     subgraphs,
     type_of,
+    types_of,
 )
 from corepipe.network.infer import Inference, tensor_type
 from corepipe.network.model import Cut, Layer, Network, TensorInfo
@@ -85,9 +86,7 @@ class _Batcher:
         self.opset = opset_of(source)
         self.constants = {tensor.name: tensor for tensor in network.constants}
         graph = source.graph
-        self.old: dict[str, TensorType] = {
-            v.name: type_of(v.type) for v in (*graph.input, *graph.value_info, *graph.output)
-        }
+        self.old = types_of(graph)
         for name, tensor in self.constants.items():
             self.old[name] = TensorType(tensor.data_type, tuple(tensor.dims))
         self.axes: dict[str, int] = {}

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from corepipe.engine.base import Engine
 from corepipe.errors import BatchError, UsageError
-from corepipe.network.extract import extract_segment
 from corepipe.network.model import Network, Segment, TensorInfo
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -109,7 +108,7 @@ def check_batch(
     """
     stop = len(network.layers) if stop is None else stop
     batch = _batch_of(network, many)
-    singles, together = (extract_segment(n, start, stop, as_written=True) for n in (network, many))
+    singles, together = (n.segment(start, stop, as_written=True) for n in (network, many))
     if frames is None:
         frames = _random_frames(singles.inputs, batch, seed)
     if len(frames) != batch:

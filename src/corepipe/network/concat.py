@@ -1,22 +1,31 @@
 """Convolutions read the parts of a Concat one by one, so that nobody copies them together first.
 
 A convolution over joined channels is the sum of one over each part's channels: conv(concat(a, b)) = conv(a) + conv(b),
-and operators that keep channels apart, such as pools, are applied to each part. Engines add the sum up as they write
-it, whereas joining reads and writes every element once more: a tenth of SqueezeNet's time. The result differs by
-rounding alone. An engine that does not fuse the sum still saves the copy, which is the larger.
+and operators that keep channels apart, such as pools, are applied to each part. Most engines add the sum
+up as they write it, and the others save the copy, which is the larger: joining reads and writes every element once
+more, a tenth of SqueezeNet's time. The result differs by rounding alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
-from corepipe.network.graph import TensorType, int_attribute, is_standard, reads, set_type, type_of
+from corepipe.network.graph import (
+    TensorType,
+    int_attribute,
+    is_standard,
+    keep_named,
+    reads,
+    replace_nodes,
+    set_type,
+    types_of,
+)
 from corepipe.network.model import Network
 
 _KEEPS_CHANNELS_APART = frozenset({
@@ -24,6 +33,7 @@ _KEEPS_CHANNELS_APART = frozenset({
     "MaxPool", "Relu", "Selu", "Sigmoid", "Tanh",
 })  # fmt: skip
 _CHANNELS = 1
+_Shapes = Mapping[str, tuple[int, ...]]
 
 _LEAST_GAIN = 4
 """Elements that need not be joined, for one that is added up instead: adding reads and writes as well, and each
@@ -52,31 +62,24 @@ def read_parts(graph: GraphProto) -> None:
         graph: in topological order, with the types of its inner tensors; changed in place. What is new is named after
             the tensor that it is a part of, with `_part<i>` behind.
     """
-    joins = _find(graph)
-    if not joins:
-        return
-    types = _types(graph)
-    replaced: dict[str, list[NodeProto]] = {}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    for join in joins:
+    shapes = _shapes(graph, constants.values())
+    replaced: dict[str, list[NodeProto]] = {}
+    for join in _find(graph, constants, shapes):
         replaced |= {node.output[0]: [] for node in (join.concat, *join.between)}
-        replaced[join.conv.output[0]] = _apart(graph, join, types, constants)
-    nodes = GraphProto()
-    for node in graph.node:
-        nodes.node.extend(replaced.get(next(iter(node.output), ""), [node]))
-    del graph.node[:]
-    graph.node.extend(nodes.node)
-    made = {output for node in graph.node for output in node.output}
-    read = {name for node in graph.node for name in reads(node)}
-    for values, used in ((graph.value_info, made), (graph.initializer, read)):
-        for index in reversed(range(len(values))):
-            if values[index].name not in used:
-                del values[index]
+        replaced[join.conv.output[0]] = _apart(graph, join, shapes, constants[join.conv.input[1]])
+    if not replaced:
+        return
+    replace_nodes(graph, [n for node in graph.node for n in replaced.get(next(iter(node.output), ""), [node])])
+    keep_named(graph.value_info, {output for node in graph.node for output in node.output})
+    keep_named(graph.initializer, {name for node in graph.node for name in reads(node)})
 
 
 def never_joined(network: Network) -> frozenset[int]:
     """The layers that are such a Concat and nothing else: a segment that goes on behind them does not run them."""
-    names = {join.concat.output[0] for join in _find(network.model.graph)}
+    graph, constants = network.body.graph, {tensor.name: tensor for tensor in network.constants}
+    joins = _find(graph, constants, _shapes(graph, constants.values()))
+    names = {join.concat.output[0] for join in joins}
     return frozenset(layer.index for layer in network.layers if names.issuperset(layer.outputs))
 
 
@@ -86,23 +89,28 @@ def useful_cuts(network: Network) -> tuple[int, ...]:
     return tuple(cut for cut in network.legal_cuts() if cut not in behind)
 
 
-def _find(graph: GraphProto) -> list[_Join]:
+def _shapes(graph: GraphProto, constants: Iterable[TensorProto]) -> _Shapes:
+    """Of the float32 tensors, where they are known."""
+    types = types_of(graph) | {t.name: TensorType(t.data_type, tuple(t.dims)) for t in constants}
+    return {name: t.shape for name, t in types.items() if t.elem_type == TensorProto.FLOAT and t.shape is not None}
+
+
+def _find(graph: GraphProto, constants: Collection[str], shapes: _Shapes) -> list[_Join]:
     concats = [node for node in graph.node if node.op_type == "Concat" and is_standard(node) and len(node.input) > 1]
     if not concats:
         return []
-    types = _types(graph)
     readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in reads(node):
             readers.setdefault(name, []).append(node)
     # The parts of weights that two read would be held twice.
-    weights = {tensor.name for tensor in graph.initializer if len(readers.get(tensor.name, ())) == 1}
+    weights = {name for name in constants if len(readers.get(name, ())) == 1}
     ends = {value.name for value in graph.output}
-    taken = {*types, *readers, *ends, *(output for node in graph.node for output in node.output)}
+    taken = {*constants, *types_of(graph), *readers, *(output for node in graph.node for output in node.output)}
     found = []
     for concat in concats:
         join = _follow(concat, readers, ends)
-        if join is None or not _pays(join, types, weights):
+        if join is None or join.conv.input[1] not in weights or not _pays(join, shapes):
             continue
         names = _names(join)
         if taken.isdisjoint(names) and len(set(names)) == len(names):
@@ -128,30 +136,19 @@ def _follow(concat: NodeProto, readers: Mapping[str, Sequence[NodeProto]], ends:
     return None
 
 
-def _pays(join: _Join, types: Mapping[str, TensorType], weights: set[str]) -> bool:
+def _pays(join: _Join, shapes: _Shapes) -> bool:
     """Whether all shapes are known and fit, and less is added up than need not be joined."""
-    names = [*join.concat.input, join.concat.output[0], *(node.output[0] for node in join.between)]
-    shapes = [_floats(types.get(name)) for name in (*names, join.conv.input[1], join.conv.output[0])]
-    if None in shapes or join.conv.input[1] not in weights or int_attribute(join.conv, "group", 1) != 1:
+    sources, whole, filters, output = join.concat.input, join.concat.output[0], join.conv.input[1], join.conv.output[0]
+    if not shapes.keys() >= {*sources, whole, *(node.output[0] for node in join.between), filters, output}:
         return False
-    known = [shape for shape in shapes if shape is not None]
-    parts, joined, filters, output = (
-        known[: len(join.concat.input)],
-        known[len(join.concat.input)],
-        known[-2],
-        known[-1],
-    )
-    rank = len(joined)
-    if rank < 3 or int_attribute(join.concat, "axis", 0) % rank != _CHANNELS or len(filters) != rank:
+    rank = len(shapes[whole])
+    if rank < 3 or int_attribute(join.concat, "axis", 0) % rank != _CHANNELS or len(shapes[filters]) != rank:
         return False
-    if sum(part[_CHANNELS] for part in parts) != filters[1] or min(part[_CHANNELS] for part in parts) < _LEAST_CHANNELS:
+    channels = [shapes[source][_CHANNELS] for source in sources]
+    if int_attribute(join.conv, "group", 1) != 1 or sum(channels) != shapes[filters][1]:
         return False
-    elements = math.prod(joined)
-    return elements >= _LEAST_ELEMENTS and _LEAST_GAIN * (len(parts) - 1) * math.prod(output) <= elements
-
-
-def _floats(kind: TensorType | None) -> tuple[int, ...] | None:
-    return kind.shape if kind is not None and kind.elem_type == TensorProto.FLOAT else None
+    joined, added = math.prod(shapes[whole]), (len(sources) - 1) * math.prod(shapes[output])
+    return min(channels) >= _LEAST_CHANNELS and joined >= _LEAST_ELEMENTS and joined >= _LEAST_GAIN * added
 
 
 def _names(join: _Join) -> list[str]:
@@ -173,43 +170,33 @@ def _part(name: str, index: int) -> str:
     return f"{name}_part{index}"
 
 
-def _apart(
-    graph: GraphProto, join: _Join, types: dict[str, TensorType], constants: Mapping[str, TensorProto]
-) -> list[NodeProto]:
+def _apart(graph: GraphProto, join: _Join, shapes: _Shapes, filters: TensorProto) -> list[NodeProto]:
     """The nodes that take the place of a join; constants and types are added to the graph."""
-    filters = onnx.numpy_helper.to_array(constants[join.conv.input[1]])
+    weights, output = onnx.numpy_helper.to_array(filters), join.conv.output[0]
     nodes: list[NodeProto] = []
     sums: list[str] = []
     first = 0
     for index, source in enumerate(join.concat.input):
-        shape = types[source].shape
-        assert shape is not None
-        channels = shape[_CHANNELS]
+        channels = shapes[source][_CHANNELS]
         for node in join.between:
             nodes.append(_copy(node, index, [source, *node.input[1:]]))
-            whole = types[node.output[0]].shape
-            assert whole is not None
             source = nodes[-1].output[0]
-            _declare(graph, source, (whole[0], channels, *whole[2:]))
-        own = np.ascontiguousarray(filters[:, first : first + channels])
+            batch, _, *places = shapes[node.output[0]]
+            _declare(graph, source, (batch, channels, *places))
+        own = np.ascontiguousarray(weights[:, first : first + channels])
         first += channels
         graph.initializer.append(onnx.numpy_helper.from_array(own, _part(_filters(join.conv), index)))
         # The bias is added once.
         bias = join.conv.input[2:] if index == 0 else []
         nodes.append(_copy(join.conv, index, [source, graph.initializer[-1].name, *bias]))
         sums.append(nodes[-1].output[0])
-    output = join.conv.output[0]
-    size = types[output].shape
-    assert size is not None
-    total = sums[0]
+    totals = [sums[0], *(_part(_sum(join.conv), index) for index in range(1, len(sums) - 1)), output]
+    for name in (*sums, *totals[1:-1]):
+        _declare(graph, name, shapes[output])
     for index, name in enumerate(sums[1:], 1):
-        _declare(graph, name, size)
-        into = output if index == len(sums) - 1 else _part(_sum(join.conv), index)
-        if into != output:
-            _declare(graph, into, size)
-        nodes.append(onnx.helper.make_node("Add", [total, name], [into], name=_part(f"{join.conv.name}_sum", index)))
-        total = into
-    _declare(graph, sums[0], size)
+        add = onnx.helper.make_node("Add", [totals[index - 1], name], [totals[index]])
+        add.name = _part(f"{join.conv.name}_sum", index)
+        nodes.append(add)
     return nodes
 
 
@@ -224,9 +211,3 @@ def _copy(node: NodeProto, index: int, inputs: Sequence[str]) -> NodeProto:
 
 def _declare(graph: GraphProto, name: str, shape: Sequence[int]) -> None:
     set_type(graph.value_info.add(name=name), TensorType(TensorProto.FLOAT, tuple(shape)))
-
-
-def _types(graph: GraphProto) -> dict[str, TensorType]:
-    types = {v.name: type_of(v.type) for v in (*graph.input, *graph.value_info, *graph.output)}
-    types.update((t.name, TensorType(t.data_type, tuple(t.dims))) for t in graph.initializer)
-    return types

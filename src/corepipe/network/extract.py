@@ -6,7 +6,7 @@ from onnx import ModelProto
 
 from corepipe.errors import ModelError, UsageError
 from corepipe.network.concat import read_parts
-from corepipe.network.graph import TensorType, captures, human_bytes, set_type, storage_bytes, type_of
+from corepipe.network.graph import TensorType, captures, human_bytes, set_type, storage_bytes, types_of
 from corepipe.network.model import Network, Segment, TensorInfo
 
 _MAX_MODEL_BYTES = 2**31 - 2**20
@@ -58,7 +58,7 @@ def extract_segment(network: Network, start: int, stop: int, *, as_written: bool
             f"{network.name}: layers {start} to {stop - 1} hold {human_bytes(held)} of constants, an ONNX model can "
             f"hold 2 GiB; divide the network further"
         )
-    known = _types(network)
+    known = types_of(network.body.graph)
     ends = {t.name for t in outputs}
     for values, tensors in ((graph.input, inputs), (graph.output, outputs)):
         for tensor in tensors:
@@ -70,11 +70,6 @@ def extract_segment(network: Network, start: int, stop: int, *, as_written: bool
     if not as_written:
         read_parts(graph)
     return Segment(start, stop, model, inputs, outputs)
-
-
-def _types(network: Network) -> dict[str, TensorType]:
-    graph = network.body.graph
-    return {v.name: type_of(v.type) for v in (*graph.input, *graph.value_info, *graph.output)}
 
 
 def _type_of_info(tensor: TensorInfo, known: dict[str, TensorType]) -> TensorType:

@@ -20,9 +20,11 @@ from corepipe.network.graph import (
     attribute_value,
     int_attribute,
     is_standard,
+    keep_named,
     opset_of,
     reads,
     rename_reads,
+    replace_nodes,
     set_type,
     storage_bytes,
     subgraphs,
@@ -152,7 +154,7 @@ class _Folder:
             for name in reads(node):
                 self.readers.setdefault(name, []).append(node)
             self.maker.update((output, node) for output in node.output if output)
-        _replace_nodes(self.graph, self.kept)
+        replace_nodes(self.graph, self.kept)
 
     def _make_scalars(self, node: NodeProto) -> None:
         """Let a Range read scalars: engines take one-element vectors, but not where they know the values beforehand."""
@@ -378,13 +380,6 @@ def _free_constant_outputs(graph: GraphProto) -> None:
         graph.node.append(onnx.helper.make_node("Identity", [inner], [output]))
 
 
-def _replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
-    copies = GraphProto()
-    copies.node.extend(nodes)
-    del graph.node[:]
-    graph.node.extend(copies.node)
-
-
 def _prune(graph: GraphProto) -> None:
     """Drop nodes that lead to no output, and initializers that nothing reads."""
     needed = {value.name for value in graph.output}
@@ -394,10 +389,8 @@ def _prune(graph: GraphProto) -> None:
             kept.append(node)
             needed.update(reads(node))
     if len(kept) < len(graph.node):
-        _replace_nodes(graph, kept[::-1])
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name not in needed:
-            del graph.initializer[index]
+        replace_nodes(graph, kept[::-1])
+    keep_named(graph.initializer, needed)
 
 
 def _name_nodes(graph: GraphProto) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableSequence, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -109,6 +110,26 @@ def set_type(info: onnx.ValueInfoProto, kind: TensorType) -> None:
         tensor.shape.SetInParent()
         for size in kind.shape:
             tensor.shape.dim.add().dim_value = size
+
+
+def types_of(graph: GraphProto) -> dict[str, TensorType]:
+    """What a graph declares of its inputs, inner tensors and outputs."""
+    return {value.name: type_of(value.type) for value in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
+    """Give a graph other nodes, some of its own among them."""
+    copies = GraphProto()
+    copies.node.extend(nodes)
+    del graph.node[:]
+    graph.node.extend(copies.node)
+
+
+def keep_named(values: MutableSequence[Any], names: Container[str]) -> None:
+    """Drop the initializers, or declared types, of other names."""
+    for index in reversed(range(len(values))):
+        if values[index].name not in names:
+            del values[index]
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:

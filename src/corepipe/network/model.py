@@ -173,11 +173,11 @@ class Network:
         """Bytes of all constants."""
         return sum(layer.descriptor.bytes_weights for layer in self.layers)
 
-    def segment(self, start: int, stop: int) -> Segment:
+    def segment(self, start: int, stop: int, *, as_written: bool = False) -> Segment:
         """Layers `start` to `stop - 1` as a model of their own; see `corepipe.network.extract`."""
         from corepipe.network.extract import extract_segment
 
-        return extract_segment(self, start, stop)
+        return extract_segment(self, start, stop, as_written=as_written)
 
     def legal_cuts(self) -> Sequence[int]:
         """Indices of the inner cuts where the network may be divided: those whose tensors all have known shapes."""

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,8 +43,7 @@ def obstacle(system: Path = _SYSTEM) -> str:
     if os.environ.get(VARIABLE) == "never":
         return f"the environment variable {VARIABLE} says never"
     try:
-        allowed = (system / "enabled").read_text(encoding="ascii")
-        size = int((system / "hpage_pmd_size").read_text(encoding="ascii"))
+        allowed, size = (system / "enabled").read_text(encoding="ascii"), _page_bytes(system)
     except (OSError, ValueError):
         return "this system has none for programs to ask for"
     if "[never]" in allowed:
@@ -57,6 +55,10 @@ def obstacle(system: Path = _SYSTEM) -> str:
     return ""
 
 
+def _page_bytes(system: Path) -> int:
+    return int((system / "hpage_pmd_size").read_text(encoding="ascii"))
+
+
 def use_huge_pages() -> int:
     """Move this process's private memory into huge pages, as far as it fills them; contents and addresses stay.
 
@@ -65,7 +67,7 @@ def use_huge_pages() -> int:
     Returns:
         How many bytes are in huge pages then, as far as this call found.
     """
-    if sys.platform != "linux" or obstacle():
+    if obstacle():
         return 0
     moved = 0
     # Maps may change meanwhile, or be closed to this process: then they stay as they are.
@@ -74,7 +76,7 @@ def use_huge_pages() -> int:
         libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)  # what compiling left behind need not be moved
-        size = int((_SYSTEM / "hpage_pmd_size").read_text(encoding="ascii"))
+        size = _page_bytes(_SYSTEM)
         for begin, end in list(_filled(size)):
             if libc.madvise(begin, end - begin, _COLLAPSE) == 0:
                 moved += end - begin

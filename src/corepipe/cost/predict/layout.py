@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from onnx import NodeProto, numpy_helper
 
 from corepipe.cost.calibration import Sample
-from corepipe.network.graph import UNKNOWN, TensorType, int_attribute, ints_attribute, type_of
+from corepipe.network.graph import UNKNOWN, TensorType, int_attribute, ints_attribute, types_of
 from corepipe.network.model import Network
 
 _BLOCK = 16
@@ -98,7 +98,7 @@ def _idle_nodes(network: Network) -> set[int]:
 
 def _places(network: Network, idle: Collection[int]) -> list[_Place]:
     graph = network.model.graph
-    types = {v.name: type_of(v.type) for v in (*graph.input, *graph.value_info, *graph.output)}
+    types = types_of(graph)
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     layer_of = {index: layer.index for layer in network.layers for index in layer.nodes}
     maker = {output: layer_of[i] for i, node in enumerate(graph.node) for output in node.output}
