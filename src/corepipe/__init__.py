@@ -4,7 +4,7 @@
     with corepipe.open("model.onnx") as stream:
         for output in stream(frames): ...
 
-Names are loaded when they are first used: a worker process pins itself before it imports any numeric library.
+Names are loaded when they are first used: worker processes import only what they need.
 """
 
 from __future__ import annotations

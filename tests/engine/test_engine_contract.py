@@ -495,11 +495,10 @@ def test_the_version_is_that_of_the_package(engine):
 THREADS = """
 import json, os, sys, time
 cpus, threads, name = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-if cpus:
-    os.sched_setaffinity(0, cpus)
 import numpy as np
 from corepipe import engine
 from corepipe.network import zoo
+from corepipe.runtime.child import pin
 
 def tasks():
     found = {}
@@ -511,6 +510,7 @@ def tasks():
     return found
 
 chosen = engine.get(name)
+pin(cpus, strict=True)
 chosen.dedicate(threads)
 compiled = [chosen.compile(zoo.build("squeezenet").SerializeToString(), threads) for _ in range(2)]
 x, y = np.ones((1, 3, 227, 227), np.float32), np.zeros((1, 1000), np.float32)

@@ -32,12 +32,15 @@ _LONGER = 4
 _LEAST_PROFILED = 3
 
 
+def load(config: dict[str, Any]) -> None:
+    """Import the libraries of the engines."""
+    for name in _engines(config):
+        engine.get(name)
+
+
 def serve(config: dict[str, Any]) -> None:
     """Answer commands (one JSON object a line) until the command pipe closes or says stop."""
-    engines = {config["engine"], *(spec["engine"] for spec in config["models"])}
-    if config["watch"]:
-        # Else the reference's threads spin on after each look, in the way of the models' threads.
-        engines.add(REFERENCE_ENGINE)
+    engines = _engines(config)
     for name in engines:
         engine.get(name).dedicate(config["threads"], alone=len(engines) == 1)
     models = [_Model(spec, config["threads"]) for spec in config["models"]]
@@ -49,7 +52,7 @@ def serve(config: dict[str, Any]) -> None:
             command = json.loads(line)
             if command["op"] == "load":
                 report(status, loading=True)
-                _load(models[command["model"]], commands)
+                _keep_busy(models[command["model"]], commands)
             elif command["op"] == "stop":
                 return
             else:
@@ -57,6 +60,14 @@ def serve(config: dict[str, Any]) -> None:
                     report(status, **_answer(command, models, watch))
                 except EngineError as error:
                     report(status, refused=str(error))
+
+
+def _engines(config: dict[str, Any]) -> set[str]:
+    engines = {config["engine"], *(spec["engine"] for spec in config["models"])}
+    if config["watch"]:
+        # Else the reference's threads spin on after each look, in the way of the models' threads.
+        engines.add(REFERENCE_ENGINE)
+    return engines
 
 
 def _answer(command: dict[str, Any], models: Sequence[_Model], watch: Watch | None) -> dict[str, Any]:
@@ -234,7 +245,7 @@ def _prepare(models: Sequence[_Model]) -> None:
         use_huge_pages()
 
 
-def _load(model: _Model, commands: int) -> None:
+def _keep_busy(model: _Model, commands: int) -> None:
     """Keep the cores busy until the next command arrives."""
     _prepare([model])
     poller = select.poll()

@@ -24,7 +24,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Engine:
-    """The engine of that name; its library is imported here, so pin the process first.
+    """The engine of that name; its library is imported here. Pin all threads of the process before it compiles.
 
     Raises:
         UnknownNameError: there is no such engine.

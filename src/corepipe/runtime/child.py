@@ -1,11 +1,12 @@
-"""Entry of every process that corepipe starts: pin first, then import, then serve.
+"""Entry of every process that corepipe starts: load its libraries wherever there is time, pin all threads, then serve.
 
-Only the standard library may be imported at the top: an engine that is loaded before the affinity mask is set starts
-its threads on the wrong cores.
+Importing takes half a second of a fast core, and several on a slow one that another worker keeps busy; the system finds
+it a better one. Nothing is compiled or run before the mask is set: threads that an engine starts then inherit it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -19,7 +20,7 @@ _PARENT_CHECK_S = 0.5
 
 
 def main(config_fd: int) -> None:
-    """Run the module named in the configuration; never returns normally."""
+    """Run `load` and, on the cores it is to have, `serve` of the module named in the configuration; never returns."""
     with open(config_fd, "rb") as file:
         config: dict[str, Any] = json.load(file)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a whole group: the lifeline tells when to end
@@ -27,10 +28,11 @@ def main(config_fd: int) -> None:
     _name_process(config["name"])
     code = 1
     try:
-        _pin(config["cpus"], config["strict"])
-        # Threads inherit the mask: none may be started before it is set.
         threading.Thread(target=_exit_with_parent, args=(config["lifeline_fd"],), daemon=True).start()
-        import_module(config["module"]).serve(config)
+        module = import_module(config["module"])
+        module.load(config)
+        pin(config["cpus"], config["strict"])
+        module.serve(config)
         code = 0
     except BaseException as error:
         report(config["status_fd"], error=_explain(error))
@@ -60,16 +62,29 @@ class PinningError(RuntimeError):
     """The system refuses the affinity mask."""
 
 
-def _pin(cpus: list[int], strict: bool) -> None:
+def pin(cpus: list[int], strict: bool) -> None:
+    """Set the mask of all threads of this process."""
     if not cpus or not hasattr(os, "sched_setaffinity"):
         return
     try:
         os.sched_setaffinity(0, cpus)
+        pinned = {threading.get_native_id()}
+        while others := _threads() - pinned:
+            for thread in others:  # one that is new by the next look may have been started by one of these
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(thread, cpus)
+            pinned |= others
     except OSError as error:
         if not strict:
             return
         text = f"cannot pin to CPUs {cpus}: {error.strerror}; see `corepipe doctor` for the usable cores"
         raise PinningError(text) from None
+
+
+def _threads() -> set[int]:
+    with contextlib.suppress(FileNotFoundError):  # no /proc
+        return {int(name) for name in os.listdir("/proc/self/task")}
+    return set()
 
 
 def _name_process(name: str) -> None:

@@ -39,10 +39,10 @@ def memory_file(data: bytes, what: str) -> int:
 
 
 class Child:
-    """A pinned process that runs `module.serve(config)`.
+    """A process that runs `module.load(config)`, is pinned, and runs `module.serve(config)`.
 
     Args:
-        module: an importable module with a function `serve(config)`.
+        module: an importable module with these two functions; `load` imports, and starts no work.
         name: shown in process lists and in errors.
         cpus: its affinity mask; empty to leave it alone.
         config: plain data for `serve`; `fds` in it stay valid in the child under the same numbers.
