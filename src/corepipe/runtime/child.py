@@ -1,6 +1,7 @@
 """Entry of every process that corepipe starts: load its libraries wherever there is time, pin all threads, then serve.
 
-The system finds the imports a better core than a slow one that another worker keeps busy. Nothing is compiled or run before the mask is set: threads that an engine starts then inherit it.
+The system finds the imports a better core than a slow one that another worker keeps busy. Nothing is compiled or run
+before the mask is set: threads that an engine starts then inherit it.
 """
 
 from __future__ import annotations
