@@ -85,13 +85,11 @@ def collect(reference: weakref.ref[Stream]) -> None:
 
 def take_results(stream: Stream, lane: Lane, generation: int = 0) -> int:
     """Handle the messages that wait for the user's process; returns how many fences of `generation` came back."""
-    fenced = 0
-    for kind, _, _, slot, frame in messages.receive(lane.pool.results_fd):
-        if kind == messages.FENCED:
-            fenced += frame == generation
-        else:
-            stream.finish(lane, slot, frame, failed=kind == messages.FAILED)
-    return fenced
+    arrived = list(messages.receive(lane.pool.results_fd))
+    stream.finish(
+        lane, [(slot, frame, kind == messages.FAILED) for kind, _, _, slot, frame in arrived if kind != messages.FENCED]
+    )
+    return sum(kind == messages.FENCED and frame == generation for kind, _, _, _, frame in arrived)
 
 
 def _watched(stream: Stream) -> list[int]:

@@ -512,20 +512,32 @@ class Stream:
         outputs = {t.name: slot.view(t.name, position).copy() for t in self.network.outputs}
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
-    def finish(self, lane: Lane, slot_number: int, sequence: int, failed: bool) -> None:
-        """Take results or errors out of a slot, and deliver what is next in order (for the collector)."""
-        flight = lane.flights.get(slot_number)
-        if flight is None or flight.sequence != sequence:
-            return
-        slot = lane.slot(flight)
-        if not failed:
-            results = [self._result(slot, position) for position in range(len(flight.frames))]
-            ended = [Ended(f.future, r, own=f.own) for f, r in zip(flight.frames, results, strict=True)]
-            self._end(lane, flight, ended)
-        elif lane.plan.batch > 1 and not flight.apart:
-            self.run_apart(lane, flight)
-        else:
-            self.fail(lane, flight, FrameError(f"frame {sequence}: {slot.error}"))
+    def finish(self, lane: Lane, done: Iterable[tuple[int, int, bool]]) -> None:
+        """Take results or errors out of slots, and deliver what is next in order (for the collector).
+
+        Whoever waits is woken once for all of them.
+
+        Args:
+            lane: the plan by which they ran.
+            done: for each slot its number, the number of its first frame, and whether it failed.
+        """
+        ended: list[tuple[Flight, list[Ended]]] = []
+        for slot, sequence, failed in done:
+            flight = lane.flights.get(slot)
+            if flight is None or flight.sequence != sequence:
+                continue
+            if not failed:
+                results = [self._result(lane.slot(flight), position) for position in range(len(flight.frames))]
+                ended.append(
+                    (flight, [Ended(f.future, r, own=f.own) for f, r in zip(flight.frames, results, strict=True)])
+                )
+            elif lane.plan.batch > 1 and not flight.apart:
+                self.run_apart(lane, flight)
+            else:
+                ended.append(
+                    (flight, _failed_together(flight, FrameError(f"frame {sequence}: {lane.slot(flight).error}")))
+                )
+        self._end(lane, ended)
 
     def run_apart(self, lane: Lane, flight: Flight) -> None:
         """Run the frames of a slot again one by one, so that the one at fault fails alone (for the collector)."""
@@ -537,7 +549,7 @@ class Stream:
 
     def fail(self, lane: Lane, flight: Flight, error: CorepipeError) -> None:
         """End the frames of a slot with an error (for the collector)."""
-        self._end(lane, flight, [Ended(frame.future, error=error, own=frame.own) for frame in flight.frames])
+        self._end(lane, [(flight, _failed_together(flight, error))])
 
     def delivered(self) -> None:
         """One more future has ended (for the delivering thread)."""
@@ -545,18 +557,20 @@ class Stream:
             self._delivered += 1
             self._state.notify_all()
 
-    def _end(self, lane: Lane, flight: Flight, ended: Sequence[Ended]) -> None:
-        self._record(lane, flight, ended[0].error is not None)
+    def _end(self, lane: Lane, ended: Sequence[tuple[Flight, list[Ended]]]) -> None:
+        for flight, ends in ended:
+            self._record(lane, flight, ends[0].error is not None)
         with self._state:
-            if lane.flights.get(flight.slot) is not flight:
-                return
-            self._ended |= {frame.sequence: end for frame, end in zip(flight.frames, ended, strict=True)}
-            if flight.waiting:
-                lane.start_next_apart(flight)
-            else:
-                del lane.flights[flight.slot]
-                self._release(lane, flight)
-                lane.start_if_idle()
+            for flight, ends in ended:
+                if lane.flights.get(flight.slot) is not flight:
+                    continue
+                self._ended |= {frame.sequence: end for frame, end in zip(flight.frames, ends, strict=True)}
+                if flight.waiting:
+                    lane.start_next_apart(flight)
+                else:
+                    del lane.flights[flight.slot]
+                    self._release(lane, flight)
+                    lane.start_if_idle()
             while (following := self._ended.pop(self._next_delivery, None)) is not None:
                 if following.own and self._delivered == self._next_delivery:
                     following.end()
@@ -594,6 +608,10 @@ class Stream:
             for _, ended in sorted(failed.items()):
                 self._deliveries.put(ended)
             self._state.notify_all()
+
+
+def _failed_together(flight: Flight, error: CorepipeError) -> list[Ended]:
+    return [Ended(frame.future, error=error, own=frame.own) for frame in flight.frames]
 
 
 def _failed(error: CorepipeError) -> Future[Output]:
