@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from corepipe import plan as planners
@@ -108,6 +109,29 @@ def test_a_core_that_is_taken_away_is_done_without(big_chain, two_cores, quick):
         assert lost not in {core for worker in stream.plan.workers for core in worker.cores}
         list(stream(feed_until(lambda: len(stream.lanes) == 1, big_chain)))
         assert len(stream.lanes) == 1
+
+
+def test_a_worker_waits_while_its_cores_are_tried(big_chain, two_cores, quick, monkeypatch):
+    if not two_cores.pinnable:
+        pytest.skip("cores are tried where threads can be bound to them")
+    table = table_for(big_chain, two_cores, [1] * 6)
+    row = table.configs[0]
+    both = row.model_copy(update={"config": f"{row.core_config.cluster}2"})
+    table = table.replaced(configs=(row, both))
+    tried = []
+    with Stream(big_chain, planners.plan(table, f"cluster:{row.core_config.cluster}"), two_cores) as stream:
+        (pid,) = stream.worker_pids.values()
+
+        def speeds(_, cores):
+            tried.append((psutil.Process(pid).status(), tuple(cores)))
+            return {}
+
+        monkeypatch.setattr(following, "core_speeds", speeds)
+        Follower(stream, table, planner=lambda _: stream.plan)
+        outputs = list(stream(feed_until(lambda: len(tried) > 1, big_chain)))
+        assert len(tried) > 1, "the stream goes on after a try"
+        assert set(tried) == {(psutil.STATUS_STOPPED, stream.plan.workers[0].cores)}
+        assert all(np.array_equal(outputs[0], output) for output in outputs)
 
 
 @pytest.fixture

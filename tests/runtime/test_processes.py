@@ -164,6 +164,18 @@ def test_nothing_is_left_when_the_users_process_is_stopped(files, what, is_runni
     assert not held_by_anyone(memory)
 
 
+def test_a_worker_that_was_made_to_wait_ends_with_its_parent(files, is_running):
+    process = start(["-c", FOREVER, *files])
+    try:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert process.stdout.readline() == "under way\n"
+        os.kill(pids[0], signal.SIGSTOP)  # as Child.paused does
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+    assert gone(pids, is_running)
+
+
 def test_workers_end_even_if_a_forked_child_of_the_parent_lives_on(files, is_running):
     forked = SCRIPT + "import os\nif os.fork() == 0: time.sleep(60); os._exit(0)\nprint('ready', flush=True)\n"
     process = start(["-W", "ignore", "-c", forked + "time.sleep(60)\n", *files], start_new_session=True)

@@ -44,8 +44,8 @@ _AGREEING_S = 1.5
 """A change is made when all looks of so long have asked for it."""
 
 _URGENT_GAIN = 0.15
-_URGENT_AGREEING_S = 0.5
-"""The same where so much is to be gained."""
+_URGENT_AGREEING_S = 0.4
+"""The same where so much is to be gained: three looks."""
 
 PERIOD_S = 0.5
 _DOUBT_PERIOD_S = 0.2

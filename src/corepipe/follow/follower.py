@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +17,7 @@ from corepipe.cost.table import CostTable
 from corepipe.errors import CorepipeError, StreamClosedError, WorkerError
 from corepipe.follow.decide import Decider
 from corepipe.follow.observe import Observer
-from corepipe.follow.probe import Probe, core_speeds
+from corepipe.follow.probe import Probe, Speeds, core_speeds
 from corepipe.plan.model import Plan
 from corepipe.runtime.record import FrameRecord
 from corepipe.runtime.stream import Stream
@@ -71,7 +70,7 @@ class Follower:
     ) -> None:
         self.changes: list[Change] = []
         self._stream = weakref.ref(stream)
-        self._decider = Decider(table, planner, Probe(functools.partial(core_speeds, stream.topology)))
+        self._decider = Decider(table, planner, Probe(self._core_speeds))
         self._on_change = on_change
         self._watched = stream.lanes[-1].number, Observer(stream.plan, time.monotonic_ns())
         """The plan that is watched: its number and observer, which change together."""
@@ -127,6 +126,18 @@ class Follower:
         self.changes.append(change)
         _log.info("the plan changes (%s): %s", step.kind, step.reason)
         self._on_change(change)
+
+    def _core_speeds(self, cores: Sequence[int]) -> Speeds:
+        """See `core_speeds`; the workers on these cores wait meanwhile."""
+        stream = self._stream()
+        if stream is None or not self._topology.pinnable:
+            return {}
+        lane = stream.lanes[-1]
+        with contextlib.ExitStack() as waiting:
+            for number, worker in enumerate(lane.plan.workers):
+                if set(cores) & set(worker.cores):
+                    waiting.enter_context(lane.pool.children[number].paused())
+            return core_speeds(self._topology, cores)
 
     def _usable(self) -> set[int]:
         """The cores that the system still lets this process use: a thread's mask loses those that it takes away."""

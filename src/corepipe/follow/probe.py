@@ -1,4 +1,8 @@
-"""Which core of a worker has become slow: a short piece of work on each of its cores, at the same moment."""
+"""Which core of a worker has become slow: a short piece of work on each of its cores, at the same moment.
+
+The worker itself waits meanwhile. Beside it the cores cannot be told apart: the system moves its threads from core to
+core, away from a slow one above all, so that the piece of work there may have the slow core to itself.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,8 @@ from numpy.typing import NDArray
 
 from corepipe.topology.model import Topology
 
-PROBE_S = 0.05
-"""How long the cores are tried: as long the worker itself has less of them."""
+PROBE_S = 0.02
+"""How long the cores are tried, and their worker waits."""
 
 UNEQUAL = 1.3
 """Cores of a worker whose speeds have come further apart are told apart; less may be chance."""
@@ -36,6 +40,9 @@ _REST = 10
 
 _WINDOW = 2
 """Looks for which a change may have gone on before it was seen: times are medians over them."""
+
+_PATIENCE_S = 0.2
+"""How long the cores wait for each other before a try is given up."""
 
 _BLOCK = bytes(1 << 16)
 
@@ -74,8 +81,7 @@ class Probe:
     """Tells the cores of a worker apart once it takes longer, or less long, than before.
 
     All that a worker's times show is how it does as a whole. Speeds are held against those of the first tries of the
-    same cores, so cores may be of any kind, and of the same moment, so that what else runs on them (the worker itself)
-    counts on all.
+    same cores, so cores may be of any kind.
 
     Args:
         measure: tells the speed of each of some cores, in any unit; empty where it cannot be told.
@@ -169,7 +175,7 @@ def core_speeds(topology: Topology, cores: Sequence[int]) -> Speeds:
         except (AttributeError, OSError):
             ready.abort()
         try:
-            ready.wait(1.0)
+            ready.wait(_PATIENCE_S)
         except threading.BrokenBarrierError:
             return
         began = time.monotonic()

@@ -10,9 +10,10 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from corepipe.errors import WorkerError
@@ -162,6 +163,19 @@ class Child:
             hint = "; if memory ran out, use fewer workers or a smaller model" if code == -9 else ""
             return f"was killed by signal {-code}{hint}"
         return f"ended with exit code {code}"
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the process wait meanwhile.
+
+        If this process ends first, the kernel lets it go on (a stopped process group that becomes an orphan), and it
+        finds its parent gone.
+        """
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def release(self) -> None:
         """Tell the child to end, without waiting for it."""
