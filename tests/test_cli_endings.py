@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from commands import corepipe
+from waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("kept_costs")
 
@@ -28,13 +29,6 @@ def test_output_into_a_closed_pipe_is_quiet(classifier):
     )
     assert "Traceback" not in process.stderr
     assert "Broken pipe" not in process.stderr
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("extra", [[], ["--no-cache"]])
@@ -97,6 +91,23 @@ def test_results_are_written_while_a_live_source_has_nothing(fed_run, tmp_path):
     assert process.returncode == 130, err
     assert "4 frames in" in err
     assert lines_of(out) == 4
+
+
+def test_ctrl_c_while_the_program_is_imported_needs_no_traceback():
+    script = """
+import sys
+
+class Stop:
+    def find_spec(self, name, *_):
+        if name == "corepipe.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Stop())
+from corepipe.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -78,7 +78,8 @@ def main() -> None:
         if spec["engine"] != "corepipe" and (escaped := _escaped(cpus)):
             say(failed=f"{escaped} of its threads leave the cores that it was given")
             return
-        say(ready={"largest_relative_error": error, "call_s": 1 / warm.calls_per_s(runner.filling), **runner.about})
+        call_s, filling = 1 / warm.calls_per_s(runner.filling), runner.filling
+        say(ready={"largest_relative_error": error, "call_s": call_s, "filling": filling, **runner.about})
         for line in sys.stdin:
             measured = runner.run(batches, json.loads(line)["seconds"])
             say(fps=measured.calls_per_s(runner.filling) * batch)

@@ -158,6 +158,7 @@ class Contender:
             raise
         self.largest_error = max(one["largest_relative_error"] for one in ready)
         self.call_s = max(one["call_s"] for one in ready)
+        self.filling_s = max(one["call_s"] * one["filling"] for one in ready)
         self.about = ready[0]
 
     def run(self, seconds: float) -> float:

@@ -27,9 +27,11 @@ _SPARE_BYTES = 3 * 2**30
 _SETTLE_S = 0.3
 """Seconds before a slice, in which threads that spin after a run go to sleep."""
 
-_CALLS = 12
+_CALLS = 24
 _LARGE_CALLS = 4
-"""Calls in a slice at the least, at batch 1 and above."""
+"""Calls in a slice at the least, at batch 1 and above, beside those that fill a pipeline or a queue."""
+
+_OWN_KEYS = ("largest_relative_error", "call_s", "filling", "settings")
 
 _CONVERTED = ("ncnn", "litert")
 
@@ -156,7 +158,7 @@ def _note(result: Measured, setting: Setting, **what: Any) -> None:
 
 
 def _seconds(contender: Contender, least_s: float, calls: int) -> float:
-    return max(least_s, contender.call_s * calls)
+    return max(least_s, contender.filling_s + contender.call_s * calls)
 
 
 def _finalists(result: Measured, usable: Sequence[Setting], batches: Sequence[int]) -> list[Setting]:
@@ -227,7 +229,7 @@ def _slice(contender: Contender, contenders: Sequence[Contender], times: Times) 
 
 def _row(contender: Contender) -> dict[str, Any]:
     setting = contender.setting
-    extra = {k: v for k, v in contender.about.items() if k not in ("largest_relative_error", "call_s", "settings")}
+    extra = {k: v for k, v in contender.about.items() if k not in _OWN_KEYS}
     return {
         "system": setting.system,
         "settings": contender.about.get("settings", setting.words),

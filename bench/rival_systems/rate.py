@@ -9,6 +9,9 @@ from dataclasses import dataclass
 LEAD_S = 0.2
 """Seconds at the beginning of each slice that do not count: caches and spinning threads get warm."""
 
+_LEAST_CALLS = 4
+"""Two calls may end at nearly the same moment; where so few are left, all of the slice counts."""
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -26,7 +29,7 @@ class Slice:
         """
         since = self.began + min(int(LEAD_S * 1e9), (self.ended - self.began) // 4)
         steady = [at for at in sorted(self.calls)[filling:] if since <= at <= self.ended]
-        if len(steady) < 2:
+        if len(steady) < _LEAST_CALLS:
             return len(self.calls) / ((max(self.calls) - self.began) * 1e-9)
         return (len(steady) - 1) / ((steady[-1] - steady[0]) * 1e-9)
 

@@ -1,5 +1,16 @@
-"""`python -m corepipe`."""
+"""Entry of the command line: `corepipe`, and `python -m corepipe`."""
 
-from corepipe.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is being imported ends it as it does later."""
+    try:
+        from corepipe.cli import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

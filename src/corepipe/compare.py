@@ -42,7 +42,10 @@ _TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 3, 9, 0.5
 TRIAL_TOLERANCE = 0.02
 """What a trial cannot tell apart; by so much less the preferred plan is kept."""
 
-_FRAMES_PER_SLICE = 12
+_FRAMES_PER_SLICE = 24
+
+_MOST_ROUNDS = 0.75
+"""The share of the rounds in which a plan must be faster than the preferred one to take its place."""
 
 _LONGER = 10
 """Times the planned length, for a plan that turns out slower than predicted, or a machine that stalls."""
@@ -73,7 +76,7 @@ class PlanResult:
             0 where the system does not tell.
         largest_error: largest difference from the whole model, relative to the output's largest magnitude.
         records: every frame of the last slice, for traces and pictures.
-        slices: how many slices there were.
+        slices_fps: the throughput of each slice; the n-th ones of plans that are compared were run one after the other.
         restarts: workers that died and were replaced meanwhile.
         short_slices: slices that had to end before there were enough frames; their figures are rough.
         same_as: the plan, measured under another name, that this one equals; None if it was measured itself.
@@ -90,7 +93,7 @@ class PlanResult:
     peak_rss_bytes: int
     largest_error: float
     records: tuple[FrameRecord, ...] = field(default=(), repr=False)
-    slices: int = 0
+    slices_fps: tuple[float, ...] = ()
     restarts: int = 0
     short_slices: int = 0
     same_as: str | None = None
@@ -104,7 +107,7 @@ class PlanResult:
     def stable(self) -> bool:
         """Whether there were several slices, none short, they agree within `STABLE_SPREAD`, and no worker died."""
         agree = _agree((*self.throughput_spread_fps, self.throughput_fps))
-        return agree and self.slices != 1 and not self.short_slices and not self.restarts
+        return agree and len(self.slices_fps) != 1 and not self.short_slices and not self.restarts
 
     @property
     def bottleneck(self) -> str:
@@ -166,7 +169,7 @@ def compare(
 
     In each round every plan runs for a slice of time, the order rotating from round to round, so that a machine that
     drifts or throttles does so for all of them. A slice counts the frames whose last hop ends after the stream has
-    filled and before feeding stops; it goes on, within bounds, until there are a dozen of them. The outputs of every
+    filled and before feeding stops; it goes on, within bounds, until there are two dozen of them. The outputs of every
     frame are checked before the first slice, and those of the last frames after each slice: never while it runs. Plans
     that are the same but for their names are measured once.
 
@@ -253,8 +256,9 @@ def trial(
 
 
 def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -> PlanResult:
-    """The plan to use by a comparison: the first one that comes within a tolerance of the fastest.
+    """The plan to use by a comparison: the preferred one, or the first that comes within a tolerance of the fastest.
 
+    What is faster on the whole but not in most of the rounds may be so by chance: then the preferred plan is kept.
     Plans whose outputs are wrong do not count.
 
     Args:
@@ -267,8 +271,14 @@ def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -
     right = [result for result in results if result.outputs_equal]
     if not right:
         raise CorepipeError("no plan that was tried has the whole model's outputs; name another --engine")
+    right = [right[0], *(result for result in right[1:] if _mostly_faster(result, right[0]))]
     enough = (1 - tolerance) * max(result.throughput_fps for result in right)
     return next(result for result in right if result.throughput_fps >= enough)
+
+
+def _mostly_faster(one: PlanResult, other: PlanResult) -> bool:
+    wins = [a > b for a, b in zip(one.slices_fps, other.slices_fps, strict=False)]
+    return not wins or statistics.fmean(wins) >= _MOST_ROUNDS
 
 
 def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | None) -> tuple[HopCheck, ...]:
@@ -347,14 +357,14 @@ def _as_twin(result: PlanResult, name: str, plan: Plan) -> PlanResult:
 
 
 def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> float:
-    """Long enough for a dozen frames beside those that fill the stream."""
+    """Long enough for two dozen frames beside those that fill the stream."""
     plan = contender.plan
     fps = evaluate(plan, table).throughput_fps
     return max(least, (_least_frames(plan) + _filling(plan)) / fps)
 
 
 def _least_frames(plan: Plan) -> int:
-    """In a slice: a dozen slots."""
+    """In a slice: two dozen slots."""
     return plan.batch * _FRAMES_PER_SLICE
 
 
@@ -438,7 +448,7 @@ def _result(contender: _Contender, table: CostTable) -> PlanResult:
         hops=hop_checks(plan, contender.kept, table),
         peak_rss_bytes=contender.peak_rss_bytes,
         largest_error=contender.largest_error,
-        slices=len(contender.slices),
+        slices_fps=tuple(contender.slices),
         restarts=contender.restarts,
         short_slices=contender.short_slices,
         records=tuple(sorted(contender.records, key=lambda record: record.frame)),

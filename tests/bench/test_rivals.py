@@ -140,7 +140,10 @@ def test_the_rate_leaves_out_lead_filling_and_the_end():
 
 
 def test_a_rate_of_too_few_calls_is_still_one():
-    assert module("rival_systems.rate").Slice(0, 10**9, [2 * 10**9]).calls_per_s() == pytest.approx(0.5)
+    rate = module("rival_systems.rate")
+    assert rate.Slice(0, 10**9, [2 * 10**9]).calls_per_s() == pytest.approx(0.5)
+    ends = [2 * 10**8 + 10**7 * i for i in range(12)] + [9 * 10**8, 9 * 10**8 + 1000]
+    assert rate.Slice(0, 10**9, ends).calls_per_s(filling=12) == pytest.approx(14 / 0.9, rel=1e-3)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16])

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from waiting import wait_until
 
 from corepipe import plan as planners
 from corepipe.cost.table import (
@@ -196,9 +197,7 @@ def test_a_worker_whose_core_is_gone_comes_up_on_those_that_are_left(big_chain, 
         monkeypatch.setattr(type(two_cores), "cpus_of", lambda self, cores: (4000,))
         before = stream.worker_pids["w1"]
         os.kill(before, 9)
-        deadline = time.monotonic() + 20
-        while stream.restarts == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: stream.restarts)
         monkeypatch.undo()
         assert os.sched_getaffinity(stream.worker_pids["w1"]) == os.sched_getaffinity(0)
         assert list(stream([np.ones(big_chain.inputs[0].shape, np.float32)]))
@@ -255,7 +254,4 @@ def test_the_follower_ends_with_its_stream(big_chain, two_cores, quick):
     Follower(forgotten, table)
     del forgotten
     gc.collect()
-    deadline = time.monotonic() + 10
-    while followers() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not followers()
+    wait_until(lambda: not followers(), 10)

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from corepipe.errors import FrameError, StreamClosedError, StreamFullError, UnknownNameError
 from corepipe.runtime.live import WAITING
@@ -19,13 +20,6 @@ LONE = [(1, [(0, 0, 6)])]
 
 def frame_of(network, number):
     return np.full(network.inputs[0].shape, number, np.float32)
-
-
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def scaled(outputs, network, stream):

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from reference import assert_equal, frames_for, whole
+from waiting import wait_until
 
 from corepipe.errors import FrameError, PlanError, StreamClosedError, UsageError, WorkerError
 from corepipe.network.load import load_network
@@ -258,13 +259,6 @@ def test_a_frame_that_kills_its_worker_twice_fails_alone(two_cores, make_plan, m
         with pytest.raises(FrameError, match="died 2 times"):
             deadly.result(30)
         assert_equal(stream(frames[1:]), whole(network, frames[1:]))
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.001)
 
 
 def test_closing_ends_frames_under_way_by_name(chain, two_cores, make_plan):

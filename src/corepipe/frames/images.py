@@ -68,7 +68,7 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     except (cv2.error, MemoryError):
         image = None
     if image is None or image.dtype != np.uint8 or image.ndim != 3 or not image.size:
-        raise FrameError("damaged or truncated image")
+        raise FrameError("damaged or truncated image, or of pixels that are not read (such as float TIFF)")
     return np.asarray(image, np.uint8)
 
 

@@ -108,8 +108,8 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
             sentences.append(f"{result.restarts} workers of {result.name} died and were replaced: not trustworthy.")
         if result.short_slices:
             sentences.append(
-                f"{result.name} finished too few frames in {result.short_slices} of {result.slices} slices, so its "
-                f"figures are rough: use longer slices (--seconds)."
+                f"{result.name} finished too few frames in {result.short_slices} of {len(result.slices_fps)} slices, "
+                f"so its figures are rough: use longer slices (--seconds)."
             )
         sentences.extend(_prediction_off(result))
     if any(not result.stable for result in results):
