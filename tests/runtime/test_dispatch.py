@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
 import pytest
 from hypothesis import given
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
 from corepipe.runtime.dispatch import Dispatcher
+from corepipe.runtime.messages import HOLD_S
 
 
 def plan_of(routes):
@@ -193,3 +194,31 @@ def test_the_window_is_bounded_by_the_size_of_results():
     assert Dispatcher(plan).window == 1024
     assert Dispatcher(plan, 2**24).window == 16
     assert Dispatcher(plan, 2**40).window == Dispatcher(plan).slots == 4
+
+
+def test_a_worker_half_as_fast_as_its_rates_holds_nobody_up():
+    dispatcher = Dispatcher(plan_of([(60.0, [0]), (60.0, [1])]))
+    takes = [1 / 90, 1 / 30]
+    queued, held, told = [deque(), deque()], [[], []], set()
+    at_work = {}
+    worked = [0.0, 0.0]
+    now, fed, delivered = 0.0, 0, 0
+    while now < 5.0:
+        while dispatcher.has_room(deep=True) and fed - delivered < dispatcher.window:
+            queued[dispatcher.choose(deep=True)].append(fed)
+            fed += 1
+        for worker in (0, 1):
+            if worker not in at_work and queued[worker]:
+                at_work[worker] = now + takes[worker], queued[worker].popleft()
+        worker = min(at_work, key=at_work.__getitem__)
+        now, frame = at_work.pop(worker)
+        worked[worker] += takes[worker]
+        held[worker].append((frame, now))
+        if len(queued[worker]) < 2 or now + takes[worker] - held[worker][0][1] > HOLD_S:
+            for frame, _ in held[worker]:
+                told.add(frame)
+                dispatcher.done(worker)
+            held[worker].clear()
+        while delivered in told:
+            delivered += 1
+    assert min(worked) > 0.97 * now

@@ -21,6 +21,9 @@ at once: see `HOLD_S`."""
 
 _MAX_CREDIT = 2.0
 
+_WRONG_RATES = 2
+"""Times a group may take longer than its rates say without holding the others up."""
+
 _MAX_WINDOW = 1024
 _WINDOW_BYTES = 256 * 2**20
 """Results that wait for their turn take at most so many frames and bytes of the user's memory."""
@@ -80,12 +83,14 @@ class Dispatcher:
         self._group_of = {route: group for group in self._groups for route in group.routes}
         self.slots = sum(group.slots for group in self._groups)
         """Frames that can be under way at once."""
-        self.window = self._window_of()
+        self.window = self._window_of(plan)
         """Frames between the oldest undelivered one and the newest: by Little's law, what the other groups finish while
-        the slowest group works off what is queued in it."""
+        the slowest group works off what is queued in it and word of that is held back. Rates may be wrong by half."""
 
-    def _window_of(self) -> int:
-        window = self.slots + math.ceil(max(group.slots / group.share for group in self._groups if group.share > 0))
+    def _window_of(self, plan: Plan) -> int:
+        queued = max(group.slots / group.share for group in self._groups if group.share > 0)
+        held = HOLD_S * plan.throughput_fps / plan.batch if any(group.spare for group in self._groups) else 0.0
+        window = self.slots + math.ceil(_WRONG_RATES * queued + held)
         return max(self.slots, min(window, _MAX_WINDOW, _WINDOW_BYTES // self._output_bytes))
 
     def set_rates(self, plan: Plan) -> None:
@@ -99,7 +104,7 @@ class Dispatcher:
             raise PlanError("these rates use a route that this plan does not have; switch to the other plan instead")
         for group in self._groups:
             group.set_rates(plan, shares)
-        self.window = self._window_of()
+        self.window = self._window_of(plan)
 
     def has_room(self, *, deep: bool) -> bool:
         """Whether any route can take a frame.
