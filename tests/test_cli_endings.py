@@ -36,7 +36,7 @@ def test_ctrl_c_while_measuring_says_how_to_go_on(extra, tmp_path, monkeypatch):
     monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path))
     arguments = [sys.executable, "-m", "corepipe", "profile", "resnet50", *extra]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: psutil.Process(process.pid).children())
+    wait_until(lambda: psutil.Process(process.pid).children(), 60, every=0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
@@ -85,7 +85,7 @@ def test_results_are_written_while_a_live_source_has_nothing(fed_run, tmp_path):
     process, feed = fed_run(out)
     for count in (3, 4):
         feed(1 if count == 4 else 3)
-        wait_until(lambda count=count: lines_of(out) == count)
+        wait_until(lambda count=count: lines_of(out) == count, 60, every=0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
@@ -118,7 +118,7 @@ def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, cod
     process, feed = fed_run(out)
     feed(30)
     children = psutil.Process(process.pid).children
-    wait_until(lambda: sum(child.cpu_times().user for child in children()) > 0.2)
+    wait_until(lambda: sum(child.cpu_times().user for child in children()) > 0.2, 60, every=0.05)
     time.sleep(2)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)

@@ -28,7 +28,7 @@ _SETTLE_S = 0.3
 """Seconds before a slice, in which threads that spin after a run go to sleep."""
 
 _CALLS = 24
-_LARGE_CALLS = 4
+_LARGE_CALLS = 6
 """Calls in a slice at the least, at batch 1 and above, beside those that fill a pipeline or a queue."""
 
 _OWN_KEYS = ("largest_relative_error", "call_s", "filling", "settings")

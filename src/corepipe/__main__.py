@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while it is being imported ends it as it does later."""
+    """Run the command line; Ctrl-C while it is being imported ends it quietly, with the exit code that it has later."""
     try:
         from corepipe.cli import main as run
     except KeyboardInterrupt:

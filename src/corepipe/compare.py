@@ -44,7 +44,7 @@ TRIAL_TOLERANCE = 0.02
 
 _FRAMES_PER_SLICE = 24
 
-_MOST_ROUNDS = 0.75
+_WON_SHARE = 0.75
 """The share of the rounds in which a plan must be faster than the preferred one to take its place."""
 
 _LONGER = 10
@@ -278,7 +278,7 @@ def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -
 
 def _mostly_faster(one: PlanResult, other: PlanResult) -> bool:
     wins = [a > b for a, b in zip(one.slices_fps, other.slices_fps, strict=False)]
-    return not wins or statistics.fmean(wins) >= _MOST_ROUNDS
+    return not wins or statistics.fmean(wins) >= _WON_SHARE
 
 
 def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | None) -> tuple[HopCheck, ...]:

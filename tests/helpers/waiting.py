@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Come back once `condition()` is true; fail if it takes longer than `seconds`."""
+def wait_until(condition: Callable[[], object], seconds: float = 30, every: float = 0.002) -> None:
+    """Come back once `condition()`, asked `every` so many seconds, is true; fail if it takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.002)
+        time.sleep(every)

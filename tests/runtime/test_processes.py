@@ -170,10 +170,14 @@ def test_a_worker_that_was_made_to_wait_ends_with_its_parent(files, is_running):
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert process.stdout.readline() == "under way\n"
         os.kill(pids[0], signal.SIGSTOP)  # as Child.paused does
-    finally:
         process.kill()
         process.communicate(timeout=30)
-    assert gone(pids, is_running)
+        assert gone(pids, is_running)
+    finally:
+        process.kill()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_workers_end_even_if_a_forked_child_of_the_parent_lives_on(files, is_running):

@@ -430,6 +430,26 @@ def test_a_callback_that_exits_ends_the_stream_by_name(chain, two_cores, make_pl
             stream.submit(frames_for(chain, 1)[0])
 
 
+def test_on_record_may_close_the_stream_while_other_results_wait(chain, two_cores, make_plan):
+    seen = []
+
+    def on_record(record):
+        seen.append(record.frame)
+        if len(seen) == 1:
+            time.sleep(0.5)  # the other results arrive together
+        else:
+            stream.close()
+
+    stream = Stream(chain, make_plan(chain, PLANS["replicas"]), two_cores, on_record=on_record)
+    futures = [stream.submit(frame) for frame in frames_for(chain, 4)]
+    for future in futures:
+        with contextlib.suppress(StreamClosedError):
+            future.result(30)
+    with pytest.raises(StreamClosedError):
+        stream.submit(frames_for(chain, 1)[0])
+    assert len(seen) == 2
+
+
 def test_a_failing_on_record_is_logged_and_dropped(chain, two_cores, make_plan, caplog):
     frames = frames_for(chain, 5)
     with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores, on_record=lambda record: 1 / 0) as stream:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,7 +42,7 @@ _REST = 10
 _WINDOW = 2
 """Looks for which a change may have gone on before it was seen: times are medians over them."""
 
-_PATIENCE_S = 0.2
+_PATIENCE_S = 1.0
 """How long the cores wait for each other before a try is given up."""
 
 _BLOCK = bytes(1 << 16)
@@ -157,17 +158,25 @@ class Probe:
             self._first[cores] = np.asarray(np.median(found, axis=0))
 
 
-def core_speeds(topology: Topology, cores: Sequence[int]) -> Speeds:
+def core_speeds(
+    topology: Topology, cores: Sequence[int], paused: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> Speeds:
     """Blocks hashed in a second on each core, for a moment; empty where threads cannot be bound to cores.
 
-    Hashing lets go of the interpreter's lock, so the cores work side by side and the stream goes on.
+    Hashing lets go of the interpreter's lock, so the cores work side by side, and so does the rest of this process.
 
     Args:
         topology: the machine.
         cores: which, by id.
+        paused: holds up what else runs on these cores, from when all are ready to when all are done.
     """
-    ready = threading.Barrier(len(cores))
+    waiting = ExitStack()
     found: Speeds = {}
+
+    def pause() -> None:
+        waiting.enter_context(paused())
+
+    ready = threading.Barrier(len(cores), action=pause)
 
     def work(core: int) -> None:
         try:
@@ -186,8 +195,9 @@ def core_speeds(topology: Topology, cores: Sequence[int]) -> Speeds:
         found[core] = max(done, 1) / took
 
     threads = [threading.Thread(target=work, args=(core,), name="corepipe-probe", daemon=True) for core in cores]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with waiting:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     return found if len(found) == len(cores) else {}

@@ -7,6 +7,7 @@ before the mask is set: threads that an engine starts then inherit it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -17,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 _PARENT_CHECK_S = 0.5
+_PR_SET_PDEATHSIG = 1
 
 
 def main(config_fd: int) -> None:
@@ -28,8 +30,11 @@ def main(config_fd: int) -> None:
     _name_process(config["name"])
     code = 1
     try:
+        _go_on_with_parents_death()
         threading.Thread(target=_exit_with_parent, args=(config["lifeline_fd"],), daemon=True).start()
         module = import_module(config["module"])
+        if not _threads():  # those that importing starts could not be pinned afterwards
+            pin(config["cpus"], config["strict"])
         module.load(config)
         pin(config["cpus"], config["strict"])
         module.serve(config)
@@ -82,7 +87,7 @@ def pin(cpus: list[int], strict: bool) -> None:
 
 
 def _threads() -> set[int]:
-    with contextlib.suppress(FileNotFoundError):  # no /proc
+    with contextlib.suppress(OSError):  # no /proc, or none for this process
         return {int(name) for name in os.listdir("/proc/self/task")}
     return set()
 
@@ -93,6 +98,13 @@ def _name_process(name: str) -> None:
             file.write(name[:15])
     except OSError:
         pass
+
+
+def _go_on_with_parents_death() -> None:
+    """Let the kernel wake this process when its parent ends while it is paused: else it would never see that."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
 
 
 def _exit_with_parent(lifeline_fd: int) -> None:

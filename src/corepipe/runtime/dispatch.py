@@ -88,9 +88,12 @@ class Dispatcher:
         the slowest group works off what is queued in it and word of that is held back. Rates may be wrong by half."""
 
     def _window_of(self, plan: Plan) -> int:
-        queued = max(group.slots / group.share for group in self._groups if group.share > 0)
-        held = HOLD_S * plan.throughput_fps / plan.batch if any(group.spare for group in self._groups) else 0.0
-        window = self.slots + math.ceil(_WRONG_RATES * queued + held)
+        groups = [group for group in self._groups if group.share > 0]
+        others = max(group.slots / group.share for group in groups)
+        if len(groups) > 1:
+            held = HOLD_S * plan.throughput_fps / plan.batch if any(group.spare for group in groups) else 0.0
+            others = _WRONG_RATES * others + held
+        window = self.slots + math.ceil(others)
         return max(self.slots, min(window, _MAX_WINDOW, _WINDOW_BYTES // self._output_bytes))
 
     def set_rates(self, plan: Plan) -> None:

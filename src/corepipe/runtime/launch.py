@@ -166,11 +166,7 @@ class Child:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Let the process wait meanwhile.
-
-        If this process ends first, the kernel lets it go on (a stopped process group that becomes an orphan), and it
-        finds its parent gone.
-        """
+        """Let the process wait meanwhile; if this process ends first, the kernel lets the other go on (see `child`)."""
         self._process.send_signal(signal.SIGSTOP)
         try:
             yield

@@ -559,7 +559,8 @@ class Stream:
 
     def _end(self, lane: Lane, ended: Sequence[tuple[Flight, list[Ended]]]) -> None:
         for flight, ends in ended:
-            self._record(lane, flight, ends[0].error is not None)
+            if lane.flights.get(flight.slot) is flight:  # a callback may have closed the stream
+                self._record(lane, flight, ends[0].error is not None)
         with self._state:
             for flight, ends in ended:
                 if lane.flights.get(flight.slot) is not flight:
