@@ -5,10 +5,10 @@ import os
 import stat
 import subprocess
 import sys
-import time
 
 import onnx
 import pytest
+from waiting import wait_until
 
 from corepipe import api
 from corepipe.cache import LOCK, TableCache
@@ -226,10 +226,7 @@ def test_a_process_that_is_killed_while_it_measures_leaves_no_lock(tmp_path, mak
     first = measuring(tmp_path, make_chain)
     first.stdin.write("\n")
     first.stdin.flush()
-    deadline = time.monotonic() + 20
-    while not (TableCache().folder / LOCK).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert (TableCache().folder / LOCK).exists()
+    wait_until((TableCache().folder / LOCK).exists, 20)
     first.kill()
     first.communicate()
     second = measuring(tmp_path, make_chain)

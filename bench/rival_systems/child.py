@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from corepipe.runtime.child import pin
 from rival_systems.prepare import batches_of
 from rival_systems.rate import Slice
 
@@ -72,14 +73,15 @@ def main() -> None:
             say(failed=f"its output is wrong: differs by {error:.1e} of the largest magnitude")
             return
         if spec.get("compiled"):
-            for task in os.listdir("/proc/self/task"):
-                os.sched_setaffinity(int(task), cpus)
+            pin(sorted(cpus), strict=True)
         warm = runner.run(batches, _WARM_S)
         if spec["engine"] != "corepipe" and (escaped := _escaped(cpus)):
             say(failed=f"{escaped} of its threads leave the cores that it was given")
             return
-        call_s, filling = 1 / warm.calls_per_s(runner.filling), runner.filling
-        say(ready={"largest_relative_error": error, "call_s": call_s, "filling": filling, **runner.about})
+        call_s = 1 / warm.calls_per_s(runner.filling)
+        filling_s = runner.filling * call_s
+        ready = {"largest_relative_error": error, "call_s": call_s, "filling_s": filling_s, "about": runner.about}
+        say(ready=ready)
         for line in sys.stdin:
             measured = runner.run(batches, json.loads(line)["seconds"])
             say(fps=measured.calls_per_s(runner.filling) * batch)

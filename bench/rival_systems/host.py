@@ -158,8 +158,8 @@ class Contender:
             raise
         self.largest_error = max(one["largest_relative_error"] for one in ready)
         self.call_s = max(one["call_s"] for one in ready)
-        self.filling_s = max(one["call_s"] * one["filling"] for one in ready)
-        self.about = ready[0]
+        self.filling_s = max(one["filling_s"] for one in ready)
+        self.about = ready[0]["about"]
 
     def run(self, seconds: float) -> float:
         """Frames per second of all processes together, for that long at the least.

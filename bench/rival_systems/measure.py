@@ -31,8 +31,6 @@ _CALLS = 24
 _LARGE_CALLS = 6
 """Calls in a slice at the least, at batch 1 and above, beside those that fill a pipeline or a queue."""
 
-_OWN_KEYS = ("largest_relative_error", "call_s", "filling", "settings")
-
 _CONVERTED = ("ncnn", "litert")
 
 
@@ -229,7 +227,7 @@ def _slice(contender: Contender, contenders: Sequence[Contender], times: Times) 
 
 def _row(contender: Contender) -> dict[str, Any]:
     setting = contender.setting
-    extra = {k: v for k, v in contender.about.items() if k not in _OWN_KEYS}
+    extra = {k: v for k, v in contender.about.items() if k != "settings"}
     return {
         "system": setting.system,
         "settings": contender.about.get("settings", setting.words),

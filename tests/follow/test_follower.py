@@ -123,8 +123,9 @@ def test_a_worker_waits_while_its_cores_are_tried(big_chain, two_cores, quick, m
     with Stream(big_chain, planners.plan(table, f"cluster:{row.core_config.cluster}"), two_cores) as stream:
         (pid,) = stream.worker_pids.values()
 
-        def speeds(_, cores, paused):
-            with paused():
+        def speeds(_, cores, pauses):
+            (paused,) = pauses
+            with paused:
                 wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5)
                 tried.append(tuple(cores))
             return {}
@@ -199,7 +200,7 @@ def test_a_worker_whose_core_is_gone_comes_up_on_those_that_are_left(big_chain, 
         monkeypatch.setattr(type(two_cores), "cpus_of", lambda self, cores: (4000,))
         before = stream.worker_pids["w1"]
         os.kill(before, 9)
-        wait_until(lambda: stream.restarts)
+        wait_until(lambda: stream.restarts, 20)
         monkeypatch.undo()
         assert os.sched_getaffinity(stream.worker_pids["w1"]) == os.sched_getaffinity(0)
         assert list(stream([np.ones(big_chain.inputs[0].shape, np.float32)]))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_until
 
 from corepipe.errors import DocumentError, PlanError
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
@@ -285,9 +286,9 @@ def test_frequencies_are_sampled_where_the_system_tells(tmp_path: Path) -> None:
     before = time.monotonic_ns()
     with FrequencySampler((0, 1, 2), interval_s=0.001, root=tmp_path) as sampler:
         assert sampler.available == (0,)
-        wait_for(lambda: len(sampler.samples) >= 3)
+        wait_until(lambda: len(sampler.samples) >= 3, 20)
         path.write_text("900000\n")
-        wait_for(lambda: sampler.samples[-1].value == 900)
+        wait_until(lambda: sampler.samples[-1].value == 900, 20)
         path.unlink()
     samples = sampler.samples
     assert {(s.track, s.unit) for s in samples} == {("cpu0", "MHz")}
@@ -309,15 +310,8 @@ def test_samples_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("corepipe.report.frequency.MAX_SAMPLES", 8)
     fake_cpufreq(tmp_path, 0, "1000000")
     with FrequencySampler((0,), interval_s=1e-5, root=tmp_path) as sampler:
-        wait_for(lambda: sampler._interval_s > 1e-3)
+        wait_until(lambda: sampler._interval_s > 1e-3, 20)
         assert len(sampler.samples) <= 9
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_numbers_are_written_to_the_nanosecond(tmp_path: Path) -> None:

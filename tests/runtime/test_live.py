@@ -142,7 +142,7 @@ def test_a_reader_that_stops_stops_the_reading(chain, two_cores, make_plan, when
         count = len(read)
         time.sleep(0.1)
         assert len(read) <= count + 1
-    wait_until(lambda: threading.active_count() <= before)
+    wait_until(lambda: threading.active_count() <= before, 20)
 
 
 @pytest.mark.parametrize("when_full", ["drop-oldest", "error"])

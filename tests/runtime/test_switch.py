@@ -9,6 +9,7 @@ import time
 
 import pytest
 from reference import assert_same, frames_for, whole
+from waiting import wait_until
 
 from corepipe.errors import CorepipeError, PlanError, StreamClosedError, WorkerError
 from corepipe.runtime.stream import Stream
@@ -54,14 +55,11 @@ def test_plans_change_in_mid_stream_and_no_frame_is_lost_or_out_of_order(chain, 
         assert len(outputs) == len(seen)
         assert {record.plan for record in seen} == {0, 1, 2, 3, 4}
         assert stream.restarts == 0
-        deadline = time.monotonic() + 10
-        while len(stream.lanes) > 1 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(stream.lanes) == 1
-        live = set(stream.worker_pids.values())
-        while any(map(is_running, pids - live)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not any(map(is_running, pids - live)), "the old workers have ended"
+
+        def old_workers_have_ended():
+            return len(stream.lanes) == 1 and not any(map(is_running, pids - set(stream.worker_pids.values())))
+
+        wait_until(old_workers_have_ended, 10)
     assert not any(map(is_running, pids))
 
 

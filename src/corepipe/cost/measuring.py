@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from corepipe.cost.watch import REFERENCE_ENGINE
 from corepipe.errors import EngineError, WorkerError
 from corepipe.network.concat import useful_cuts
 from corepipe.network.model import Network, Segment, TensorInfo
@@ -89,16 +90,18 @@ class MeasuringProcess:
             command_read, self._commands = os.pipe()
             given.callback(os.close, command_read)
             undo.callback(os.close, self._commands)
+            used = {engine, *(model["engine"] for model in models)}
+            if watch:
+                # Else the reference's threads spin on after each look, in the way of the models' threads.
+                used.add(REFERENCE_ENGINE)
             config = {
-                "engine": engine,
-                "threads": len(cores),
                 "watch": watch,
                 "expected_s": expected_s,
                 "command_fd": command_read,
                 "models": models,
             }
             fds = [command_read, *(model["model_fd"] for model in models)]
-            self._child = Child("corepipe.cost.prober", name, cpus, config, fds, threads=len(cores))
+            self._child = Child("corepipe.cost.prober", name, cpus, config, used, fds, threads=len(cores))
             undo.pop_all()
         try:
             self.reference_s: float | None = self._child.wait_report()["reference_s"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corepipe import engine
-from corepipe.cost.watch import REFERENCE_ENGINE, Watch
+from corepipe.cost.watch import Watch
 from corepipe.errors import EngineError
 from corepipe.runtime.child import report
 from corepipe.runtime.huge_pages import use_huge_pages
@@ -32,17 +32,8 @@ _LONGER = 4
 _LEAST_PROFILED = 3
 
 
-def load(config: dict[str, Any]) -> None:
-    """Import the libraries of the engines."""
-    for name in _engines(config):
-        engine.get(name)
-
-
 def serve(config: dict[str, Any]) -> None:
     """Answer commands (one JSON object a line) until the command pipe closes or says stop."""
-    engines = _engines(config)
-    for name in engines:
-        engine.get(name).dedicate(config["threads"], alone=len(engines) == 1)
     models = [_Model(spec, config["threads"]) for spec in config["models"]]
     status, commands = config["status_fd"], config["command_fd"]
     watch = Watch(config["threads"], config["expected_s"]) if config["watch"] else None
@@ -60,14 +51,6 @@ def serve(config: dict[str, Any]) -> None:
                     report(status, **_answer(command, models, watch))
                 except EngineError as error:
                     report(status, refused=str(error))
-
-
-def _engines(config: dict[str, Any]) -> set[str]:
-    engines = {config["engine"], *(spec["engine"] for spec in config["models"])}
-    if config["watch"]:
-        # Else the reference's threads spin on after each look, in the way of the models' threads.
-        engines.add(REFERENCE_ENGINE)
-    return engines
 
 
 def _answer(command: dict[str, Any], models: Sequence[_Model], watch: Watch | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,21 +132,13 @@ class Follower:
         stream = self._stream()
         if stream is None or not self._topology.pinnable:
             return {}
-        there = [
-            child
+        pauses = [
+            child.paused()
             for lane in stream.lanes
             for worker, child in zip(lane.plan.workers, lane.pool.children, strict=True)
             if set(cores) & set(worker.cores)
         ]
-
-        @contextlib.contextmanager
-        def paused() -> Iterator[None]:
-            with contextlib.ExitStack() as waiting:
-                for child in there:
-                    waiting.enter_context(child.paused())
-                yield
-
-        return core_speeds(self._topology, cores, paused)
+        return core_speeds(self._topology, cores, pauses)
 
     def _usable(self) -> set[int]:
         """The cores that the system still lets this process use: a thread's mask loses those that it takes away."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -159,7 +159,7 @@ class Probe:
 
 
 def core_speeds(
-    topology: Topology, cores: Sequence[int], paused: Callable[[], AbstractContextManager[object]] = nullcontext
+    topology: Topology, cores: Sequence[int], pauses: Sequence[AbstractContextManager[object]] = ()
 ) -> Speeds:
     """Blocks hashed in a second on each core, for a moment; empty where threads cannot be bound to cores.
 
@@ -168,13 +168,14 @@ def core_speeds(
     Args:
         topology: the machine.
         cores: which, by id.
-        paused: holds up what else runs on these cores, from when all are ready to when all are done.
+        pauses: entered when all cores are ready and left when all are done: they hold up what else runs there.
     """
     waiting = ExitStack()
     found: Speeds = {}
 
     def pause() -> None:
-        waiting.enter_context(paused())
+        for one in pauses:
+            waiting.enter_context(one)
 
     ready = threading.Barrier(len(cores), action=pause)
 

@@ -15,14 +15,17 @@ import signal
 import sys
 import threading
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from corepipe.engine import Engine
 
 _PARENT_CHECK_S = 0.5
 _PR_SET_PDEATHSIG = 1
 
 
 def main(config_fd: int) -> None:
-    """Run `load` and, on the cores it is to have, `serve` of the module named in the configuration; never returns."""
+    """Load the engines and, on the cores that they are to have, run `serve` of the module named; never returns."""
     with open(config_fd, "rb") as file:
         config: dict[str, Any] = json.load(file)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a whole group: the lifeline tells when to end
@@ -32,11 +35,13 @@ def main(config_fd: int) -> None:
     try:
         _go_on_with_parents_death()
         threading.Thread(target=_exit_with_parent, args=(config["lifeline_fd"],), daemon=True).start()
-        module = import_module(config["module"])
         if not _threads():  # those that importing starts could not be pinned afterwards
             pin(config["cpus"], config["strict"])
-        module.load(config)
+        module = import_module(config["module"])
+        engines = _load(config["engines"])
         pin(config["cpus"], config["strict"])
+        for engine in engines:
+            engine.dedicate(config["threads"], alone=len(engines) == 1)
         module.serve(config)
         code = 0
     except BaseException as error:
@@ -45,6 +50,12 @@ def main(config_fd: int) -> None:
         if sys.stderr is not None:
             sys.stderr.flush()
         os._exit(code)
+
+
+def _load(names: list[str]) -> list[Engine]:
+    from corepipe import engine
+
+    return [engine.get(name) for name in names]
 
 
 def report(status_fd: int, **fields: Any) -> None:

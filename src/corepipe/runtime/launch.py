@@ -40,15 +40,16 @@ def memory_file(data: bytes, what: str) -> int:
 
 
 class Child:
-    """A process that runs `module.load(config)`, is pinned, and runs `module.serve(config)`.
+    """A process that imports its engines, is pinned, and runs `module.serve(config)`.
 
     Args:
-        module: an importable module with these two functions; `load` imports, and starts no work.
+        module: an importable module with a function `serve(config)`.
         name: shown in process lists and in errors.
         cpus: its affinity mask; empty to leave it alone.
-        config: plain data for `serve`; `fds` in it stay valid in the child under the same numbers.
+        config: plain data for `serve`; `fds` in it stay valid in the child under the same numbers. `threads` is added.
+        engines: names of those that it uses, which share `threads` threads.
         fds: descriptors to hand down.
-        threads: how many threads its numeric libraries may start.
+        threads: how many threads its engines and numeric libraries may start.
         strict: whether it must not run where the affinity mask is refused; else it then runs wherever it may.
 
     Raises:
@@ -61,6 +62,7 @@ class Child:
         name: str,
         cpus: Sequence[int],
         config: Mapping[str, Any],
+        engines: Iterable[str],
         fds: Iterable[int] = (),
         threads: int = 1,
         strict: bool = True,
@@ -90,6 +92,8 @@ class Child:
                 "name": f"corepipe:{name}",
                 "cpus": list(cpus),
                 "strict": strict,
+                "engines": sorted(engines),
+                "threads": threads,
                 "lifeline_fd": lifeline_read,
                 "status_fd": status_write,
             }

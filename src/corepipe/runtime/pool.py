@@ -147,7 +147,6 @@ class Pool:
         model_fds = [self._model_fds[part] for part in mine]
         config = {
             "number": number,
-            "threads": len(worker.cores),
             "layout": self.arena.layout.to_dict(),
             "arena_fd": self.arena.fd,
             "inbox_fd": self._inboxes[number][0],
@@ -163,6 +162,7 @@ class Pool:
             worker.name,
             cpus,
             config,
+            {part.engine for part in mine},
             sorted(set(hand_down)),
             len(worker.cores),
             strict=not again,

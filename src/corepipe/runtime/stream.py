@@ -508,6 +508,10 @@ class Stream:
         for name, view in views.items():
             np.copyto(view, arrays[name])
 
+    def _results(self, lane: Lane, flight: Flight) -> list[Ended]:
+        slot = lane.slot(flight)
+        return [Ended(f.future, self._result(slot, i), own=f.own) for i, f in enumerate(flight.frames)]
+
     def _result(self, slot: Slot, position: int) -> Output:
         outputs = {t.name: slot.view(t.name, position).copy() for t in self.network.outputs}
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -527,16 +531,12 @@ class Stream:
             if flight is None or flight.sequence != sequence:
                 continue
             if not failed:
-                results = [self._result(lane.slot(flight), position) for position in range(len(flight.frames))]
-                ended.append(
-                    (flight, [Ended(f.future, r, own=f.own) for f, r in zip(flight.frames, results, strict=True)])
-                )
+                ended.append((flight, self._results(lane, flight)))
             elif lane.plan.batch > 1 and not flight.apart:
                 self.run_apart(lane, flight)
             else:
-                ended.append(
-                    (flight, _failed_together(flight, FrameError(f"frame {sequence}: {lane.slot(flight).error}")))
-                )
+                error = FrameError(f"frame {sequence}: {lane.slot(flight).error}")
+                ended.append((flight, _failed_together(flight, error)))
         self._end(lane, ended)
 
     def run_apart(self, lane: Lane, flight: Flight) -> None:

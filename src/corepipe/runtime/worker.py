@@ -22,17 +22,8 @@ from corepipe.runtime.child import report
 from corepipe.runtime.huge_pages import use_huge_pages
 
 
-def load(config: dict[str, Any]) -> None:
-    """Import the libraries of the engines."""
-    for name in _engines(config):
-        engine.get(name)
-
-
 def serve(config: dict[str, Any]) -> None:
     """Compile, report ready, and serve; see `corepipe.runtime.pool` for the configuration."""
-    engines = _engines(config)
-    for name in engines:
-        engine.get(name).dedicate(config["threads"], alone=len(engines) == 1)
     arena = Arena(Layout.from_dict(config["layout"]), config["arena_fd"])
     scratch = _Scratch(arena)
     segments = [_Segment(spec, config["threads"], scratch) for spec in config["segments"]]
@@ -40,10 +31,6 @@ def serve(config: dict[str, Any]) -> None:
     use_huge_pages()
     report(config["status_fd"], ready=True)
     _loop(config["number"], config["inbox_fd"], config["results_fd"], hops, arena)
-
-
-def _engines(config: dict[str, Any]) -> set[str]:
-    return {spec["engine"] for spec in config["segments"]}
 
 
 class _Segment:
