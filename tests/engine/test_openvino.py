@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +18,8 @@ ov = pytest.importorskip("openvino", reason="needs openvino: pip install 'corepi
 openvino = pytest.importorskip("corepipe.engine.openvino")
 
 ENGINE = openvino.ENGINE
+CPUINFO = Path("/proc/cpuinfo")
+AVX2 = CPUINFO.exists() and " avx2 " in CPUINFO.read_text(encoding="ascii", errors="replace")
 
 
 def floats(*shape):
@@ -143,6 +147,52 @@ def test_what_it_computes_with(threads):
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     assert compiled.get_property("NUM_STREAMS") == 1
     assert compiled.get_property("ENABLE_CPU_PINNING") is False
+
+
+def kernels(model, kind):
+    compiled = ENGINE.compile(model.SerializeToString(), 1).compiled
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    return [str(n["primitiveType"].astype(str)) for n in nodes if n["layerType"].astype(str) == kind]
+
+
+def one_node(node, shape, **constants):
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", shape), ("y", None))]
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    nodes = [node, helper.make_node("Relu", [node.output[0]], ["y"])]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@pytest.mark.parametrize(("channels", "direct"), [(1, True), (3, True), (4, False), (64, False)])
+def test_a_convolution_that_reads_an_image_is_direct(channels, direct):
+    conv = helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2])
+    (kernel,) = kernels(one_node(conv, [1, channels, 64, 64], w=floats(64, channels, 7, 7)), "Convolution")
+    assert (kernel in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, kernel
+
+
+@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@pytest.mark.parametrize(("rows", "width", "plain"), [(1, 2048, True), (2, 2048, False), (1, 1024, False)])
+def test_a_vector_by_large_weights_is_a_plain_product(rows, width, plain):
+    gemm = helper.make_node("Gemm", ["x", "w"], ["c"], transB=1)
+    (kernel,) = kernels(one_node(gemm, [rows, width], w=floats(2048, width)), "FullyConnected")
+    assert (kernel == "jit_gemm_f32") == plain, kernel
+
+
+@pytest.mark.parametrize("weights", ["input", "float16"])
+def test_weights_that_are_not_float32_constants_leave_the_choice_to_the_library(weights):
+    import openvino.opset13 as ops
+
+    from corepipe.engine import _openvino_kernels
+
+    x = ops.parameter([1, 3, 8, 8], np.float32)
+    w = ops.parameter([4, 3, 3, 3], np.float32)
+    constant = ops.convert(ops.constant(floats(4, 3, 3, 3).astype(np.float16)), "f32")
+    read, given = (w, [x, w]) if weights == "input" else (constant, [x])
+    conv = ops.convolution(x, read, [1, 1], [0, 0], [0, 0], [1, 1])
+    model = ov.Model([ops.result(conv)], given)
+    _openvino_kernels.name_kernels(ov.Core(), model)
+    assert not list(conv.get_rt_info())
 
 
 def test_shapes_that_are_not_fixed_and_float64_inside_are_refused():

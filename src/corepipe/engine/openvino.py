@@ -12,6 +12,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from corepipe.engine._openvino_kernels import name_kernels
 from corepipe.engine.base import DynamicOutput, KernelTime, brief, check_memory
 from corepipe.errors import CorepipeError, EngineError
 
@@ -189,6 +190,7 @@ def _compile(model: bytes, threads: int, **config: str) -> tuple[Any, frozenset[
         operators = [node for node in read.get_ordered_ops() if node.get_type_name() not in _GIVEN]
         named = frozenset(n.get_friendly_name() for n in operators if n.get_friendly_name() != n.get_name())
         _check_model([value for node in operators for value in node.outputs()], read.inputs, read.outputs)
+        name_kernels(_core(), read)
         config |= _CONFIG | {"INFERENCE_NUM_THREADS": str(max(1, threads))}
         return _core().compile_model(read, "CPU", config), named
     except EngineError:
