@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from corepipe.engine._onnxruntime_lrn import node_of, spell_out
 from corepipe.engine.base import DynamicOutput, KernelTime, as_engine_error, brief, check_memory
 from corepipe.errors import CorepipeError, EngineError
 
@@ -136,7 +137,7 @@ def _options(threads: int) -> Any:
 
 
 def _session(model: bytes, options: Any) -> Any:
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(spell_out(model), options, providers=["CPUExecutionProvider"])
 
 
 def _split_runs(events: list[dict[str, Any]], runs: int) -> list[list[KernelTime]]:
@@ -150,7 +151,7 @@ def _split_runs(events: list[dict[str, Any]], runs: int) -> list[list[KernelTime
     for event in kernels:
         while run + 1 < runs and event["ts"] >= spans[run + 1][0]:
             run += 1
-        grouped[run].append(KernelTime(event["name"].removesuffix(_KERNEL_SUFFIX), event["dur"] * 1e-6))
+        grouped[run].append(KernelTime(node_of(event["name"].removesuffix(_KERNEL_SUFFIX)), event["dur"] * 1e-6))
     return grouped
 
 

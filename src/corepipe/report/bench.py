@@ -95,6 +95,11 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
     if best is not default:
         sentences[0] += f", {best.throughput_fps / default.throughput_fps:.2f}x {what}, {default.throughput_fps:.4g})"
     sentences[0] += "."
+    if default.name == DEFAULT and not simulated:
+        sentences.append(
+            f"{DEFAULT} runs as all plans here do, with huge pages, and with quicker operators where corepipe knows "
+            f"some; the engine by itself may be slower."
+        )
     rivals = [r.name for r in results if r is not best and r.same_as != best.name and best.same_as != r.name]
     close = [n for n in rivals if _overlap(best, next(r for r in results if r.name == n))]
     if close and not simulated:
