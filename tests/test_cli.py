@@ -413,6 +413,7 @@ def test_bench_writes_its_json(classifier, tmp_path):
         assert r["throughput_fps"] > 0
         assert set(r["latency_ms"]) == {"p50", "p90", "p99"}
     assert "Best:" in result.stdout or "Nothing beats" in result.stdout
+    assert "the engine by itself may be slower" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("command", [["bench", "--simulate"], ["simulate", "--table"]])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from corepipe import Plan, Stream
 from corepipe import plan as planners
 from corepipe.api import find_costs
@@ -20,7 +22,7 @@ from corepipe.report.plan import hop_text
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.stream import Writer
 from corepipe.topology import detect
-from rival_systems.child import Array, Runner
+from rival_systems.child import TOLERANCE, Array, Runner
 from rival_systems.prepare import model_path
 from rival_systems.rate import Slice
 
@@ -40,18 +42,20 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
 
 
 class _Stream:
+    """Frames lie in the slots, as a camera or decoder puts them there, and are not copied while the clock runs."""
+
     def __init__(self, stream: Stream, plan: Plan, done: list[int]) -> None:
         self._stream, self._done = stream, done
+        self._expected: list[Array] = []
         self.filling = plan.batch * Dispatcher(plan).slots
         self.about = {"settings": _words(plan), "bound_fps": plan.bound_fps, "predicted_fps": plan.predicted_fps}
-
-    """Frames lie in the slots, as a camera or decoder puts them there, and are not copied: nor are the rivals'."""
 
     def infer(self, batch: Array) -> Array:
         (output,) = self._stream([batch])
         return output
 
     def run(self, batches: list[Array], seconds: float) -> Slice:
+        self._expected = self._expected or [self.infer(batch) for batch in batches]
         self._done.clear()
         placed: set[int] = set()
         began = ended = time.monotonic_ns()
@@ -70,7 +74,11 @@ class _Stream:
                 if ended - began >= seconds * 1e9:
                     return
 
-        deque(self._stream(feed()), maxlen=1)
+        (last,) = deque(self._stream(feed()), maxlen=1)
+        if not any(
+            np.allclose(last, output, rtol=0, atol=TOLERANCE * np.abs(output).max()) for output in self._expected
+        ):
+            raise RuntimeError("a frame in a slot came out wrong")
         return Slice(began, ended, list(self._done))
 
 

@@ -172,6 +172,20 @@ def test_a_convolution_that_reads_an_image_is_direct(channels, direct):
 
 
 @pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@pytest.mark.parametrize(("between", "direct"), [("Mul", True), ("Relu", False)])
+def test_what_the_image_goes_through_first(between, direct):
+    nodes = [
+        helper.make_node(between, ["x", "by"] if between == "Mul" else ["x"], ["s"]),
+        helper.make_node("Conv", ["s", "w"], ["y"], strides=[2, 2]),
+    ]
+    model = one_node(nodes[1], [1, 3, 64, 64], w=floats(64, 3, 7, 7), by=floats(1, 3, 1, 1))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    (kernel,) = kernels(model, "Convolution")
+    assert (kernel in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, kernel
+
+
+@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
 @pytest.mark.parametrize(("rows", "width", "plain"), [(1, 2048, True), (2, 2048, False), (1, 1024, False)])
 def test_a_vector_by_large_weights_is_a_plain_product(rows, width, plain):
     gemm = helper.make_node("Gemm", ["x", "w"], ["c"], transB=1)
@@ -187,8 +201,11 @@ def test_weights_that_are_not_float32_constants_leave_the_choice_to_the_library(
 
     x = ops.parameter([1, 3, 8, 8], np.float32)
     w = ops.parameter([4, 3, 3, 3], np.float32)
-    constant = ops.convert(ops.constant(floats(4, 3, 3, 3).astype(np.float16)), "f32")
+    constant = ops.constant(floats(4, 3, 3, 3).astype(np.float16))
     read, given = (w, [x, w]) if weights == "input" else (constant, [x])
+    if weights == "float16":
+        x = ops.parameter([1, 3, 8, 8], np.float16)
+        given = [x]
     conv = ops.convolution(x, read, [1, 1], [0, 0], [0, 0], [1, 1])
     model = ov.Model([ops.result(conv)], given)
     _openvino_kernels.name_kernels(ov.Core(), model)

@@ -1,19 +1,24 @@
-"""Kernels that OpenVINO has, but does not choose where they are the fastest: its choice is named in the model.
+"""Kernels that OpenVINO has on x86, but does not choose where they are the fastest: they are named in the model.
 
-Measured on one core with AVX-512, and with AVX2 alone; a CPU without them goes on with what it has. The library reads
-the choice from the runtime info of a node, under the key that its own tests use (`PrimitivesPriority`).
+Measured on one core with AVX-512, and with AVX2 alone. The library reads the name from the runtime info of a node,
+under the key that its own tests use (`PrimitivesPriority`).
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import platform
 from typing import Any
+
+_X86 = ("x86_64", "amd64")
 
 _DIRECT = "cpu:jit_avx512,cpu:jit_avx2"
 _FEW_CHANNELS = 3
-"""Of an image. The usual kernel first turns the frame to channels last, then multiplies blocks of 16 of them; the
-direct one reads planes as they are. Saves 4 % of AlexNet with AVX-512, 8 % of SqueezeNet with AVX2."""
+"""Of an image, or less. The usual kernel first turns the frame to channels last, then multiplies blocks of 16 of them;
+the direct one reads planes as they are. Saves 4 % of AlexNet with AVX-512, 8 % of SqueezeNet with AVX2."""
+
+_ELEMENTWISE = ("Add", "Subtract", "Multiply", "Divide")
 
 _VECTOR = "cpu:jit_gemm"
 _LARGE_BYTES = 16 << 20
@@ -46,6 +51,8 @@ def name_kernels(core: Any, model: Any) -> None:
         core: the library's.
         model: changed in place.
     """
+    if platform.machine().lower() not in _X86:
+        return
     for node in model.get_ordered_ops():
         kernels = _kernels(node)
         if kernels:
@@ -61,9 +68,16 @@ def _kernels(node: Any) -> str:
         return ""
     shape = list(weights.get_shape())
     if kind == "Convolution":
-        return _DIRECT if len(shape) == 4 and shape[1] <= _FEW_CHANNELS else ""
+        return _DIRECT if len(shape) == 4 and shape[1] <= _FEW_CHANNELS and _is_fed(node.input_value(0)) else ""
     one_row = data.is_static and math.prod(data.to_shape()) == data.to_shape()[-1]
     return _VECTOR if one_row and 4 * math.prod(shape) >= _LARGE_BYTES else ""
+
+
+def _is_fed(value: Any) -> bool:
+    """Whether it is an input of the model, or one that was scaled and shifted."""
+    while value.get_node().get_type_name() in _ELEMENTWISE:
+        value = value.get_node().input_value(0)
+    return str(value.get_node().get_type_name()) == "Parameter"
 
 
 @functools.cache

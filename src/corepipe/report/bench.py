@@ -97,8 +97,8 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
     sentences[0] += "."
     if default.name == DEFAULT and not simulated:
         sentences.append(
-            f"{DEFAULT} runs as all plans here do, with huge pages, and with quicker operators where corepipe knows "
-            f"some; the engine by itself may be slower."
+            f"{DEFAULT} runs as all plans here do, with what corepipe has of huge pages and quicker operators; the "
+            f"engine by itself may be slower."
         )
     rivals = [r.name for r in results if r is not best and r.same_as != best.name and best.same_as != r.name]
     close = [n for n in rivals if _overlap(best, next(r for r in results if r.name == n))]
