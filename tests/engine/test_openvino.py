@@ -155,10 +155,16 @@ def kernels(model, kind):
     return [str(n["primitiveType"].astype(str)) for n in nodes if n["layerType"].astype(str) == kind]
 
 
-def one_node(node, shape, **constants):
+def one_node(node, shape, ending=("Relu",), **constants):
+    """A node, activations and the like behind it, and a pool where `ending` has one."""
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", shape), ("y", None))]
     weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    nodes = [node, helper.make_node("Relu", [node.output[0]], ["y"])]
+    names = [node.output[0], *(f"e{i}" for i in range(len(ending) - 1)), "y"]
+    settings = {"MaxPool": {"kernel_shape": [3, 3], "strides": [2, 2]}, "LRN": {"size": 5}}
+    nodes = [node]
+    for kind, source, target in zip(ending, names, names[1:], strict=False):
+        inputs = [source, "w2"] if kind == "Conv" else [source]
+        nodes.append(helper.make_node(kind, inputs, [target], **settings.get(kind, {})))
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
@@ -166,22 +172,40 @@ def one_node(node, shape, **constants):
 @pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
 @pytest.mark.parametrize(("channels", "direct"), [(1, True), (3, True), (4, False), (64, False)])
 def test_a_convolution_that_reads_an_image_is_direct(channels, direct):
-    conv = helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2])
-    (kernel,) = kernels(one_node(conv, [1, channels, 64, 64], w=floats(64, channels, 7, 7)), "Convolution")
+    conv = helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[2, 2])
+    model = one_node(conv, [1, channels, 64, 64], ("Relu", "MaxPool"), w=floats(64, channels, 7, 7), b=floats(64))
+    (kernel,) = kernels(model, "Convolution")
     assert (kernel in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, kernel
+
+
+@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@pytest.mark.parametrize(
+    ("ending", "direct"),
+    [(["MaxPool"], True), (["Relu", "LRN"], True), (["Relu"], False), (["Relu", "Conv", "MaxPool"], False)],
+    ids=["pool", "relu-lrn", "relu", "relu-conv-pool"],
+)
+def test_only_where_a_pool_reads_what_it_writes(ending, direct):
+    conv = helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2])
+    model = one_node(conv, [1, 3, 64, 64], ending, w=floats(64, 3, 7, 7), w2=floats(64, 64, 3, 3))
+    first = kernels(model, "Convolution")[0]
+    assert (first in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, first
 
 
 @pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
 @pytest.mark.parametrize(("between", "direct"), [("Mul", True), ("Relu", False)])
 def test_what_the_image_goes_through_first(between, direct):
-    nodes = [
-        helper.make_node(between, ["x", "by"] if between == "Mul" else ["x"], ["s"]),
-        helper.make_node("Conv", ["s", "w"], ["y"], strides=[2, 2]),
-    ]
-    model = one_node(nodes[1], [1, 3, 64, 64], w=floats(64, 3, 7, 7), by=floats(1, 3, 1, 1))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    first = helper.make_node(between, ["x", "by"] if between == "Mul" else ["x"], ["s"])
+    conv = helper.make_node("Conv", ["s", "w"], ["c"], strides=[2, 2])
+    model = one_node(conv, [1, 3, 64, 64], ("MaxPool",), w=floats(64, 3, 7, 7), by=floats(1, 3, 1, 1))
+    model.graph.node.insert(0, first)
     (kernel,) = kernels(model, "Convolution")
+    assert (kernel in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, kernel
+
+
+@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@pytest.mark.parametrize(("name", "direct"), [("squeezenet", True), ("mobilenet", False)])
+def test_so_it_is_in_real_networks(name, direct):
+    kernel = kernels(zoo.build(name), "Convolution")[0]
     assert (kernel in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, kernel
 
 

@@ -16,9 +16,12 @@ _X86 = ("x86_64", "amd64")
 _DIRECT = "cpu:jit_avx512,cpu:jit_avx2"
 _FEW_CHANNELS = 3
 """Of an image, or less. The usual kernel first turns the frame to channels last, then multiplies blocks of 16 of them;
-the direct one reads planes as they are. Saves 4 % of AlexNet with AVX-512, 8 % of SqueezeNet with AVX2."""
+the direct one reads planes as they are. Saves 4 % of AlexNet with AVX-512, 8 % of SqueezeNet with AVX2. It writes
+blocks: a pool or LRN takes them as they are, but a convolution has them changed, which costs what was saved."""
 
 _ELEMENTWISE = ("Add", "Subtract", "Multiply", "Divide")
+_FUSED = (*_ELEMENTWISE, "BatchNormInference", "Relu", "PRelu", "Clamp", "Elu", "Sigmoid", "Swish", "HSwish", "Mish")
+_POOLS = ("MaxPool", "AvgPool", "LRN")
 
 _VECTOR = "cpu:jit_gemm"
 _LARGE_BYTES = 16 << 20
@@ -68,7 +71,8 @@ def _kernels(node: Any) -> str:
         return ""
     shape = list(weights.get_shape())
     if kind == "Convolution":
-        return _DIRECT if len(shape) == 4 and shape[1] <= _FEW_CHANNELS and _is_fed(node.input_value(0)) else ""
+        few = len(shape) == 4 and shape[1] <= _FEW_CHANNELS
+        return _DIRECT if few and _is_fed(node.input_value(0)) and _is_pooled(node.output(0)) else ""
     one_row = data.is_static and math.prod(data.to_shape()) == data.to_shape()[-1]
     return _VECTOR if one_row and 4 * math.prod(shape) >= _LARGE_BYTES else ""
 
@@ -78,6 +82,16 @@ def _is_fed(value: Any) -> bool:
     while value.get_node().get_type_name() in _ELEMENTWISE:
         value = value.get_node().input_value(0)
     return str(value.get_node().get_type_name()) == "Parameter"
+
+
+def _is_pooled(value: Any) -> bool:
+    """Whether nothing but a pool reads it, or what an activation makes of it."""
+    while True:
+        readers = [reader.get_node() for reader in value.get_target_inputs()]
+        readers = [node for node in readers if node.get_type_name() != "ShapeOf"]  # for a bias
+        if len(readers) != 1 or readers[0].get_type_name() not in _FUSED:
+            return len(readers) == 1 and readers[0].get_type_name() in _POOLS
+        value = readers[0].output(0)
 
 
 @functools.cache
