@@ -21,6 +21,9 @@ ENGINE = openvino.ENGINE
 CPUINFO = Path("/proc/cpuinfo")
 AVX2 = CPUINFO.exists() and " avx2 " in CPUINFO.read_text(encoding="ascii", errors="replace")
 
+DIRECT = {"jit_avx512_f32", "jit_avx2_f32"}
+x86_with_avx2 = pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+
 
 def floats(*shape):
     return np.random.default_rng(0).standard_normal(shape, np.float32) / 8
@@ -169,16 +172,16 @@ def one_node(node, shape, ending=("Relu",), **constants):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@x86_with_avx2
 @pytest.mark.parametrize(("channels", "direct"), [(1, True), (3, True), (4, False), (64, False)])
 def test_a_convolution_that_reads_an_image_is_direct(channels, direct):
     conv = helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[2, 2])
     model = one_node(conv, [1, channels, 64, 64], ("Relu", "MaxPool"), w=floats(64, channels, 7, 7), b=floats(64))
     (kernel,) = kernels(model, "Convolution")
-    assert (kernel in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, kernel
+    assert (kernel in DIRECT) == direct, kernel
 
 
-@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@x86_with_avx2
 @pytest.mark.parametrize(
     ("ending", "direct"),
     [(["MaxPool"], True), (["Relu", "LRN"], True), (["Relu"], False), (["Relu", "Conv", "MaxPool"], False)],
@@ -188,10 +191,10 @@ def test_only_where_a_pool_reads_what_it_writes(ending, direct):
     conv = helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2])
     model = one_node(conv, [1, 3, 64, 64], ending, w=floats(64, 3, 7, 7), w2=floats(64, 64, 3, 3))
     first = kernels(model, "Convolution")[0]
-    assert (first in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, first
+    assert (first in DIRECT) == direct, first
 
 
-@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@x86_with_avx2
 @pytest.mark.parametrize(("between", "direct"), [("Mul", True), ("Relu", False)])
 def test_what_the_image_goes_through_first(between, direct):
     first = helper.make_node(between, ["x", "by"] if between == "Mul" else ["x"], ["s"])
@@ -199,17 +202,17 @@ def test_what_the_image_goes_through_first(between, direct):
     model = one_node(conv, [1, 3, 64, 64], ("MaxPool",), w=floats(64, 3, 7, 7), by=floats(1, 3, 1, 1))
     model.graph.node.insert(0, first)
     (kernel,) = kernels(model, "Convolution")
-    assert (kernel in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, kernel
+    assert (kernel in DIRECT) == direct, kernel
 
 
-@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@x86_with_avx2
 @pytest.mark.parametrize(("name", "direct"), [("squeezenet", True), ("mobilenet", False)])
 def test_so_it_is_in_real_networks(name, direct):
     kernel = kernels(zoo.build(name), "Convolution")[0]
-    assert (kernel in {"jit_avx512_f32", "jit_avx2_f32"}) == direct, kernel
+    assert (kernel in DIRECT) == direct, kernel
 
 
-@pytest.mark.skipif(not AVX2, reason="the kernels that are named are of x86 with AVX2")
+@x86_with_avx2
 @pytest.mark.parametrize(("rows", "width", "plain"), [(1, 2048, True), (2, 2048, False), (1, 1024, False)])
 def test_a_vector_by_large_weights_is_a_plain_product(rows, width, plain):
     gemm = helper.make_node("Gemm", ["x", "w"], ["c"], transB=1)
@@ -232,7 +235,7 @@ def test_weights_that_are_not_float32_constants_leave_the_choice_to_the_library(
         given = [x]
     conv = ops.convolution(x, read, [1, 1], [0, 0], [0, 0], [1, 1])
     model = ov.Model([ops.result(conv)], given)
-    _openvino_kernels.name_kernels(ov.Core(), model)
+    _openvino_kernels.name_kernels(ov.Core(), model.get_ordered_ops())
     assert not list(conv.get_rt_info())
 
 

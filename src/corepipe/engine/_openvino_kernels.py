@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import platform
+from collections.abc import Iterable
 from typing import Any
 
 _X86 = ("x86_64", "amd64")
@@ -47,16 +48,16 @@ _CARRIER = """\
 """The binding can neither make such a value nor take text for it, but hands on one that came with a model."""
 
 
-def name_kernels(core: Any, model: Any) -> None:
+def name_kernels(core: Any, nodes: Iterable[Any]) -> None:
     """Name the kernels in the runtime info of the nodes of a model that has just been read.
 
     Args:
         core: the library's.
-        model: changed in place.
+        nodes: changed in place.
     """
     if platform.machine().lower() not in _X86:
         return
-    for node in model.get_ordered_ops():
+    for node in nodes:
         kernels = _kernels(node)
         if kernels:
             node.set_rt_info(_priority(core, kernels), _KEY)

@@ -190,7 +190,7 @@ def _compile(model: bytes, threads: int, **config: str) -> tuple[Any, frozenset[
         operators = [node for node in read.get_ordered_ops() if node.get_type_name() not in _GIVEN]
         named = frozenset(n.get_friendly_name() for n in operators if n.get_friendly_name() != n.get_name())
         _check_model([value for node in operators for value in node.outputs()], read.inputs, read.outputs)
-        name_kernels(_core(), read)
+        name_kernels(_core(), operators)
         config |= _CONFIG | {"INFERENCE_NUM_THREADS": str(max(1, threads))}
         return _core().compile_model(read, "CPU", config), named
     except EngineError:
