@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, cast
@@ -26,6 +24,7 @@ from corepipe.runtime.collector import collect
 from corepipe.runtime.delivery import Deliveries, Ended, deliver
 from corepipe.runtime.lane import Flight, Lane, Submitted
 from corepipe.runtime.live import OnError, WhenFull, check_choice, run_live
+from corepipe.runtime.loops import run_async, run_in_order
 from corepipe.runtime.pool import Pool
 from corepipe.runtime.record import FrameRecord, records_of
 from corepipe.topology.model import Topology
@@ -224,9 +223,14 @@ class Stream:
         """
         return self._submit(frame, timeout)
 
-    def submit_own(self, frame: Frame | Writer, timeout: float | None = None) -> Future[Output]:
-        """As `submit`, for a future that nobody else is given: it may end in the collecting thread, callbacks too."""
-        return self._submit(frame, timeout, own=True)
+    def submit_own(self, frame: Frame | Writer, timeout: float | None = None, *, deep: bool = False) -> Future[Output]:
+        """As `submit`, for a future that nobody else is given: it may end in the collecting thread, callbacks too.
+
+        Args:
+            frame, timeout: as for `submit`.
+            deep: whether queues may be as long as throughput asks for, for who only reads results in order.
+        """
+        return self._submit(frame, timeout, own=True, deep=deep)
 
     @property
     def window(self) -> int:
@@ -237,6 +241,11 @@ class Stream:
         """Wait until a frame could be submitted at once, or the stream has ended."""
         with self._state:
             self._wait_for_room()
+
+    def wait_for_room_or(self, oldest: Future[Output], room_helps: bool) -> None:
+        """Wait until the oldest frame has its result or, if that helps, another frame can be fed."""
+        with self._state:
+            self._state.wait_for(lambda: oldest.done() or (room_helps and self._has_room(deep=True)))
 
     def _submit(
         self, frame: Frame | Writer, timeout: float | None = None, own: bool = False, deep: bool = False
@@ -322,57 +331,9 @@ class Stream:
         check_choice("when_full", when_full, WhenFull)
         if live or when_full != "wait":
             return run_live(self, frames, when_full, on_error)
-        return self._in_order(frames, on_error)
+        return run_in_order(self, frames, on_error)
 
-    def _in_order(self, frames: Iterable[Frame | Writer], on_error: OnError) -> Iterator[Output | CorepipeError]:
-        source = iter(frames)
-        waiting: deque[Future[Output]] = deque()
-        more = True
-        failure: Exception | KeyboardInterrupt | None = None
-        while more or waiting:
-            if waiting:
-                try:
-                    self._wait_for_room_or(waiting[0], more and len(waiting) < self.window)
-                except KeyboardInterrupt as error:
-                    if isinstance(failure, KeyboardInterrupt):
-                        raise
-                    more, failure = False, error
-                    continue
-                if waiting[0].done():
-                    yield _outcome(waiting.popleft(), on_error)
-                    continue
-            if more:
-                try:
-                    frame = next(source)
-                except StopIteration:
-                    more = False
-                    continue
-                except (Exception, KeyboardInterrupt) as error:
-                    more, failure = False, error
-                    continue
-                try:
-                    waiting.append(self._submit(frame, own=True, deep=True))
-                except FrameError as error:
-                    waiting.append(_failed(error))
-                except (Exception, KeyboardInterrupt) as error:
-                    more, failure = False, error
-        if failure is not None:
-            raise failure
-
-    def _wait_for_room_or(self, oldest: Future[Output], room_helps: bool) -> None:
-        """Wait until the oldest frame has its result or, if that helps, another frame can be fed."""
-        with self._state:
-            self._state.wait_for(lambda: oldest.done() or (room_helps and self._has_room(deep=True)))
-
-    def _wait_for_room(self, timeout: float | None = None, *, deep: bool = False) -> bool:
-        """Wait until a frame can be fed or the stream has ended; while others wait, who feeds deep leaves them room."""
-        self._briefly += not deep
-        try:
-            return bool(self._state.wait_for(lambda: self._broken or self.closed or self._has_room(deep=deep), timeout))
-        finally:
-            self._briefly -= not deep
-
-    async def aiter(
+    def aiter(
         self,
         frames: Iterable[Frame | Writer] | AsyncIterable[Frame | Writer],
         on_error: OnError = "raise",
@@ -387,30 +348,15 @@ class Stream:
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
         check_choice("on_error", on_error, OnError)
-        room = asyncio.Semaphore(self.window)
-        fed: asyncio.Queue[Future[Output] | None] = asyncio.Queue()
+        return run_async(self, frames, on_error)
 
-        async def feed() -> None:
-            try:
-                async for frame in _as_async(frames):
-                    await room.acquire()
-                    try:
-                        fed.put_nowait(await asyncio.to_thread(self.submit, frame))
-                    except FrameError as error:
-                        fed.put_nowait(_failed(error))
-            finally:
-                fed.put_nowait(None)
-
-        feeder = asyncio.create_task(feed())
+    def _wait_for_room(self, timeout: float | None = None, *, deep: bool = False) -> bool:
+        """Wait until a frame can be fed or the stream has ended; while others wait, who feeds deep leaves them room."""
+        self._briefly += not deep
         try:
-            while (future := await fed.get()) is not None:
-                with contextlib.suppress(CorepipeError):
-                    await asyncio.wrap_future(future)
-                room.release()
-                yield _outcome(future, on_error)
-            await feeder
+            return bool(self._state.wait_for(lambda: self._broken or self.closed or self._has_room(deep=deep), timeout))
         finally:
-            feeder.cancel()
+            self._briefly -= not deep
 
     def close(self) -> None:
         """Stop the workers; frames under way end with `StreamClosedError`. Safe to call again."""
@@ -613,30 +559,6 @@ class Stream:
 
 def _failed_together(flight: Flight, error: CorepipeError) -> list[Ended]:
     return [Ended(frame.future, error=error, own=frame.own) for frame in flight.frames]
-
-
-def _failed(error: CorepipeError) -> Future[Output]:
-    future: Future[Output] = Future()
-    future.set_exception(error)
-    return future
-
-
-def _outcome(future: Future[Output], on_error: str) -> Output | CorepipeError:
-    if on_error == "return":
-        error = future.exception()
-        if isinstance(error, FrameError):
-            return error
-    return future.result()
-
-
-async def _as_async(frames: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(frames, AsyncIterable):
-        async for frame in frames:
-            yield frame
-        return
-    source, end = iter(frames), object()
-    while (frame := await asyncio.to_thread(next, source, end)) is not end:
-        yield frame
 
 
 def _but_rates(plan: Plan) -> tuple[object, ...]:

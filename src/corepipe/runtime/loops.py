@@ -1,0 +1,128 @@
+"""Results in the order of the frames, for who reads them in a loop: `for` and `async for`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from corepipe.errors import CorepipeError, FrameError
+from corepipe.runtime.live import OnError
+
+if TYPE_CHECKING:
+    from corepipe.runtime.stream import Stream
+
+
+def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> Iterator[Any]:
+    """Results in the order of the frames; the source is read in the caller's thread, as there is room.
+
+    Args:
+        stream: an open stream.
+        frames: the source.
+        on_error: whether a frame's error is raised at its turn or returned in place of the result.
+
+    Raises:
+        FrameError, StreamClosedError, WorkerError: as calling the stream does.
+        Exception: what the source raised, after the results of the frames before it.
+        KeyboardInterrupt: while it waited, after the results of the frames that are under way; at once the second time.
+    """
+    source = iter(frames)
+    waiting: deque[Future[Any]] = deque()
+    more = True
+    failure: Exception | KeyboardInterrupt | None = None
+    while more or waiting:
+        if waiting:
+            try:
+                stream.wait_for_room_or(waiting[0], more and len(waiting) < stream.window)
+            except KeyboardInterrupt as error:
+                if isinstance(failure, KeyboardInterrupt):
+                    raise
+                more, failure = False, error
+                continue
+            if waiting[0].done():
+                yield _outcome(waiting.popleft(), on_error)
+                continue
+        if more:
+            try:
+                frame = next(source)
+            except StopIteration:
+                more = False
+                continue
+            except (Exception, KeyboardInterrupt) as error:
+                more, failure = False, error
+                continue
+            try:
+                waiting.append(stream.submit_own(frame, deep=True))
+            except FrameError as error:
+                waiting.append(_failed(error))
+            except (Exception, KeyboardInterrupt) as error:
+                more, failure = False, error
+    if failure is not None:
+        raise failure
+
+
+async def run_async(
+    stream: Stream, frames: Iterable[Any] | AsyncIterable[Any], on_error: OnError
+) -> AsyncIterator[Any]:
+    """The same for asyncio; the source is read, and frames are fed, in other threads.
+
+    Args:
+        stream: an open stream.
+        frames: the source.
+        on_error: whether a frame's error is raised at its turn or returned in place of the result.
+
+    Raises:
+        FrameError, StreamClosedError, WorkerError: as calling the stream does.
+        Exception: what the source raised, after the results of the frames before it.
+    """
+    room = asyncio.Semaphore(stream.window)
+    fed: asyncio.Queue[Future[Any] | None] = asyncio.Queue()
+
+    async def feed() -> None:
+        try:
+            async for frame in _as_async(frames):
+                await room.acquire()
+                try:
+                    fed.put_nowait(await asyncio.to_thread(stream.submit, frame))
+                except FrameError as error:
+                    fed.put_nowait(_failed(error))
+        finally:
+            fed.put_nowait(None)
+
+    feeder = asyncio.create_task(feed())
+    try:
+        while (future := await fed.get()) is not None:
+            with contextlib.suppress(CorepipeError):
+                await asyncio.wrap_future(future)
+            room.release()
+            yield _outcome(future, on_error)
+        await feeder
+    finally:
+        feeder.cancel()
+
+
+def _failed(error: CorepipeError) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _outcome(future: Future[Any], on_error: OnError) -> Any:
+    if on_error == "return":
+        error = future.exception()
+        if isinstance(error, FrameError):
+            return error
+    return future.result()
+
+
+async def _as_async(frames: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(frames, AsyncIterable):
+        async for frame in frames:
+            yield frame
+        return
+    source, end = iter(frames), object()
+    while (frame := await asyncio.to_thread(next, source, end)) is not end:
+        yield frame
