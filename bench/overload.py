@@ -6,9 +6,9 @@
 
 Capacity is what the stream reaches when frames wait for it. Then frames come at their own pace, as from a camera, and
 `when_full` decides: `wait` (the source is held up, so that more than capacity cannot be offered to the cores),
-`drop-oldest`, `error`. Every load has its turn in each round, each time right after a look at the capacity, which it is
-held against; the medians over the rounds count, and the sums of frames. Goodput is results a second; memory is the most
-that all processes held during a look.
+`drop-oldest`, `error`. Every load has its turn in each round, each time between two looks at the capacity; it goes by
+the first, and is held against their mean. The medians over the rounds count, and the sums of frames. Goodput is results
+a second; memory is the most that all processes held during a look.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def main() -> int:
         cases = list(itertools.product(get_args(WhenFull), LOADS))
         taken: dict[tuple[str, float], list[dict[str, float]]] = {case: [] for case in cases}
         for _ in range(options.rounds):
+            capacity = capacity_fps(stream, frames, options.seconds / 2)
             for policy, load in cases:
-                capacity = run(stream, frames, float("inf"), "wait", options.seconds / 2)["goodput_fps"]
                 took = run(stream, frames, load * capacity, cast("WhenFull", policy), options.seconds)
-                taken[policy, load].append({"capacity_fps": capacity, **took})
+                before, capacity = capacity, capacity_fps(stream, frames, options.seconds / 2)
+                taken[policy, load].append({"capacity_fps": (before + capacity) / 2, **took})
     rows = [{"when_full": policy, "offered": load, **summed_up(looks)} for (policy, load), looks in taken.items()]
     show(options.model, rows)
     if options.json:
@@ -75,6 +76,11 @@ def summed_up(looks: Sequence[dict[str, float]]) -> dict[str, Any]:
         "of_capacity_spread": [min(shares), max(shares)],
         "peak_memory_mb": max(look["peak_memory_mb"] for look in looks),
     }
+
+
+def capacity_fps(stream: Stream, frames: Sequence[Any], seconds: float) -> float:
+    """What the stream reaches when frames wait for it."""
+    return run(stream, frames, float("inf"), "wait", seconds)["goodput_fps"]
 
 
 def run(stream: Stream, frames: Sequence[Any], rate: float, policy: WhenFull, seconds: float) -> dict[str, float]:
