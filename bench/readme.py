@@ -101,7 +101,11 @@ def rivals(data: dict[str, Any]) -> str:
     env = data["environment"]
     how = f"cores slowed by emulation (`--slow {data['slow']}`)" if data["emulated"] else "nothing emulated"
     batch = "batch 1" if data["batch"] == 1 else f"every system at its best batch up to {data['batch']}"
-    names = {"routes/best_ort_session": "the best single ONNX Runtime session", "routes/best_rival": "the best rival"}
+    names = {
+        "routes/best_ort_session": "the best single ONNX Runtime session",
+        "routes/best_rival": "the best rival of each network",
+        "routes/best_rival_over_all": "the rival that is best over all",
+    }
     found = geomeans(data)
     means = [f"{value:.2f}x {name}" for key, name in names.items() if (value := found[key])]
     if value := found["routes/bound"]:

@@ -116,24 +116,34 @@ def ratio(own: Mapping[str, Any], rival: Mapping[str, Any]) -> Ratio:
 
 
 def geomeans(data: Mapping[str, Any]) -> dict[str, float | None]:
-    """Geometric means over the networks of corepipe against the best of others; None where a network has no figure."""
+    """Geometric means over the networks of corepipe against others; None where a network has no figure.
+
+    Against the best single ONNX Runtime session and the best rival of each network, against the one rival that is best
+    over all networks (the least mean over rivals that have a figure on each), and against the bound.
+    """
     ratios: dict[str, list[float]] = {"routes/best_ort_session": [], "routes/best_rival": [], "routes/bound": []}
+    one_rival: dict[str, list[float]] = {}
     networks = networks_of(data)
     for network in networks:
         rows = rows_of(data, network)
         if COREPIPE not in rows:
             continue
-        fps = rows[COREPIPE]["throughput_fps"]
+        own = rows[COREPIPE]
         if session := best_rival(rows, ORT_SESSIONS):
-            ratios["routes/best_ort_session"].append(ratio(rows[COREPIPE], session).median)
+            ratios["routes/best_ort_session"].append(ratio(own, session).median)
         if rival := best_rival(rows):
-            ratios["routes/best_rival"].append(ratio(rows[COREPIPE], rival).median)
+            ratios["routes/best_rival"].append(ratio(own, rival).median)
+        for name in rows.keys() - {COREPIPE}:
+            one_rival.setdefault(name, []).append(ratio(own, rows[name]).median)
         if bound := data["bound_fps"][network]:
-            ratios["routes/bound"].append(fps / bound)
-    return {
-        name: round(math.exp(sum(map(math.log, of)) / len(of)), 4) if of and len(of) == len(networks) else None
-        for name, of in ratios.items()
-    }
+            ratios["routes/bound"].append(own["throughput_fps"] / bound)
+    means = {name: _geomean(of) if of and len(of) == len(networks) else None for name, of in ratios.items()}
+    overall = [_geomean(of) for of in one_rival.values() if len(of) == len(networks)]
+    return means | {"routes/best_rival_over_all": min(overall, default=None)}
+
+
+def _geomean(values: Sequence[float]) -> float:
+    return round(statistics.geometric_mean(values), 4)
 
 
 def goals(data: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
