@@ -132,11 +132,15 @@ def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, cod
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_outputs_that_take_nothing(classifier, photos, tmp_path):
     command = [sys.executable, "-m", "corepipe"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*command, "inspect", classifier], stdout=full, stderr=subprocess.PIPE, text=True)
-        assert done.returncode == 1
-        assert "No space left on device" in done.stderr
-        assert "bug" not in done.stderr
+        for env in (buffered, buffered | {"PYTHONUNBUFFERED": "1"}):
+            inspect = [*command, "inspect", classifier]
+            done = subprocess.run(inspect, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+            assert done.returncode == 1
+            assert "No space left on device" in done.stderr
+            assert "bug" not in done.stderr
+            assert "Exception" not in done.stderr
         out = tmp_path / "out.jsonl"
         done = subprocess.run([*command, "run", classifier, "-i", photos, "-o", out], stderr=full)
         assert done.returncode == 0

@@ -78,6 +78,8 @@ def main() -> None:
         if error.code == _INTERRUPTED and _stopped_by:
             raise SystemExit(128 + _stopped_by[0]) from None
         raise
+    finally:
+        _drop_unwritten()
 
 
 def _run() -> None:
@@ -106,6 +108,19 @@ def _fail_as_bug(error: Exception) -> NoReturn:
     if os.environ.get("COREPIPE_DEBUG"):
         raise error
     _fail(f"this is a bug in corepipe: {type(error).__name__}: {error} (COREPIPE_DEBUG=1 shows where)", 1)
+
+
+def _drop_unwritten() -> None:
+    """Let what cannot be written go: Python would try again at its end, complain, and end with a code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, stream.fileno())
+                os.close(nothing)
 
 
 def _fail(message: str, code: int) -> NoReturn:

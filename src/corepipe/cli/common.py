@@ -116,6 +116,7 @@ def write_json(target: str | None, data: Callable[[], Any]) -> bool:
     text = value if isinstance(value, str) else json.dumps(value, indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
+        sys.stdout.flush()
     else:
         write_atomically(target, text)
     return True
