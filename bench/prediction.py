@@ -180,7 +180,7 @@ def _shares(seconds: Sequence[float]) -> np.ndarray:
     return values / values.sum()
 
 
-def by_family(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+def by_family(cases: Sequence[Case], block: int) -> dict[str, dict[str, float]]:
     """For each family of kernels: its share of all measured time, and the better model's error and bias, one core."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for case in cases:
@@ -189,7 +189,7 @@ def by_family(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
         table = case.predicted["model"]
         ratio = table.segment_s(*span, busy=False) / case.measured.segment_s(*span, busy=False)
         guess = _shares(table.costs_of(costs.core_config).layer_s) * ratio
-        for sample, seconds, predicted in zip(samples(case.network), _shares(costs.layer_s), guess, strict=True):
+        for sample, seconds, predicted in zip(samples(case.network, block), _shares(costs.layer_s), guess, strict=True):
             rows.setdefault(family(sample), []).append((seconds, predicted))
     every = sum(share for values in rows.values() for share, _ in values)
     return {
@@ -267,7 +267,7 @@ def result(cases: Sequence[Case], calibration: Calibration, topology: Topology) 
         "networks": networks,
         "mean": mean,
         "configs": by_config(cases),
-        "families": by_family(cases),
+        "families": by_family(cases, calibration.channel_block),
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from corepipe.cost.calibration_set import calibration_network, kind_count
 from corepipe.cost.predict.layout import samples
+from corepipe.engine.onnxruntime import channel_block
 from corepipe.network.load import load_network, open_network
 from corepipe.network.zoo import NAMES
 
@@ -30,9 +31,14 @@ def test_layouts_are_those_of_the_engine(name, tmp_path):
     blocked = sum(node.op_type in BLOCKED and node.domain.endswith("nchwc") for node in nodes)
     if not blocked:
         pytest.skip("this CPU has no blocked kernels")
-    mine = samples(network)
+    mine = samples(network, channel_block())
     assert sum(sample.reorders for sample in mine) == found["ReorderInput"] + found["ReorderOutput"]
     assert sum(sample.blocked for sample in mine) == blocked
+
+
+def test_few_channels_fill_small_blocks_only(make_layout_model):
+    network = load_network(make_layout_model([("MaxPool",), ("Relu",)]))
+    assert [sum(sample.blocked for sample in samples(network, block)) for block in (8, 16)] == [1, 0]
 
 
 def test_sums_with_nothing_are_left_out(make_layout_model):
@@ -64,6 +70,8 @@ def make_layout_model():
             inputs, attributes = [name], {}
             if rest and isinstance(rest[0], list):
                 attributes["perm"] = rest[0]
+            elif kind == "MaxPool":
+                attributes = {"kernel_shape": [1, 1]}
             elif rest:
                 constants.append(helper.make_tensor(f"c{index}", 1, [], rest))
                 inputs.append(f"c{index}")

@@ -117,6 +117,9 @@ def build(topology: Topology, engine: EngineName, partial: PartialCalibration, c
     wanted = {str(config) for config in measured_configs(topology)}
     used = tuple(m for m in partial.measurements if m.network < count and m.config in wanted)
     spread = statistics.median(m.spread for m in used)
+    from corepipe.engine.onnxruntime import channel_block  # loads the engine
+
+    block = channel_block()
     calibration = Calibration(
         machine=table_machine(topology),
         engine=engine,
@@ -126,8 +129,9 @@ def build(topology: Topology, engine: EngineName, partial: PartialCalibration, c
         spread=spread,
         trustworthy=spread <= MOST_SPREAD,
         hop=partial.hop or measure_hop(topology),
+        channel_block=block,
         own_cache_bytes=own_cache_bytes(topology),
-        networks=tuple(_sample_network(index) for index in sorted({m.network for m in used})),
+        networks=tuple(_sample_network(index, block) for index in sorted({m.network for m in used})),
         measurements=used,
     )
     return fit(calibration)
@@ -152,10 +156,10 @@ def own_cache_bytes(topology: Topology) -> int:
     return min(found)
 
 
-def _sample_network(index: int) -> SampleNetwork:
+def _sample_network(index: int, block: int) -> SampleNetwork:
     network = calibration_network(index)
     ends = network.cuts[0].nbytes + network.cuts[-1].nbytes
-    return SampleNetwork(index=index, layers=samples(network), end_bytes=ends)
+    return SampleNetwork(index=index, layers=samples(network, block), end_bytes=ends)
 
 
 def _measure(indices: Sequence[int], topology: Topology, config: CoreConfig, engine: str) -> list[Measurement]:

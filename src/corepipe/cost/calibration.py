@@ -136,6 +136,7 @@ class Calibration(Document):
         set_version: of the calibration set.
         spread: median spread of the measurements; `trustworthy` is false where it was too large.
         networks, measurements: the data.
+        channel_block: channels in a block of the engine's kernels (see `corepipe.cost.predict.layout`).
         own_cache_bytes: a core's own cache (the smallest of the clusters, 0 where unknown).
         shared_cache_bytes: what a core effectively has of the shared cache; found by the fit.
         others_bytes_per_s: how fast others (other machines on the same chip) push theirs through it; found by the fit.
@@ -155,6 +156,7 @@ class Calibration(Document):
     hop: HopCosts = HopCosts()
     networks: tuple[SampleNetwork, ...] = Field(min_length=1)
     measurements: tuple[Measurement, ...] = Field(min_length=1)
+    channel_block: Annotated[int, Field(ge=1)] = 16
     own_cache_bytes: Count = 0
     shared_cache_bytes: Count = 0
     others_bytes_per_s: Seconds = 0.0

@@ -64,7 +64,7 @@ def profile_quick(
         WorkerError: a measuring process failed.
     """
     predicted = predict_table(network, calibration).table
-    seen = samples(network)
+    seen = samples(network, calibration.channel_block)
     free = never_joined(network)
     first = first_of_kind([(sample, index in free) for index, sample in enumerate(seen)])
     wanted = sorted(set(first))

@@ -17,7 +17,6 @@ from corepipe.cost.calibration import Sample
 from corepipe.network.graph import UNKNOWN, TensorType, int_attribute, ints_attribute, types_of
 from corepipe.network.model import Network
 
-_BLOCK = 16
 _ALIGNMENT = 4
 
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"})
@@ -49,14 +48,18 @@ class _Place:
     copies: int = 0
 
 
-def samples(network: Network) -> tuple[Sample, ...]:
+def samples(network: Network, block: int = 16) -> tuple[Sample, ...]:
     """The layers as a cost model sees them: descriptors, and where the engine changes the layout.
 
     A change of layout is counted where an engine's profile shows it: with the layer that runs before it.
+
+    Args:
+        network: any.
+        block: channels in a block, see `corepipe.engine.onnxruntime.channel_block`.
     """
     idle = _idle_nodes(network)
     found = []
-    for layer, place in zip(network.layers, _places(network, idle), strict=True):
+    for layer, place in zip(network.layers, _places(network, idle, block), strict=True):
         fields = asdict(layer.descriptor) | asdict(place)
         working = [op for node, op in zip(layer.nodes, layer.descriptor.op_types, strict=True) if node not in idle]
         found.append(Sample(**(fields | {"op_types": tuple(working) or layer.descriptor.op_types})))
@@ -96,7 +99,7 @@ def _idle_nodes(network: Network) -> set[int]:
     return found
 
 
-def _places(network: Network, idle: Collection[int]) -> list[_Place]:
+def _places(network: Network, idle: Collection[int], block: int) -> list[_Place]:
     graph = network.model.graph
     types = types_of(graph)
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -134,14 +137,14 @@ def _places(network: Network, idle: Collection[int]) -> list[_Place]:
         kind = node.op_type
         result = False
         if kind == "Conv":
-            mode = _convolution(node, types, weights)
+            mode = _convolution(node, types, weights, block)
             if mode == "blocked":
                 want_blocked(node.input[0], layer)
             else:
                 want_plain(node.input[0])
             result = mode != "plain"
             places[layer].blocked |= result
-        elif kind in _POOLS and _channels(node.input[0], types) % _BLOCK == 0:
+        elif kind in _POOLS and _channels(node.input[0], types) % block == 0:
             want_blocked(node.input[0], layer)
             result = places[layer].blocked = True
         elif kind in _POINTWISE or kind in _VIEWS or kind == "BatchNormalization":
@@ -152,7 +155,7 @@ def _places(network: Network, idle: Collection[int]) -> list[_Place]:
             shapes = {types.get(name, UNKNOWN).shape for name in reads}
             result = len(shapes) == 1 and all(name in blocked for name in reads)
         elif kind == "Concat" and int_attribute(node, "axis", 1) == 1:
-            result = all(n in blocked and _channels(n, types) % _BLOCK == 0 for n in reads)
+            result = all(n in blocked and _channels(n, types) % block == 0 for n in reads)
         elif index in idle or (kind in _SCALING and len(reads) == 1 and _by_number(node, weights)):
             result = reads[0] in blocked
         elif kind == "Resize" and _text(node, "mode", "nearest") in ("nearest", "linear"):
@@ -169,7 +172,9 @@ def _places(network: Network, idle: Collection[int]) -> list[_Place]:
     return places
 
 
-def _convolution(node: NodeProto, types: Mapping[str, TensorType], weights: Mapping[str, tuple[int, ...]]) -> str:
+def _convolution(
+    node: NodeProto, types: Mapping[str, TensorType], weights: Mapping[str, tuple[int, ...]], block: int
+) -> str:
     """`blocked`, `plain`, or `enters` for one of few input channels that reads plain and writes blocked."""
     weight = weights.get(node.input[1], ())
     groups = int_attribute(node, "group", 1)
@@ -180,9 +185,9 @@ def _convolution(node: NodeProto, types: Mapping[str, TensorType], weights: Mapp
         depthwise = weight[1] == 1 and filters == groups
         if depthwise:
             return "blocked" if filters % _ALIGNMENT == 0 else "plain"
-        even = weight[1] % _BLOCK == 0 and (filters // groups) % _BLOCK == 0
+        even = weight[1] % block == 0 and (filters // groups) % block == 0
         return "blocked" if even else "plain"
-    if given < _BLOCK:
+    if given < block:
         return "enters"
     return "blocked" if given % _ALIGNMENT == 0 else "plain"
 

@@ -61,7 +61,7 @@ def predict_table(network: Network, calibration: Calibration) -> Prediction:
         12.3
     """
     predictor = Predictor(calibration)
-    seen, free = samples(network), never_joined(network)
+    seen, free = samples(network, calibration.channel_block), never_joined(network)
     edges = network.cuts[0].nbytes + network.cuts[-1].nbytes
     configs: list[ConfigCosts] = []
     intervals: dict[str, Interval] = {}
@@ -100,7 +100,7 @@ def predict_table_paper(network: Network, calibration: Calibration) -> CostTable
     """The same by the paper's regression (see `corepipe.cost.predict.paper`), as a baseline to compare with."""
     model = fit_paper(calibration)
     clusters = {cluster.name: len(cluster.cores) for cluster in calibration.machine.clusters}
-    seen, free = samples(network), never_joined(network)
+    seen, free = samples(network, calibration.channel_block), never_joined(network)
     configs = [
         ConfigCosts(
             config=str(config),
