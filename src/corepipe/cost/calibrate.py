@@ -114,11 +114,11 @@ def calibrate(
 
 def build(topology: Topology, engine: EngineName, partial: PartialCalibration, count: int) -> Calibration:
     """The calibration from all that was measured of the first `count` networks, fitted."""
+    from corepipe.engine.onnxruntime import channel_block  # loads the engine
+
     wanted = {str(config) for config in measured_configs(topology)}
     used = tuple(m for m in partial.measurements if m.network < count and m.config in wanted)
     spread = statistics.median(m.spread for m in used)
-    from corepipe.engine.onnxruntime import channel_block  # loads the engine
-
     block = channel_block()
     calibration = Calibration(
         machine=table_machine(topology),

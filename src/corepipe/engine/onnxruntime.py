@@ -154,7 +154,7 @@ def channel_block() -> int:
     options = _options(1)
     with tempfile.TemporaryDirectory(prefix="corepipe-") as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        _session(model.SerializeToString(), options)
         made = onnx.load(options.optimized_model_filepath, load_external_data=False)
     return 8 if any(node.domain.endswith("nchwc") for node in made.graph.node) else 16
 

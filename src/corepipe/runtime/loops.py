@@ -70,13 +70,10 @@ async def run_async(
     """The same for asyncio; the source is read, and frames are fed, in other threads.
 
     Args:
-        stream: an open stream.
-        frames: the source.
-        on_error: whether a frame's error is raised at its turn or returned in place of the result.
+        stream, frames, on_error: as for `run_in_order`.
 
     Raises:
-        FrameError, StreamClosedError, WorkerError: as calling the stream does.
-        Exception: what the source raised, after the results of the frames before it.
+        FrameError, StreamClosedError, WorkerError, Exception: as for `run_in_order`.
     """
     room = asyncio.Semaphore(stream.window)
     fed: asyncio.Queue[Future[Any] | None] = asyncio.Queue()
