@@ -215,3 +215,24 @@ def test_ctrl_c_waits_for_the_frames_that_a_live_source_has_given(chain, two_cor
         with pytest.raises(KeyboardInterrupt):
             outputs.extend(stream(feed(), live=True))
         assert scaled(outputs, chain, stream) == [1, 2]
+
+
+def test_ctrl_c_with_the_first_frame_of_a_live_source_stops_the_reading(chain, two_cores, make_plan):
+    read = []
+
+    def feed():
+        os.kill(os.getpid(), signal.SIGINT)  # the main thread starts the reading one at this moment
+        time.sleep(0.05)
+        for number in range(100_000):
+            read.append(number)
+            yield frame_of(chain, number + 1)
+            time.sleep(0.002)
+
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        outputs = []
+        with pytest.raises(KeyboardInterrupt):
+            outputs.extend(stream(feed(), live=True))
+        count = len(read)
+        time.sleep(0.1)
+        assert len(read) <= count + 1
+        assert scaled(outputs, chain, stream) == list(range(1, len(outputs) + 1))

@@ -109,15 +109,18 @@ class _Intake:
             threading.Thread(target=target, args=arguments, name="corepipe-intake", daemon=True)
             for target, arguments in targets
         ]
-        for thread in self._threads:
-            thread.start()
+        self._unstarted = deque(self._threads)
 
     def next_ended(self) -> Future[Any] | None:
         """The future of the next frame, ended; None after the last one.
 
+        The first call starts the reading, so that who calls has all that may interrupt it in one place.
+
         Raises:
             Exception: what the source raised.
         """
+        while self._unstarted and not self.stopped:
+            self._unstarted.popleft().start()
         with self._changed:
             self._changed.wait_for(lambda: self._unread or self._ended)
             if not self._unread:
@@ -147,7 +150,8 @@ class _Intake:
             self.stopped = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(_JOIN_S)
+            if thread.is_alive():
+                thread.join(_JOIN_S)
 
     def _read(self, frames: Iterable[Any]) -> None:
         try:
