@@ -66,7 +66,11 @@ def test_every_plan_is_measured_and_equals_the_whole_model(chain, two_cores, tab
     [
         ([[100.0] * 3, [101.0] * 3], "first"),  # not worth another plan
         ([[100.0] * 3, [104.0] * 3], "second"),
-        ([[100.0] * 3, [101.9] * 3, [103.0] * 3], "second"),
+        ([[100.0] * 3, [101.9] * 3, [103.0] * 3], "third"),
+        ([[100.0] * 3, [103.0] * 3, [104.9] * 3], "second"),  # the third is not worth its hops
+        ([[100.0] * 3, [103.0] * 3, [106.0] * 3], "third"),
+        ([[100.0, 50.0, 80.0], [106.0, 53.0, 83.0]], "second"),  # a machine that drifts does so for both
+        ([[100.0] * 6, [90.0] * 3, [106.0] * 6], "third"),  # the second was left behind
         ([[100.0] * 3, None], "first"),  # its outputs are wrong
         ([[100.0, 107.0, 99.0], [104.0, 104.0, 104.0]], "first"),  # may be chance
         ([[100.0, 107.0, 99.0, 98.0], [104.0, 104.0, 104.0, 104.0]], "second"),
@@ -90,6 +94,41 @@ def test_the_fastest_plan_is_kept_unless_a_preferred_one_comes_near(chain, two_c
     assert comparing.fastest(results).name == kept
     with pytest.raises(CorepipeError, match="no plan that was tried"):
         comparing.fastest([dataclasses.replace(one, largest_error=1.0) for one in results])
+
+
+STAGES = [(1, [(0, 0, 3), (1, 3, 6)])]
+
+
+def test_a_plan_of_more_hops_must_be_faster_than_one_of_fewer(chain, two_cores, table, make_plan):
+    plans = {"whole": all_cores(table), "copies": replicas_per_core(table), "pipeline": make_plan(chain, STAGES)}
+    assert [len(plan.routes[0].hops) for plan in plans.values()] == [1, 1, 2]
+    results = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.01)
+    for rates, best in (((100, 103, 104), "copies"), ((100, 103, 106), "pipeline"), ((100, 101, 104), "pipeline")):
+        measured = [dataclasses.replace(r, slices_fps=(float(fps),)) for r, fps in zip(results, rates, strict=True)]
+        first, copies, pipeline = measured
+        assert comparing.fastest([first, copies, pipeline]).name == best
+        assert comparing.fastest([first, pipeline, copies]).name == best
+
+
+def test_a_race_leaves_behind_what_is_clearly_slower(chain, two_cores, table, make_plan, monkeypatch):
+    run_slice = comparing._run_slice
+    rates = {"whole": [100.0, 100.0, 120.0], "slow": [90.0, 90.0, 110.0], "near": [97.0, 94.0, 94.0]}
+
+    def measured(contender, *arguments):
+        run_slice(contender, *arguments)
+        contender.slices[-1] = rates[contender.name][min(len(contender.slices), 3) - 1]
+
+    monkeypatch.setattr(comparing, "_run_slice", measured)
+    plans = {"whole": all_cores(table), "slow": replicas_per_core(table), "near": make_plan(chain, STAGES)}
+    results = comparing.compare(
+        chain, plans, two_cores, table, frames(chain), rounds=4, most_rounds=5, slice_s=0.01, race=True
+    )
+    assert {one.name: len(one.slices_fps) for one in results} == {"whole": 5, "slow": 3, "near": 5}
+    rates["near"][0] = 90.0
+    results = comparing.compare(
+        chain, plans, two_cores, table, frames(chain), rounds=4, most_rounds=5, slice_s=0.01, race=True
+    )
+    assert {one.name: len(one.slices_fps) for one in results} == {"whole": 3, "slow": 3, "near": 3}
 
 
 def test_a_plan_that_cannot_run_is_left_out_with_its_reason(chain, two_cores, table):

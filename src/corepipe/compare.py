@@ -36,8 +36,11 @@ RELATIVE_TOLERANCE = 1e-3
 STABLE_SPREAD = 0.05
 """A result whose slices have half their range above this share of their median is marked unstable."""
 
-_TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 3, 9, 0.5
-"""How long candidates are tried: enough to tell 5 % on a quiet machine, and longer on one that is not."""
+_TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 6, 12, 0.5
+"""How long candidates are tried: enough to tell 3 % on a quiet machine, and longer on one that is not."""
+
+_TRIAL_FIRST_ROUNDS, _TRIAL_BEHIND = 3, 0.05
+"""A candidate that was so much slower than the fastest one in each of the first rounds is not tried any further."""
 
 TRIAL_TOLERANCE = 0.02
 """What a trial cannot tell apart; by so much less the preferred plan is kept."""
@@ -130,7 +133,7 @@ class Trial:
     failures: Mapping[str, CorepipeError]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Contender:
     """A plan with its stream and what was measured so far."""
 
@@ -162,6 +165,7 @@ def compare(
     rounds: int = 5,
     most_rounds: int = 0,
     slice_s: float = 1.0,
+    race: bool = False,
     on_progress: Callable[[float, str], None] = lambda share, text: None,
     on_failure: Callable[[str, CorepipeError], None] | None = None,
 ) -> list[PlanResult]:
@@ -182,6 +186,8 @@ def compare(
         rounds: slices for each plan.
         most_rounds: so many at the most, as long as the slices of any plan disagree (see `STABLE_SPREAD`).
         slice_s: seconds of a slice at the least; slow plans get longer ones.
+        race: whether plans that are clearly behind are closed after a few rounds, with the slices that they have, so
+            that the time is spent on those that are hard to tell apart. It ends when one is left.
         on_progress: told of the progress.
         on_failure: told of a plan that cannot run, which is left out with those that equal it; None to raise its
             error.
@@ -197,14 +203,19 @@ def compare(
     most_rounds = max(rounds, most_rounds)
     steps = most_rounds * len(contenders)
     failed: set[str] = set()
+    running = list(contenders)
     with contextlib.ExitStack() as opened:
         for number in range(most_rounds):
-            if number >= rounds and all(_agree(one.slices) for one in contenders if one.name not in failed):
+            if race and number >= _TRIAL_FIRST_ROUNDS and running:
+                _leave_behind(running)
+                if len(running) == 1:
+                    break
+            if not running or (number >= rounds and all(_agree(one.slices) for one in running)):
                 break
             shift = number % len(contenders)
             for index, contender in enumerate(contenders[shift:] + contenders[:shift]):
                 on_progress((number * len(contenders) + index) / steps, contender.name)
-                if contender.name in failed:
+                if contender not in running:
                     continue
                 try:
                     with contextlib.ExitStack() as brief:
@@ -215,6 +226,7 @@ def compare(
                     if on_failure is None:
                         raise
                     failed.add(contender.name)
+                    running.remove(contender)
                     on_failure(contender.name, error)
                 if not keep_open:
                     contender.stream = None
@@ -247,7 +259,7 @@ def trial(
     failures: dict[str, CorepipeError] = {}
     results = compare(
         network, plans, topology, table, frames,
-        rounds=_TRIAL_ROUNDS, most_rounds=_TRIAL_MOST_ROUNDS, slice_s=_TRIAL_SLICE_S,
+        rounds=_TRIAL_ROUNDS, most_rounds=_TRIAL_MOST_ROUNDS, slice_s=_TRIAL_SLICE_S, race=True,
         on_progress=on_progress, on_failure=failures.__setitem__,
     )  # fmt: skip
     if not results:
@@ -256,14 +268,15 @@ def trial(
 
 
 def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -> PlanResult:
-    """The plan to use by a comparison: the preferred one, or the first that comes within a tolerance of the fastest.
+    """The plan to use by a comparison: the preferred one, or what is faster by more than a tolerance.
 
-    What is faster on the whole but not in most of the rounds may be so by chance: then the preferred plan is kept.
+    The others are taken up in the order of their hops a frame: what is more complex must be faster than what is
+    simpler, on the whole and in most of the rounds. Of many plans that are alike one is the fastest by chance.
     Plans whose outputs are wrong do not count.
 
     Args:
         results: the preferred one first.
-        tolerance: the share of the fastest one's throughput that is not worth another plan.
+        tolerance: the share of throughput that is not worth another plan.
 
     Raises:
         CorepipeError: no plan has the whole model's outputs.
@@ -271,14 +284,32 @@ def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -
     right = [result for result in results if result.outputs_equal]
     if not right:
         raise CorepipeError("no plan that was tried has the whole model's outputs; name another --engine")
-    right = [right[0], *(result for result in right[1:] if _mostly_faster(result, right[0]))]
-    enough = (1 - tolerance) * max(result.throughput_fps for result in right)
-    return next(result for result in right if result.throughput_fps >= enough)
+    chosen, *others = right
+    for result in sorted(others, key=lambda result: _hops_per_frame(result.plan)):
+        if _clearly_faster(result, chosen, tolerance):
+            chosen = result
+    return chosen
 
 
-def _mostly_faster(one: PlanResult, other: PlanResult) -> bool:
-    wins = [a > b for a, b in zip(one.slices_fps, other.slices_fps, strict=False)]
-    return not wins or statistics.fmean(wins) >= _WON_SHARE
+def _clearly_faster(one: PlanResult, other: PlanResult, tolerance: float) -> bool:
+    """Whether it is by more than a tolerance, and in most of the rounds that both ran in."""
+    ratios = [a / b for a, b in zip(one.slices_fps, other.slices_fps, strict=False)]
+    won = statistics.fmean(ratio > 1 for ratio in ratios) >= _WON_SHARE
+    return won and statistics.median(ratios) * (1 - tolerance) >= 1
+
+
+def _hops_per_frame(plan: Plan) -> float:
+    return sum(route.rate_fps * len(route.hops) for route in plan.routes) / plan.throughput_fps
+
+
+def _leave_behind(running: list[_Contender]) -> None:
+    """Close those that were clearly slower than the fastest one in every round so far."""
+    fastest = max(running, key=lambda one: statistics.median(one.slices))
+    for one in list(running):
+        if all(a < (1 - _TRIAL_BEHIND) * b for a, b in zip(one.slices, fastest.slices, strict=True)):
+            running.remove(one)
+            if one.stream is not None:
+                one.stream.close()
 
 
 def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | None) -> tuple[HopCheck, ...]:
