@@ -42,3 +42,12 @@ def test_importing_corepipe_loads_no_numeric_library():
     code = f"import sys, corepipe, corepipe.runtime.child; print(*sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+def test_workers_of_onnxruntime_do_not_load_onnx():
+    code = (
+        "import sys, corepipe.runtime.worker; from corepipe import engine; engine.get('onnxruntime'); "
+        "print('onnx' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

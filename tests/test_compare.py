@@ -67,7 +67,7 @@ def test_every_plan_is_measured_and_equals_the_whole_model(chain, two_cores, tab
         ([[100.0] * 3, [101.0] * 3], "first"),  # not worth another plan
         ([[100.0] * 3, [104.0] * 3], "second"),
         ([[100.0] * 3, [101.9] * 3, [103.0] * 3], "third"),
-        ([[100.0] * 3, [103.0] * 3, [104.9] * 3], "second"),  # the third is not worth its hops
+        ([[100.0] * 3, [103.0] * 3, [104.9] * 3], "second"),  # the third is not worth leaving the second
         ([[100.0] * 3, [103.0] * 3, [106.0] * 3], "third"),
         ([[100.0, 50.0, 80.0], [106.0, 53.0, 83.0]], "second"),  # a machine that drifts does so for both
         ([[100.0] * 6, [90.0] * 3, [106.0] * 6], "third"),  # the second was left behind

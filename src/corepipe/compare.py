@@ -39,8 +39,8 @@ STABLE_SPREAD = 0.05
 _TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 6, 12, 0.5
 """How long candidates are tried: enough to tell 3 % on a quiet machine, and longer on one that is not."""
 
-_TRIAL_FIRST_ROUNDS, _TRIAL_BEHIND = 3, 0.05
-"""A candidate that was so much slower than the fastest one in each of the first rounds is not tried any further."""
+_RACE_ROUNDS, _RACE_BEHIND = 3, 0.05
+"""A plan that was so much slower than the fastest one in each of the first rounds leaves the race."""
 
 TRIAL_TOLERANCE = 0.02
 """What a trial cannot tell apart; by so much less the preferred plan is kept."""
@@ -206,7 +206,7 @@ def compare(
     running = list(contenders)
     with contextlib.ExitStack() as opened:
         for number in range(most_rounds):
-            if race and number >= _TRIAL_FIRST_ROUNDS and running:
+            if race and number >= _RACE_ROUNDS and running:
                 _leave_behind(running)
                 if len(running) == 1:
                     break
@@ -306,7 +306,7 @@ def _leave_behind(running: list[_Contender]) -> None:
     """Close those that were clearly slower than the fastest one in every round so far."""
     fastest = max(running, key=lambda one: statistics.median(one.slices))
     for one in list(running):
-        if all(a < (1 - _TRIAL_BEHIND) * b for a, b in zip(one.slices, fastest.slices, strict=True)):
+        if all(a < (1 - _RACE_BEHIND) * b for a, b in zip(one.slices, fastest.slices, strict=True)):
             running.remove(one)
             if one.stream is not None:
                 one.stream.close()

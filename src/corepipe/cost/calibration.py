@@ -13,6 +13,9 @@ from corepipe.network.model import Descriptor
 Count = Annotated[int, Field(ge=0)]
 Sizes = tuple[Count, ...]
 
+CHANNEL_BLOCK = 16
+"""What calibrations go by that do not tell the size of their blocks."""
+
 
 class Sample(Part):
     """A measured layer: its descriptor and its place (see `corepipe.cost.predict.layout`)."""
@@ -156,7 +159,7 @@ class Calibration(Document):
     hop: HopCosts = HopCosts()
     networks: tuple[SampleNetwork, ...] = Field(min_length=1)
     measurements: tuple[Measurement, ...] = Field(min_length=1)
-    channel_block: Annotated[int, Field(ge=1)] = 16
+    channel_block: Annotated[int, Field(ge=1)] = CHANNEL_BLOCK
     own_cache_bytes: Count = 0
     shared_cache_bytes: Count = 0
     others_bytes_per_s: Seconds = 0.0

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from corepipe.engine._onnxruntime_lrn import node_of, spell_out
 from corepipe.engine.base import DynamicOutput, KernelTime, as_engine_error, brief, check_memory
@@ -147,6 +145,9 @@ def channel_block() -> int:
 
     Told by what it makes of a pool of 8 channels: it is blocked where they fill a block.
     """
+    import onnx  # only calibration asks: workers, which load this engine too, do without
+    from onnx import TensorProto, helper
+
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 4, 4]) for name in ("x", "y")]
     pool = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 1, 1])
     graph = helper.make_graph([pool], "pool", tensors[:1], tensors[1:])

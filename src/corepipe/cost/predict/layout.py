@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from onnx import NodeProto, numpy_helper
 
-from corepipe.cost.calibration import Sample
+from corepipe.cost.calibration import CHANNEL_BLOCK, Sample
 from corepipe.network.graph import UNKNOWN, TensorType, int_attribute, ints_attribute, types_of
 from corepipe.network.model import Network
 
@@ -48,7 +48,7 @@ class _Place:
     copies: int = 0
 
 
-def samples(network: Network, block: int = 16) -> tuple[Sample, ...]:
+def samples(network: Network, block: int = CHANNEL_BLOCK) -> tuple[Sample, ...]:
     """The layers as a cost model sees them: descriptors, and where the engine changes the layout.
 
     A change of layout is counted where an engine's profile shows it: with the layer that runs before it.
