@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from corepipe import engine
 from corepipe.cost.table import CostTable
 from corepipe.errors import CorepipeError
-from corepipe.network.batch_check import runs_on
+from corepipe.network.batch_check import relative_error, runs_on
 from corepipe.network.model import Network
 from corepipe.plan.limits import weight_bytes
 from corepipe.plan.model import Hop, Plan, Route, evaluate, hop_s
@@ -227,6 +227,8 @@ def compare(
                         raise
                     failed.add(contender.name)
                     running.remove(contender)
+                    if contender.stream is not None:
+                        contender.stream.close()
                     on_failure(contender.name, error)
                 if not keep_open:
                     contender.stream = None
@@ -497,22 +499,7 @@ def _error(output: Any, expected: Mapping[str, NDArray[Any]], network: Network) 
     """Largest difference of any output, relative to its largest expected magnitude; infinite if not comparable."""
     outputs: Output = output
     named = outputs if isinstance(outputs, dict) else {network.outputs[0].name: outputs}
-    worst = 0.0
-    for name, want in expected.items():
-        got = named[name]
-        if got.shape != want.shape:
-            return math.inf
-        if want.size == 0:
-            continue
-        a, b = got.astype(np.float64), want.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-            largest = float(np.max(difference))
-            magnitude = float(np.nanmax(np.abs(b), initial=0.0))
-        if not math.isfinite(largest):
-            return math.inf
-        worst = max(worst, largest / magnitude if magnitude > 0 else largest)
-    return worst
+    return max((relative_error(named[name], want)[0] for name, want in expected.items()), default=0.0)
 
 
 def _fits_in_memory(network: Network, plans: Any) -> bool:

@@ -3,15 +3,18 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from typer.testing import CliRunner
 
 from corepipe.api import engine_name
+from corepipe.cli import app
 from corepipe.cost import calibrate as calibrating
 from corepipe.cost import quick
 from corepipe.cost.calibration import Measurement
 from corepipe.cost.calibration_set import SET_VERSION
+from corepipe.cost.calibration_store import CalibrationStore
 from corepipe.cost.measuring import WholeTime, core_configs
 from corepipe.cost.profile import table_machine
-from corepipe.cost.table import HopCosts
+from corepipe.cost.table import EngineName, HopCosts
 from corepipe.network.load import open_network
 from corepipe.plan import plan
 from corepipe.topology.model import Cache, Cluster, Core, Topology
@@ -153,3 +156,15 @@ def test_quick_segments_hold_what_is_wanted_and_do_not_overlap(wanted):
     assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
     edges = {0, *network.legal_cuts(), len(network.layers)}
     assert all(edge in edges for span in spans for edge in span)
+
+
+def test_the_command_says_which_engines_are_still_measured(here, calibration, tmp_path, monkeypatch):
+    monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibrating, "calibrate", lambda *_, **__: calibration)
+    both = (engine_name(), EngineName(name="ncnn", version="1"))
+    monkeypatch.setattr("corepipe.api.engine_names", lambda names=None: both)
+    result = CliRunner().invoke(app, ["calibrate"])
+    assert result.exit_code == 0
+    assert "networks are still measured where plans may use ncnn too; --engine onnxruntime predicts" in result.stderr
+    CalibrationStore().save(here, both[1], calibration)
+    assert "still measured" not in CliRunner().invoke(app, ["calibrate"]).stderr

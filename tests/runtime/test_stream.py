@@ -546,6 +546,21 @@ def test_a_worker_that_hangs_is_named_once_and_can_be_replaced(chain, two_cores,
             assert np.array_equal(future.result(20), expected)
 
 
+def test_a_worker_that_hangs_while_another_is_replaced_is_named(chain, two_cores, make_plan, monkeypatch, caplog):
+    monkeypatch.setattr("corepipe.runtime.collector.PATIENCE_S", 0.3)
+    frame = np.ones(chain.inputs[0].shape, np.float32)
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 3), (1, 3, 6)])]), two_cores) as stream:
+        (expected,) = stream([frame])
+        (_, dead), (name, hung) = stream.worker_pids.items()
+        os.kill(hung, signal.SIGSTOP)
+        os.kill(dead, signal.SIGKILL)
+        wait_until(lambda: f"worker {name} (process {hung}) has done nothing" in caplog.text, 20)
+        time.sleep(1)
+        assert caplog.text.count("has done nothing") == 1
+        os.kill(hung, signal.SIGKILL)
+        assert np.array_equal(stream.submit(frame).result(30), expected)
+
+
 def test_ctrl_c_waits_for_the_frames_under_way(chain, two_cores, make_plan):
     frame = np.ones(chain.inputs[0].shape, np.float32)
 

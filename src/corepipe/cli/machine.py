@@ -41,13 +41,14 @@ def calibrate(
     json_to: Json = None,
 ) -> None:
     """Measure this machine once (some minutes), so that networks can be planned without running them."""
-    from corepipe.api import engine_name
+    from corepipe.api import engine_name, engine_names
     from corepipe.cost import calibrate as calibrating
     from corepipe.cost.calibration_store import CalibrationStore, check_trust
     from corepipe.report.predict import render_calibration
 
     check_writable(json_to)
     topology, chosen, store = machine_at_hand(cores), engine_name(engine), CalibrationStore()
+    installed = engine_names()
     with resumable("start again to go on"), ProgressBar() as on_progress:
         found = calibrating.calibrate(
             topology,
@@ -58,6 +59,9 @@ def calibrate(
         )
     path = store.save(topology, chosen, found)
     say(log, f"kept in {path}; copy it to plan for this machine elsewhere (predict --machine)")
+    others = [name.name for name in installed if store.load(topology, name) is None]
+    if others:
+        say(log, f"networks are still measured where plans may use {', '.join(others)} too; --engine {engine} predicts")
     if not write_json(json_to, found.to_json):
         render_calibration(found, out())
     check_trust(found)

@@ -124,7 +124,7 @@ def check_batch(
     blind, largest = [], 0.0
     for tensor in compared:
         values = [frame[tensor.name] for frame in want]
-        error, scale = _error(got[tensor.name], values)
+        error, scale = relative_error(got[tensor.name], np.concatenate(values) if values[0].ndim else np.array(values))
         if error > limit:
             raise BatchError(
                 f"{network.name}: with {batch} frames at once {tensor.name!r} differs from single frames by "
@@ -183,12 +183,14 @@ def _tolerance(network: Network, tensors: Sequence[TensorInfo]) -> float:
     return _TOLERANCE_HALF if any(t.dtype == np.float16 for t in tensors) else TOLERANCE
 
 
-def _error(got: NDArray[Any], want: Sequence[NDArray[Any]]) -> tuple[float, float]:
-    """Largest difference relative to the largest finite magnitude, and that magnitude."""
-    expected = np.concatenate(want).astype(np.float64) if want[0].ndim else np.asarray(want, np.float64)
-    if got.shape != expected.shape:
+def relative_error(got: NDArray[Any], want: NDArray[Any]) -> tuple[float, float]:
+    """The largest difference of two tensors, relative to the largest finite magnitude wanted; and that magnitude.
+
+    The difference is infinite where the shapes differ, or where one value is finite and the other is not.
+    """
+    if got.shape != want.shape:
         return math.inf, 0.0
-    found = got.astype(np.float64)
+    found, expected = got.astype(np.float64), want.astype(np.float64)
     finite = np.isfinite(expected)
     scale = float(np.abs(expected[finite]).max(initial=0.0))
     with np.errstate(invalid="ignore"):

@@ -253,6 +253,8 @@ class Arena:
         return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> None:
-        """Give the memory back as soon as nobody holds a view of it."""
+        """Give the memory back as soon as nobody holds a view of it. Safe to call again."""
         self.slots = ()
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -68,6 +68,8 @@ def collect(reference: weakref.ref[Stream]) -> None:
             for lane in stream.lanes:
                 if lane.pool.results_fd in ready:
                     take_results(stream, lane)
+                if stream.closed:  # a callback may have closed it, and all that is watched
+                    return
                 dead = _dead(lane, ready)
                 if dead:
                     _recover(stream, lane, dead)
@@ -83,13 +85,13 @@ def collect(reference: weakref.ref[Stream]) -> None:
             return
 
 
-def take_results(stream: Stream, lane: Lane, generation: int = 0) -> int:
-    """Handle the messages that wait for the user's process; returns how many fences of `generation` came back."""
+def take_results(stream: Stream, lane: Lane, generation: int = 0) -> set[int]:
+    """Handle the messages that wait for the user's process; the workers whose fences of `generation` came back."""
     arrived = list(messages.receive(lane.pool.results_fd))
     stream.finish(
         lane, [(slot, frame, kind == messages.FAILED) for kind, _, _, slot, frame in arrived if kind != messages.FENCED]
     )
-    return sum(kind == messages.FENCED and frame == generation for kind, _, _, _, frame in arrived)
+    return {slot for kind, _, _, slot, frame in arrived if kind == messages.FENCED and frame == generation}
 
 
 def _watched(stream: Stream) -> list[int]:
@@ -106,7 +108,7 @@ def _poller(fds: list[int]) -> select.poll:
     return poller
 
 
-def _wait(fds: list[int], timeout_ms: int | None = None) -> set[int]:
+def _wait(fds: list[int], timeout_ms: float | None = None) -> set[int]:
     return {fd for fd, _ in _poller(fds).poll(timeout_ms)}
 
 
@@ -142,9 +144,10 @@ def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
                         flight,
                         FrameError(f"frame {flight.sequence}: worker {hop.worker} died {flight.kills} times on it"),
                     )
-    while lane.pool.results_fd in _wait([lane.pool.results_fd], 0):
+    while not stream.closed and lane.pool.results_fd in _wait([lane.pool.results_fd], 0):
         take_results(stream, lane)
-    _replace(stream, lane, dead)
+    if not stream.closed:
+        _replace(stream, lane, dead)
 
 
 def _replace(stream: Stream, lane: Lane, dead: set[int]) -> None:
@@ -166,6 +169,16 @@ def _replace(stream: Stream, lane: Lane, dead: set[int]) -> None:
         stream.resume(lane, len(dead))
 
 
+def _name_silent(lane: Lane, numbers: set[int]) -> None:
+    """Say which workers have not answered, for a recovery that waits for them."""
+    for child in (lane.pool.children[number] for number in sorted(numbers)):
+        _log.warning(
+            "worker %s (process %d) has done nothing for %.0f s while a dead one is to be replaced; if it is stopped "
+            "or hangs, `kill -9 %d` replaces it too, and no frame is lost",
+            child.name, child.pid, PATIENCE_S, child.pid,
+        )  # fmt: skip
+
+
 def _settle(stream: Stream, lane: Lane, dead: set[int]) -> set[int]:
     """Wait until no message is under way among the live workers; returns workers that died meanwhile."""
     rounds = max(len(route.hops) for route in lane.plan.routes)
@@ -174,14 +187,20 @@ def _settle(stream: Stream, lane: Lane, dead: set[int]) -> set[int]:
         generation = stream.next_generation()
         for number in live:
             lane.pool.send(number, messages.FENCE, frame=generation)
-        missing = len(live)
+        missing = set(live)
+        said = False
         while missing:
             fds = [lane.pool.results_fd, *(lane.pool.children[number].status_fd for number in live)]
-            ready = _wait([*fds, stream.wake_fd])
+            ready = _wait([*fds, stream.wake_fd], PATIENCE_S * 1e3)
             if stream.closed:
                 return set(live)
+            if not ready and not said:
+                said = True
+                _name_silent(lane, missing)
             if lane.pool.results_fd in ready:
                 missing -= take_results(stream, lane, generation)
+                if stream.closed:
+                    return set(live)
             if newly_dead := _dead(lane, ready) - dead:
                 return newly_dead
     return set()

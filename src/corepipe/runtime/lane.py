@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,18 +135,24 @@ class Lane:
         self.plan = plan
 
     def start(self, flight: Flight) -> None:
-        """Send a slot on its way; while workers are being replaced, it waits for that."""
-        flight.started = True
+        """Send a slot on its way; while workers are being replaced, it waits for that.
+
+        Where Ctrl-C cuts this short, `started` tells whether the slot was sent: Python looks for signals after calls,
+        and there is none between setting that and writing.
+        """
         if flight is self.open:
             self.open = None
         hops, slot = self.plan.routes[flight.route].hops, self.slot(flight)
         slot.times[: len(hops)] = 0  # also where it is held back: an earlier frame's would blame this one
         if self.paused:
+            flight.started = True
             return
         slot.count = len(flight.frames)
-        first = self.pool.number(hops[0].worker)
+        inbox = self.pool.inbox(hops[0].worker)
         kind = messages.RUN_HOLD if flight.deep and self._dispatcher.holds(flight.route) else messages.RUN
-        self.pool.send(first, kind, flight.route, flight.slot, flight.sequence)
+        message = messages.pack(kind, 0, flight.route, flight.slot, flight.sequence)
+        flight.started = True
+        os.write(inbox, message)
 
     def start_next_apart(self, flight: Flight) -> None:
         """Send the next of the frames that run one by one on its way; copies of it fill the slot."""

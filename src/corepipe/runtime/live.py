@@ -95,7 +95,8 @@ class _Intake:
         self._tell_drops = tell_drops
         self._waits = when_full == "wait"
         self._drops = when_full == "drop-oldest"
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._unread: deque[_Taken] = deque()
         self._waiting: deque[tuple[Any, _Taken]] = deque()
         self._most_waiting = WAITING * stream.plan.batch
@@ -121,7 +122,7 @@ class _Intake:
         """
         while self._unstarted and not self.stopped:
             self._unstarted.popleft().start()
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._unread or self._ended)
             if not self._unread:
                 if self._failure is not None:
@@ -129,7 +130,7 @@ class _Intake:
                 return None
             taken = self._unread[0]
         taken.future.exception()
-        with self._changed:
+        with self._lock:
             self._unread.popleft()
             self._running -= taken.ran
             self._changed.notify_all()
@@ -137,16 +138,16 @@ class _Intake:
 
     def end(self, why: KeyboardInterrupt) -> None:
         """Read no more: frames that the stream was not given are forgotten, and `why` comes after the others."""
-        with self._changed:
+        with self._lock:
             self.stopped = self._ended = True
             self._failure = self._failure or why
             self._waiting.clear()
-            self._unread = deque(taken for taken in self._unread if taken.ran)
+            self._unread = deque(taken for taken in self._unread if taken.ran or taken.future.done())
             self._changed.notify_all()
 
     def stop(self) -> None:
         """Read no more; a source that is waited for is left to its thread."""
-        with self._changed:
+        with self._lock:
             self.stopped = True
             self._changed.notify_all()
         for thread in self._threads:
@@ -156,7 +157,7 @@ class _Intake:
     def _read(self, frames: Iterable[Any]) -> None:
         try:
             for frame in frames:
-                with self._changed:
+                with self._lock:
                     self._changed.wait_for(lambda: self.stopped or len(self._unread) < _MOST_UNREAD)
                     if self.stopped:
                         return
@@ -167,7 +168,7 @@ class _Intake:
         except BaseException as error:
             self._failure = self._failure or error
         finally:
-            with self._changed:
+            with self._lock:
                 self._ended = True
                 self._changed.notify_all()
 
@@ -177,7 +178,9 @@ class _Intake:
         Threads are woken only where one may wait for this frame: under overload that would be at each dropped one,
         on cores that have no time for it.
         """
-        with self._changed:
+        with self._lock:
+            if self.stopped:
+                return
             taken = _Taken()
             awaited = not self._unread or not self._waiting
             self._unread.append(taken)
@@ -197,7 +200,7 @@ class _Intake:
         taken = _Taken()
         try:
             if self._waits:
-                with self._changed:
+                with self._lock:
                     self._changed.wait_for(lambda: self.stopped or self._reader_has_room())
                     if self.stopped:
                         return
@@ -210,7 +213,7 @@ class _Intake:
             taken.future.set_exception(StreamFullError("refused: the stream was full"))
         except CorepipeError as error:
             taken.future.set_exception(error)
-        with self._changed:
+        with self._lock:
             self._running += taken.ran
             self._unread.append(taken)
             if len(self._unread) == 1:
@@ -220,7 +223,7 @@ class _Intake:
         """Submit the frames that wait, one after the other, as there is room."""
         while True:
             self._stream.wait_for_room()
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(
                     lambda: self.stopped or (self._reader_has_room() and (self._waiting or self._ended))
                 )

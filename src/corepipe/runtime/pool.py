@@ -78,9 +78,13 @@ class Pool:
         """The number of a worker."""
         return self._numbers[worker]
 
-    def send(self, worker: int, kind: int, route: int = 0, slot: int = 0, frame: int = 0) -> None:
-        """Send a message for hop 0 (or a control message) to a worker."""
-        messages.send(self._inboxes[worker][1], kind, 0, route, slot, frame)
+    def inbox(self, worker: str) -> int:
+        """Where messages to a worker are written."""
+        return self._inboxes[self._numbers[worker]][1]
+
+    def send(self, worker: int, kind: int, frame: int = 0) -> None:
+        """Send a control message to a worker."""
+        messages.send(self._inboxes[worker][1], kind, frame=frame)
 
     def restart(self, dead: set[int], stop_fd: int) -> None:
         """Replace dead workers; what waited in their inboxes is thrown away.
@@ -98,7 +102,7 @@ class Pool:
             self.children[number].wait_report(stop_fd)
 
     def close(self) -> None:
-        """Stop all workers and give everything back."""
+        """Stop all workers and give everything back. Safe to call again, also where Ctrl-C cut it short."""
         for number, child in enumerate(self.children):
             with contextlib.suppress(OSError):
                 if not child.ended:
@@ -108,9 +112,8 @@ class Pool:
         for child in self.children:
             child.close()
         self.arena.close()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
+        while self._fds:
+            os.close(self._fds.pop())
 
     def _keep(self, part: HopPart, segment: Segment) -> None:
         """Keep a segment as the file that its workers read, now and when they are restarted."""

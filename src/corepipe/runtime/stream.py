@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -39,6 +42,17 @@ _FILLING_S = 5.0
 
 Writer = Callable[[dict[str, Array]], None]
 """Fills a frame's input arrays in place."""
+
+
+_open_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what nobody closed while the threads of this process are still there to do it."""
+    for stream in list(_open_streams):
+        with contextlib.suppress(Exception):
+            stream.close()
 
 
 class Stream:
@@ -78,9 +92,10 @@ class Stream:
         """Frames that were dropped or refused because the stream was full."""
         self.topology = topology
         """The machine, as it was when the stream was opened."""
-        self.lanes: tuple[Lane, ...] = (Lane(network, plan, topology),)
+        self.lanes: tuple[Lane, ...] = ()
         """The plan at work last, before it those that still hold frames."""
-        self._state = threading.Condition()
+        self._lock = threading.RLock()
+        self._state = threading.Condition(self._lock)
         self._switching = threading.Lock()
         self._ended: dict[int, Ended] = {}
         self._deliveries: Deliveries = Deliveries()
@@ -92,8 +107,12 @@ class Stream:
         """How many wait for room in queues that stay short."""
         self._broken: CorepipeError | None = None
         self._closing: list[threading.Thread] = []
+        self._closing_now = False
+        self._steps_done = 0
+        """Of `close`."""
         self.closed = False
         with or_worker_error("cannot open the stream"), contextlib.ExitStack() as undo:
+            self.lanes = (Lane(network, plan, topology),)
             undo.callback(self.pool.close)
             undo.callback(setattr, self, "closed", True)
             self.wake_fd, self._wake_write = os.pipe()
@@ -103,16 +122,12 @@ class Stream:
             undo.callback(os.close, self.changed_fd)
             undo.callback(os.close, self._changed_write)
             reference = weakref.ref(self)
-            self._deliverer = threading.Thread(
-                target=deliver, args=(reference, self._deliveries), name="corepipe-delivery", daemon=True
-            )
+            self._pipe_fds = [self.wake_fd, self._wake_write, self.changed_fd, self._changed_write]
+            self._deliverer = _started("corepipe-delivery", deliver, reference, self._deliveries)
             undo.callback(self._deliveries.put, None)
-            self._deliverer.start()
-            self._collector = threading.Thread(
-                target=collect, args=(reference,), name="corepipe-collector", daemon=True
-            )
-            self._collector.start()
+            self._collector = _started("corepipe-collector", collect, reference)
             undo.pop_all()
+        _open_streams.add(self)
 
     def __enter__(self) -> Stream:
         return self
@@ -121,6 +136,8 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
+        if sys.is_finalizing():  # its threads are gone, perhaps with the lock; the workers end by themselves
+            return
         with contextlib.suppress(Exception):
             self.close()
 
@@ -150,7 +167,7 @@ class Stream:
         lane = self.lanes[-1]
         if _but_rates(plan) != _but_rates(lane.plan):
             raise PlanError("these rates are of a plan with other workers or routes; switch to that plan instead")
-        with self._state:
+        with self._lock:
             lane.set_rates(plan)
             self._state.notify_all()
 
@@ -174,7 +191,7 @@ class Stream:
             except WorkerError:
                 self._check_open()
                 raise
-            with self._state:
+            with self._lock:
                 if self.closed or self._broken:
                     lane.pool.close()
                     self._check_open()
@@ -189,13 +206,16 @@ class Stream:
         """End the workers of plans that hold no frames any more (for the collector)."""
         if len(self.lanes) == 1:
             return
-        with self._state:
+        with self._lock:
             done = [lane for lane in self.lanes[:-1] if lane.empty]
             self.lanes = tuple(lane for lane in self.lanes if lane not in done)
         for lane in done:
-            ending = threading.Thread(target=lane.pool.close, name="corepipe-closing", daemon=True)
-            self._closing = [thread for thread in self._closing if thread.is_alive()] + [ending]
-            ending.start()
+            try:
+                ending = _started("corepipe-closing", lane.pool.close)
+            except WorkerError:
+                lane.pool.close()
+            else:
+                self._closing = [thread for thread in self._closing if thread.is_alive()] + [ending]
 
     @property
     def worker_pids(self) -> dict[str, int]:
@@ -207,7 +227,8 @@ class Stream:
 
         Args:
             frame: arrays for the network's inputs (copied before this returns), or a function that is given the
-                input arrays in shared memory by name and fills them in place.
+                input arrays in shared memory by name and fills them in place. It should not wait: with batches, frames
+                that share its slot wait too.
             timeout: seconds to wait for room; None to wait as long as it takes.
 
         Returns:
@@ -239,12 +260,12 @@ class Stream:
 
     def wait_for_room(self) -> None:
         """Wait until a frame could be submitted at once, or the stream has ended."""
-        with self._state:
+        with self._lock:
             self._wait_for_room()
 
     def wait_for_room_or(self, oldest: Future[Output], room_helps: bool) -> None:
         """Wait until the oldest frame has its result or, if that helps, another frame can be fed."""
-        with self._state:
+        with self._lock:
             self._state.wait_for(lambda: oldest.done() or (room_helps and self._has_room(deep=True)))
 
     def _submit(
@@ -252,34 +273,52 @@ class Stream:
     ) -> Future[Output]:
         if os.getpid() != self._owner:
             raise UsageError("a stream belongs to the process that opened it; open one in the forked process")
-        with self._state:
-            if not self._wait_for_room(timeout, deep=deep):
-                raise TimeoutError(f"the stream had no room within {timeout} s")
-            self._check_open()
-            lane = self.lanes[-1]
-            flight = lane.take(deep=deep)
+        # Ctrl-C may come at each call below, and what a stream holds must be whole after it.
+        done = "waiting"
         try:
-            self._fill(lane.slot(flight), frame, len(flight.frames))
-        except BaseException:
-            with self._state:
-                lane.filling -= 1
-                self._put_back(lane, flight)
-            raise
-        with self._state:
-            lane.filling -= 1
-            if self.closed or self._broken:
-                self._put_back(lane, flight)
+            with self._lock:
+                if not self._wait_for_room(timeout, deep=deep):
+                    raise TimeoutError(f"the stream had no room within {timeout} s")
                 self._check_open()
+                lane = self.lanes[-1]
+                done = "taking"
+                flight = lane.take(deep=deep)
+                done = "filling"
+            self._fill(lane.slot(flight), frame, len(flight.frames))
             future: Future[Output] = Future()
-            flight.frames.append(Submitted(self._next_sequence, future, time.monotonic_ns(), own))
-            self._next_sequence += 1
-            lane.flights[flight.slot] = flight
-            self._state.notify_all()
-            if len(flight.frames) == lane.plan.batch:
-                lane.start(flight)
-            else:
-                self._let_fill(lane, flight)
+            with self._lock:
+                self._check_open()
+                submitted = Submitted(self._next_sequence, future, time.monotonic_ns(), own)
+                done = "sending"
+                self._send(lane, flight, submitted)
+                done = "sent"
+        except BaseException:
+            with self._lock:
+                if done == "taking":
+                    self.give_up(WorkerError("the stream was interrupted while it took a frame; open a new one"))
+                elif done == "filling":
+                    lane.filling -= 1
+                    self._put_back(lane, flight)
+                elif done == "sending":
+                    self._send(lane, flight, submitted)
+            raise
         return future
+
+    def _send(self, lane: Lane, flight: Flight, frame: Submitted) -> None:
+        """Let a frame whose slot is filled go, or wait for others in its slot; goes on where it was cut short."""
+        if flight.frames[-1:] != [frame]:
+            flight.frames.append(frame)
+        if self._next_sequence == frame.sequence:
+            lane.filling -= 1
+            self._next_sequence += 1
+        lane.flights[flight.slot] = flight
+        self._state.notify_all()
+        if flight.started or flight is lane.open:
+            return
+        if len(flight.frames) == lane.plan.batch:
+            lane.start(flight)
+        else:
+            self._let_fill(lane, flight)
 
     def _put_back(self, lane: Lane, flight: Flight) -> None:
         """What a frame that was not fed leaves: a flight that still takes frames, or nothing."""
@@ -359,47 +398,91 @@ class Stream:
             self._briefly -= not deep
 
     def close(self) -> None:
-        """Stop the workers; frames under way end with `StreamClosedError`. Safe to call again."""
+        """Stop the workers; frames under way end with `StreamClosedError`. Safe to call again.
+
+        Ctrl-C ends a wait in it at once; what is left is done all the same, and then it raises.
+        """
         if getattr(self, "_collector", None) is None or os.getpid() != self._owner:
             self.closed = True
             return
-        with self._state:
-            if self.closed:
-                return
-            self.closed = True
-            self._state.notify_all()
+        ended = StreamClosedError("the stream was closed before this frame's result was there")
+        steps: tuple[tuple[Callable[[], None], bool], ...] = (  # whether it is done again where Ctrl-C cuts it short
+            (self._wake, True),
+            (self._wait_for_collector, False),
+            (self._wait_for_filling, False),
+            (functools.partial(self._fail_all, ended), True),
+            (functools.partial(self._deliveries.put, None), True),
+            (self._close_pools, True),
+            (self._wait_for_pools, False),
+            (self._close_pipes, True),
+            (self._wait_for_deliverer, False),
+        )
+        interrupt: KeyboardInterrupt | None = None
+        mine = False
+        try:
+            with self._lock:
+                if self._closing_now:
+                    return
+                self.closed = self._closing_now = mine = True
+                self._state.notify_all()
+            while self._steps_done < len(steps):
+                step, again = steps[self._steps_done]
+                try:
+                    step()
+                except KeyboardInterrupt as error:
+                    interrupt = error
+                    if again:
+                        continue
+                self._steps_done += 1
+        finally:
+            if mine:
+                self._closing_now = False
+        if interrupt is not None:
+            raise interrupt
+
+    def _wake(self) -> None:
         os.write(self._wake_write, b"x")
+
+    def _wait_for_collector(self) -> None:
         if threading.current_thread() is not self._collector:
             self._collector.join()
-        with self._state:
+
+    def _wait_for_filling(self) -> None:
+        with self._lock:
             self._state.wait_for(lambda: not any(lane.filling for lane in self.lanes), _FILLING_S)
-        self._fail_all(StreamClosedError("the stream was closed before this frame's result was there"))
-        self._deliveries.put(None)
+
+    def _close_pools(self) -> None:
         for lane in self.lanes:
             lane.pool.close()
+
+    def _wait_for_pools(self) -> None:
         for ending in self._closing:
             ending.join()
+
+    def _close_pipes(self) -> None:
         with self._switching:  # a switch under way gives up by the wake pipe, which must not be another file by then
-            for fd in (self.wake_fd, self._wake_write, self.changed_fd, self._changed_write):
-                os.close(fd)
+            while self._pipe_fds:
+                os.close(self._pipe_fds.pop())
+
+    def _wait_for_deliverer(self) -> None:
         if threading.current_thread() is not self._deliverer:
             self._deliverer.join()
 
     def waits_for(self, seconds: float) -> list[tuple[str, int, int]]:
         """For each plan with frames under way for so long the worker that the oldest is at, its process, the frame."""
         before = time.monotonic_ns() - int(seconds * 1e9)
-        with self._state:
+        with self._lock:
             oldest = [(lane, flight) for lane in self.lanes for flight in lane.started()[:1]]
             return [(*lane.at_work(f), f.sequence) for lane, f in oldest if f.frames[-1].submitted_ns <= before]
 
     def pause(self, lane: Lane) -> None:
         """Hold new frames back (for the collector)."""
-        with self._state:
+        with self._lock:
             lane.paused = True
 
     def resume(self, lane: Lane, restarted: int) -> None:
         """Run every frame under way again from its start, and take new ones (for the collector)."""
-        with self._state:
+        with self._lock:
             self.restarts += restarted
             lane.paused = False
             for flight in lane.started():
@@ -414,7 +497,7 @@ class Stream:
 
     def give_up(self, error: CorepipeError) -> None:
         """End every frame under way with `error`, and refuse new ones (for the collector)."""
-        with self._state:
+        with self._lock:
             self._broken = error
         self._fail_all(error)
 
@@ -489,7 +572,7 @@ class Stream:
         """Run the frames of a slot again one by one, so that the one at fault fails alone (for the collector)."""
         slot = lane.slot(flight)
         inputs = [{t.name: slot.view(t.name, i).copy() for t in self.network.inputs} for i in range(len(flight.frames))]
-        with self._state:
+        with self._lock:
             flight.waiting = list(zip(flight.frames, inputs, strict=True))
             lane.start_next_apart(flight)
 
@@ -499,7 +582,7 @@ class Stream:
 
     def delivered(self) -> None:
         """One more future has ended (for the delivering thread)."""
-        with self._state:
+        with self._lock:
             self._delivered += 1
             self._state.notify_all()
 
@@ -507,7 +590,7 @@ class Stream:
         for flight, ends in ended:
             if lane.flights.get(flight.slot) is flight:  # a callback may have closed the stream
                 self._record(lane, flight, ends[0].error is not None)
-        with self._state:
+        with self._lock:
             for flight, ends in ended:
                 if lane.flights.get(flight.slot) is not flight:
                     continue
@@ -543,7 +626,7 @@ class Stream:
 
     def _fail_all(self, error: CorepipeError) -> None:
         """End everything that has not ended, in order."""
-        with self._state:
+        with self._lock:
             flights = [flight for lane in self.lanes for flight in lane.flights.values()]
             frames = [frame for f in flights for frame in (*f.frames, *(frame for frame, _ in f.waiting))]
             failed = {frame.sequence: Ended(frame.future, error=error) for frame in frames}
@@ -555,6 +638,16 @@ class Stream:
             for _, ended in sorted(failed.items()):
                 self._deliveries.put(ended)
             self._state.notify_all()
+
+
+def _started(name: str, target: Callable[..., object], *arguments: object) -> threading.Thread:
+    """A thread that runs `target` and does not keep the process alive."""
+    thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise WorkerError(f"{name}: {error}; close other programs or use fewer workers") from None
+    return thread
 
 
 def _failed_together(flight: Flight, error: CorepipeError) -> list[Ended]:
