@@ -119,7 +119,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         data = result.document(measured, topology.emulated, largest) | {"environment": about, "slow": options.slowed}
         say(f"corepipe {result.in_words(data, name)}")
         if options.json:
-            options.json.write_text(json.dumps(data, indent=1) + "\n")
+            unfinished = options.json.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(data, indent=1) + "\n")
+            unfinished.replace(options.json)
             if not plot(data, options.json.with_suffix(".png")):
                 _log.print("no plot: matplotlib is not installed (pip install 'corepipe[plots]')", markup=False)
     return data
@@ -132,9 +134,11 @@ def _say(network: str, text: str) -> None:
 def _command(options: argparse.Namespace) -> str:
     words = ["bench/rivals.py", *(Path(model).name for model in options.models if options.models != list(NAMES))]
     batch = ",".join(map(str, options.batch))
-    for name, value in (("cores", options.cores), ("slow", options.slowed), ("batch", batch)):
+    given = [("cores", options.cores), ("slow", options.slowed), ("batch", batch), ("rounds", options.rounds)]
+    given += [("seconds", options.seconds), ("screen-seconds", options.screen_seconds)]
+    for name, value in (*given, *(("only", system) for system in options.only)):
         if value:
-            words += [f"--{name}", value]
+            words += [f"--{name}", f"'{value}'" if " " in str(value) else str(value)]
     return " ".join(words)
 
 

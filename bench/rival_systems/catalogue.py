@@ -41,6 +41,7 @@ class Setting:
         processes: the logical CPUs of each process.
         options: for the engine.
         batch: frames of one call.
+        huge_pages: whether the C library asks for huge pages.
     """
 
     system: str
@@ -50,18 +51,24 @@ class Setting:
     processes: tuple[Cpus, ...]
     options: dict[str, Any] = field(default_factory=dict)
     batch: int = 1
+    huge_pages: bool = False
 
     def __str__(self) -> str:
         return f"{self.system} ({self.words})"
 
     @property
     def words(self) -> str:
-        """The setting with its batch."""
-        return self.text if self.batch == 1 else f"{self.text}, batch {self.batch}"
+        """The setting with its batch and huge pages."""
+        words = [self.text, *([f"batch {self.batch}"] * (self.batch > 1)), *(["huge pages"] * self.huge_pages)]
+        return ", ".join(words)
 
     def with_batch(self, batch: int) -> Setting:
         """The same with another batch."""
         return replace(self, batch=batch)
+
+    def with_huge_pages(self) -> Setting:
+        """The same with huge pages."""
+        return replace(self, huge_pages=True)
 
     def to_json(self) -> dict[str, Any]:
         """For a result file."""

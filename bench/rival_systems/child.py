@@ -68,7 +68,7 @@ def main() -> None:
         batches = batches_of(stored["frames"], batch)
         expected = batches_of(stored["outputs"], batch)
         runner: Runner = importlib.import_module(f"rival_systems.run_{spec['engine']}").load(spec, folder)
-        error = max(_error(runner.infer(b), want) for b, want in zip(batches, expected, strict=True))
+        error = float(np.max([_error(runner.infer(b), want) for b, want in zip(batches, expected, strict=True)]))
         if not error <= TOLERANCE:
             say(failed=f"its output is wrong: differs by {error:.1e} of the largest magnitude")
             return

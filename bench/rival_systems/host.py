@@ -20,6 +20,9 @@ from rival_systems.catalogue import COREPIPE, Setting
 
 BENCH = Path(__file__).resolve().parent.parent
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Lets the C library ask for huge pages, as corepipe's workers do by themselves."""
+
 _RUN_GRACE_S = 60.0
 _END_GRACE_S = 3.0
 
@@ -53,6 +56,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
+                env={**os.environ, **({"GLIBC_TUNABLES": HUGE_PAGES} if spec.get("huge_pages") else {})},
                 start_new_session=True,
             )
         self._buffer = b""
@@ -95,7 +99,10 @@ class Child:
 
     def _end(self) -> str:
         """How it ended, with its last words."""
-        code = self._process.wait(_END_GRACE_S)
+        try:
+            code = self._process.wait(_END_GRACE_S)
+        except subprocess.TimeoutExpired:
+            return "closed its output, but does not end"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         words = f": {lines[-1][:200]}" if lines else ""
@@ -151,7 +158,9 @@ class Contender:
         try:
             for cpus, threads in zip(setting.processes, setting.options["threads"], strict=True):
                 own = {"engine": setting.engine, "cpus": cpus, "threads": threads, "batch": setting.batch}
-                self._children.append(Child({**options, **own, "folder": str(folder)}))
+                self._children.append(
+                    Child({**options, **own, "huge_pages": setting.huge_pages, "folder": str(folder)})
+                )
             ready = self._answers(time.monotonic() + timeout_s, "ready")
         except BaseException:
             self.close()

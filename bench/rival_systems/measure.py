@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ _SETTLE_S = 0.3
 """Seconds before a slice, in which threads that spin after a run go to sleep."""
 
 _CALLS = 24
-_LARGE_CALLS = 6
+_LARGE_CALLS = 12
 """Calls in a slice at the least, at batch 1 and above, beside those that fill a pipeline or a queue."""
 
 _CONVERTED = ("ncnn", "litert")
@@ -90,6 +91,7 @@ def measure(
     _screen(usable, folder, times, result, say)
     if batches:
         _screen(list(_batched(usable, batches, folder, times, result)), folder, times, result, say)
+    _screen([best.with_huge_pages() for best in _best(result, usable, batches)], folder, times, result, say)
     _compete([own, *_finalists(result, usable, batches)], folder, times, result, say)
     _note_absent(settings, own, result)
     return result
@@ -159,18 +161,33 @@ def _seconds(contender: Contender, least_s: float, calls: int) -> float:
     return max(least_s, contender.filling_s + contender.call_s * calls)
 
 
-def _finalists(result: Measured, usable: Sequence[Setting], batches: Sequence[int]) -> list[Setting]:
-    """Each system's best setting by the screening, then those near to it."""
-    known = {str(s): s for one in usable for s in (one, *(one.with_batch(batch) for batch in batches))}
+def _tried(
+    result: Measured, usable: Sequence[Setting], batches: Sequence[int]
+) -> dict[str, list[tuple[float, Setting]]]:
+    """Frames per second of each system's settings by the screening, the best first."""
+    plain = [s for one in usable for s in (one, *(one.with_batch(batch) for batch in batches))]
+    known = {str(s): s for one in plain for s in (one, one.with_huge_pages())}
     by_system: dict[str, list[tuple[float, Setting]]] = {}
     for one in result.screening:
         if one.get("throughput_fps"):
             setting = known[f"{one['system']} ({one['settings']})"]
             by_system.setdefault(setting.system, []).append((one["throughput_fps"], setting))
+    for tried in by_system.values():
+        tried.sort(key=lambda pair: -pair[0])
+    return by_system
+
+
+def _best(result: Measured, usable: Sequence[Setting], batches: Sequence[int]) -> list[Setting]:
+    """Each system's best setting by the screening."""
+    return [tried[0][1] for tried in _tried(result, usable, batches).values()]
+
+
+def _finalists(result: Measured, usable: Sequence[Setting], batches: Sequence[int]) -> list[Setting]:
+    """Each system's best setting by the screening, then those near to it."""
+    by_system = _tried(result, usable, batches)
     winners, near = [], []
     best = max((fps for tried in by_system.values() for fps, _ in tried), default=0.0)
     for tried in by_system.values():
-        tried.sort(key=lambda pair: -pair[0])
         winners.append(tried[0][1])
         if tried[0][0] >= HOPEFUL * best:
             near += [setting for fps, setting in tried[1:] if fps >= (1 - NEAR) * tried[0][0]]
@@ -178,7 +195,7 @@ def _finalists(result: Measured, usable: Sequence[Setting], batches: Sequence[in
 
 
 def _compete(settings: Iterable[Setting], folder: Path, times: Times, result: Measured, say: Say) -> None:
-    """Rounds of slices, the order rotating, all processes loaded at once."""
+    """Rounds of slices, each in an order of its own, all processes loaded at once."""
     with contextlib.ExitStack() as opened:
         contenders: list[Contender] = []
         for setting in settings:
@@ -195,8 +212,7 @@ def _compete(settings: Iterable[Setting], folder: Path, times: Times, result: Me
             opened.callback(contender.close)
             contenders.append(contender)
         for number in range(times.rounds):
-            shift = number % max(1, len(contenders))
-            for contender in contenders[shift:] + contenders[:shift]:
+            for contender in random.Random(number).sample(contenders, len(contenders)):
                 say(f"round {number + 1}/{times.rounds}: {contender.setting}")
                 try:
                     _slice(contender, contenders, times)

@@ -119,7 +119,8 @@ def geomeans(data: Mapping[str, Any]) -> dict[str, float | None]:
     """Geometric means over the networks of corepipe against others; None where a network has no figure.
 
     Against the best single ONNX Runtime session and the best rival of each network, against the one rival that is best
-    over all networks (the least mean over rivals that have a figure on each), and against the bound.
+    over all networks (the least mean over rivals that have a figure on each), and against the bound; what exceeds it
+    (the costs were measured in a slower hour) counts as 1.
     """
     ratios: dict[str, list[float]] = {"routes/best_ort_session": [], "routes/best_rival": [], "routes/bound": []}
     one_rival: dict[str, list[float]] = {}
@@ -136,7 +137,7 @@ def geomeans(data: Mapping[str, Any]) -> dict[str, float | None]:
         for name in rows.keys() - {COREPIPE}:
             one_rival.setdefault(name, []).append(ratio(own, rows[name]).median)
         if bound := data["bound_fps"][network]:
-            ratios["routes/bound"].append(own["throughput_fps"] / bound)
+            ratios["routes/bound"].append(min(own["throughput_fps"] / bound, 1.0))
     means = {name: _geomean(of) if of and len(of) == len(networks) else None for name, of in ratios.items()}
     overall = [_geomean(of) for of in one_rival.values() if len(of) == len(networks)]
     return means | {"routes/best_rival_over_all": min(overall, default=None)}
@@ -159,7 +160,8 @@ def goals(data: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
             yield f"{network}: not measured", False
             continue
         share = ratio(rows[COREPIPE], rival)
-        yield f"{network}: {share} of {rival['system']}, not behind by more than the spread", share.high >= 1
+        met = share.high >= 1
+        yield f"{network}: {share} of {rival['system']}, {'not ' if met else ''}behind by more than the spread", met
 
 
 def in_words(data: Mapping[str, Any], network: str) -> str:

@@ -36,15 +36,15 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
     # As the rivals' settings are: the candidates are tried, and the fastest one is measured.
     frames, _ = bench_frames(network, None)
     plan = trial(network, planners.candidates(table), topology, table, frames).best.plan
-    done: list[int] = []
-    stream = Stream(network, plan, topology, on_record=lambda record: done.append(record.computed_ns))
+    done: list[tuple[int, int]] = []
+    stream = Stream(network, plan, topology, on_record=lambda record: done.append((record.computed_ns, record.route)))
     return _Stream(stream, plan, done)
 
 
 class _Stream:
     """Frames lie in the slots, as a camera or decoder puts them there, and are not copied while the clock runs."""
 
-    def __init__(self, stream: Stream, plan: Plan, done: list[int]) -> None:
+    def __init__(self, stream: Stream, plan: Plan, done: list[tuple[int, int]]) -> None:
         self._stream, self._done = stream, done
         self._expected: list[Array] = []
         self.filling = plan.batch * Dispatcher(plan).slots
@@ -79,7 +79,7 @@ class _Stream:
             np.allclose(last, output, rtol=0, atol=TOLERANCE * np.abs(output).max()) for output in self._expected
         ):
             raise RuntimeError("a frame in a slot came out wrong")
-        return Slice(began, ended, list(self._done))
+        return Slice(began, ended, [at for at, _ in self._done], [route for _, route in self._done])
 
 
 def _words(plan: Plan) -> str:

@@ -70,5 +70,6 @@ class _Threads:
             thread.start()
         for thread in threads:
             thread.join()
-        calls = [at for one in done for at in one.calls]
-        return Slice(min(one.began for one in done), min(one.ended for one in done), calls)
+        calls = [(at, thread) for thread, one in enumerate(done) for at in one.calls]
+        began, ended = min(one.began for one in done), min(one.ended for one in done)
+        return Slice(began, ended, [at for at, _ in calls], [thread for _, thread in calls])

@@ -47,12 +47,12 @@ class _Queue:
         self.about = {"streams": compiled.get_property("NUM_STREAMS"), "requests": self.filling}
         self._single = _Request(compiled)
         self._queue = ov.AsyncInferQueue(compiled, self.filling)
-        self._calls: list[int] = []
+        self._calls: list[tuple[int, int]] = []
         self._queue.set_callback(self._done)
 
-    def _done(self, request: Any, _: object) -> None:
+    def _done(self, request: Any, number: int) -> None:
         request.get_output_tensor(0).data.copy()
-        self._calls.append(time.monotonic_ns())
+        self._calls.append((time.monotonic_ns(), number))
 
     def infer(self, batch: Array) -> Array:
         return self._single.infer(batch)
@@ -62,8 +62,9 @@ class _Queue:
         began = now = time.monotonic_ns()
         number = 0
         while now < began + seconds * 1e9:
-            self._queue.start_async({0: batches[number % len(batches)]}, share_inputs=True)
+            idle = self._queue.get_idle_request_id()
+            self._queue.start_async({0: batches[number % len(batches)]}, idle, share_inputs=True)
             number += 1
             now = time.monotonic_ns()
         self._queue.wait_all()
-        return Slice(began, now, self._calls)
+        return Slice(began, now, [at for at, _ in self._calls], [request for _, request in self._calls])

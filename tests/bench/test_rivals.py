@@ -87,6 +87,13 @@ def test_each_goal_is_said_to_be_met_or_missed(data):
     assert [value for text, value in met.items() if "best_rival" in text] == [False]
     assert [value for text, value in met.items() if text.startswith("alexnet")] == [True]
     assert [value for text, value in met.items() if text.startswith("squeezenet")] == [False]
+    assert all("not behind" in text for text, value in met.items() if text.startswith("alexnet"))
+    assert not any("not behind" in text for text in met if text.startswith("squeezenet"))
+
+
+def test_what_exceeds_the_bound_does_not_make_up_for_what_is_below_it(data):
+    data["bound_fps"] = {"alexnet": 22.0, "squeezenet": 100.0}
+    assert module("rival_systems.result").geomeans(data)["routes/bound"] == pytest.approx(0.9**0.5, abs=1e-4)
 
 
 def test_a_mean_lacking_a_network_is_not_given(data):
@@ -148,6 +155,16 @@ def test_the_rate_leaves_out_lead_filling_and_the_end():
     assert rate.Slice(0, 3 * second, calls[2:]).calls_per_s(filling=3) == pytest.approx(10)
 
 
+def test_lanes_that_end_their_calls_together_are_counted_by_themselves():
+    rate = module("rival_systems.rate")
+    ends = [10**9 + i * 10**8 for i in range(6)]
+    together = rate.Slice(0, 2 * 10**9, [*ends, *ends], [0] * 6 + [1] * 6)
+    assert together.calls_per_s() == pytest.approx(20)
+    assert dataclasses.replace(together, lanes=None).calls_per_s() == pytest.approx(22)
+    few = dataclasses.replace(together, lanes=[0] * 11 + [1])
+    assert few.calls_per_s() == pytest.approx(22)
+
+
 def test_a_rate_of_too_few_calls_is_still_one():
     rate = module("rival_systems.rate")
     assert rate.Slice(0, 10**9, [2 * 10**9]).calls_per_s() == pytest.approx(0.5)
@@ -197,6 +214,7 @@ def test_a_small_network_is_measured_and_checked(small_model, tmp_path):
     result = measure.measure([setting, broken], no_corepipe, tmp_path, (2,), times, lambda text: None)
     assert {r["system"] for r in result.rows} == {"onnxruntime all cores"}
     assert {r["batch"] for r in result.rows} <= {1, 2}
+    assert [one.get("throughput_fps", 0) > 0 for one in result.screening if "huge pages" in one["settings"]] == [True]
     assert {(one["settings"], one.get("throughput_fps", 0) > 0) for one in result.screening} >= {
         (setting.words, True), (setting.with_batch(2).words, True),
     }  # fmt: skip
