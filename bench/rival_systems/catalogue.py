@@ -59,8 +59,8 @@ class Setting:
     @property
     def words(self) -> str:
         """The setting with its batch and huge pages."""
-        words = [self.text, *([f"batch {self.batch}"] * (self.batch > 1)), *(["huge pages"] * self.huge_pages)]
-        return ", ".join(words)
+        batch = f"batch {self.batch}" if self.batch > 1 else ""
+        return ", ".join(filter(None, (self.text, batch, "huge pages" if self.huge_pages else "")))
 
     def with_batch(self, batch: int) -> Setting:
         """The same with another batch."""

@@ -56,7 +56,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                env={**os.environ, **({"GLIBC_TUNABLES": HUGE_PAGES} if spec.get("huge_pages") else {})},
+                env={**os.environ, **({"GLIBC_TUNABLES": HUGE_PAGES} if spec["huge_pages"] else {})},
                 start_new_session=True,
             )
         self._buffer = b""
@@ -158,9 +158,8 @@ class Contender:
         try:
             for cpus, threads in zip(setting.processes, setting.options["threads"], strict=True):
                 own = {"engine": setting.engine, "cpus": cpus, "threads": threads, "batch": setting.batch}
-                self._children.append(
-                    Child({**options, **own, "huge_pages": setting.huge_pages, "folder": str(folder)})
-                )
+                own |= {"huge_pages": setting.huge_pages, "folder": str(folder)}
+                self._children.append(Child({**options, **own}))
             ready = self._answers(time.monotonic() + timeout_s, "ready")
         except BaseException:
             self.close()
