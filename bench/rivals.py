@@ -14,13 +14,14 @@ others; see docs/bench.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from rival_systems import catalogue, prepare, result
 from rival_systems.measure import Measured, Times, measure
 from rival_systems.plot import plot
 
+from corepipe.errors import UsageError
 from corepipe.network.zoo import NAMES
 from corepipe.report.bench import environment
 from corepipe.topology import detect
-from corepipe.topology.cpulist import parse_cpu_list
+from corepipe.topology.cpulist import format_cpu_list, parse_cpu_list
 
 _log = Console(stderr=True, highlight=False)
 
@@ -40,13 +42,14 @@ _log = Console(stderr=True, highlight=False)
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.cores:
-        os.sched_setaffinity(0, parse_cpu_list(options.cores))
+        os.sched_setaffinity(0, options.cores)
     if options.slow:
         inside = [sys.executable, __file__, *_without_slow(arguments), "--slowed", options.slow]
         os.execv(sys.executable, [sys.executable, "-m", "corepipe", "emulate", "--slow", options.slow, "--", *inside])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        data = run(options)
+        with _new_cache() if options.no_cache else contextlib.nullcontext():
+            data = run(options)
     except KeyboardInterrupt:
         _log.print("interrupted; nothing is left running")
         return 130
@@ -54,12 +57,20 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _new_cache() -> Iterator[None]:
+    """Costs are kept for this run only: several of its processes need them."""
+    with tempfile.TemporaryDirectory(prefix="corepipe-rivals-cache-") as folder:
+        os.environ["COREPIPE_CACHE"] = folder
+        yield
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(NAMES), help="networks or ONNX files (default: the five)")
     parser.add_argument("--slow", help="CPUs and speeds as for `corepipe emulate`, such as 1:0.4")
     parser.add_argument("--slowed", help=argparse.SUPPRESS)
-    parser.add_argument("--cores", help="the CPUs to use, such as 0-7 (default: all)")
+    parser.add_argument("--cores", type=_cpus, help="the CPUs to use, such as 0-7 (default: all)")
     parser.add_argument(
         "--batch", type=_sizes, default=(), help="sizes that every system may choose beside 1, such as 4,8,16"
     )
@@ -71,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="write the results to this file and a plot beside it (.png)")
     parser.add_argument("--no-cache", action="store_true", help="measure corepipe's costs anew")
     return parser
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    """CPUs of this machine, ascending."""
+    try:
+        cpus = parse_cpu_list(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if absent := set(cpus) - os.sched_getaffinity(0):
+        raise argparse.ArgumentTypeError(f"CPU {format_cpu_list(sorted(absent))} may not be used here")
+    return cpus
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -102,7 +124,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     wanted = tuple(options.only) or ("",)
     left_out = dict.fromkeys(s.system for s in settings if not s.system.startswith(wanted))
     settings = [s for s in settings if s.system.startswith(wanted)]
-    own = catalogue.corepipe(topology, largest)
+    own = catalogue.corepipe(topology, batches)
     times = Times(options.rounds, options.seconds, options.screen_seconds, options.timeout)
     about = {**environment(topology), "versions": catalogue.versions(catalogue.ENGINES), "command": _command(options)}
     measured: dict[str, Measured] = {}
@@ -114,7 +136,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             folder.mkdir()
             prepare.write_network(model, folder, batches)
             say = functools.partial(_say, name)
-            measured[name] = measure(settings, own, folder, batches, times, say, options.no_cache)
+            measured[name] = measure(settings, own, folder, batches, times, say)
         measured[name].absent += [{"system": system, "reason": "left out by --only"} for system in left_out]
         data = result.document(measured, topology.emulated, largest) | {"environment": about, "slow": options.slowed}
         say(f"corepipe {result.in_words(data, name)}")
@@ -134,7 +156,8 @@ def _say(network: str, text: str) -> None:
 def _command(options: argparse.Namespace) -> str:
     words = ["bench/rivals.py", *(Path(model).name for model in options.models if options.models != list(NAMES))]
     batch = ",".join(map(str, options.batch))
-    given = [("cores", options.cores), ("slow", options.slowed), ("batch", batch), ("rounds", options.rounds)]
+    cores = format_cpu_list(options.cores or ())
+    given = [("cores", cores), ("slow", options.slowed), ("batch", batch), ("rounds", options.rounds)]
     given += [("seconds", options.seconds), ("screen-seconds", options.screen_seconds)]
     for name, value in (*given, *(("only", system) for system in options.only)):
         if value:

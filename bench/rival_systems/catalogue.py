@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -186,7 +186,7 @@ def _others(layouts: dict[str, _Layout]) -> Iterator[Setting]:
             yield _setting("pytorch compiled", layout, words, compiled=True, freezing=freezing, channels_last=last)
 
 
-def corepipe(topology: Topology, batch: int) -> Setting:
+def corepipe(topology: Topology, batches: Sequence[int]) -> Setting:
     """corepipe itself, whose plan shares out the cores."""
-    options = {"largest_batch": batch, "threads": (0,)}
+    options = {"batches": tuple(batches) or (1,), "threads": (0,)}
     return Setting(COREPIPE, "routes", COREPIPE, "all", (topology.cpus,), options)

@@ -142,24 +142,22 @@ class Contender:
         setting: what to run.
         folder: where `prepare` put its files.
         timeout_s: seconds to load and compile.
-        extra: further options for the processes.
 
     Raises:
         ChildError: it cannot be measured.
     """
 
-    def __init__(self, setting: Setting, folder: Path, timeout_s: float, **extra: Any) -> None:
+    def __init__(self, setting: Setting, folder: Path, timeout_s: float) -> None:
         self.setting = setting
         self.about: dict[str, Any] = {}
         self.slices: list[float] = []
         self.idle_share = 0.0
         self._children: list[Child] = []
-        options = setting.options | extra
         try:
             for cpus, threads in zip(setting.processes, setting.options["threads"], strict=True):
                 own = {"engine": setting.engine, "cpus": cpus, "threads": threads, "batch": setting.batch}
                 own |= {"huge_pages": setting.huge_pages, "folder": str(folder)}
-                self._children.append(Child({**options, **own}))
+                self._children.append(Child({**setting.options, **own}))
             ready = self._answers(time.monotonic() + timeout_s, "ready")
         except BaseException:
             self.close()

@@ -22,6 +22,9 @@ NEAR = 0.05
 HOPEFUL = 0.8
 """But not those of systems whose best is below this share of the best rival's."""
 
+FEW_ROUNDS = 3
+"""Such systems run in the first rounds only: their places are clear."""
+
 _SPARE_BYTES = 3 * 2**30
 """Memory that must be free for another setting of a system that is loaded already."""
 
@@ -72,7 +75,6 @@ def measure(
     batches: Sequence[int],
     times: Times,
     say: Say,
-    anew: bool = False,
 ) -> Measured:
     """Measure one network whose files are in `folder`.
 
@@ -83,25 +85,24 @@ def measure(
         batches: the other sizes that rivals may choose.
         times: how long.
         say: is told of the progress.
-        anew: whether corepipe's kept costs are not to be used.
     """
     result = Measured()
-    _measure_costs(own, folder, times, say, anew)
+    _measure_costs(own, folder, times, say)
     usable = list(_usable(settings, folder, times, result))
     _screen(usable, folder, times, result, say)
     if batches:
         _screen(list(_batched(usable, batches, folder, times, result)), folder, times, result, say)
     _screen([best.with_huge_pages() for best in _best(result, usable, batches)], folder, times, result, say)
-    _compete([own, *_finalists(result, usable, batches)], folder, times, result, say)
+    _compete([(own, times.rounds), *_finalists(result, usable, batches, times.rounds)], folder, times, result, say)
     _note_absent(settings, own, result)
     return result
 
 
-def _measure_costs(own: Setting, folder: Path, times: Times, say: Say, anew: bool) -> None:
+def _measure_costs(own: Setting, folder: Path, times: Times, say: Say) -> None:
     """Let corepipe measure and keep its costs while nothing else is loaded."""
     say("corepipe: costs")
     with contextlib.suppress(ChildError):
-        Contender(own, folder, times.costs_s, anew=anew).close()
+        Contender(own, folder, times.costs_s).close()
 
 
 def _usable(settings: Iterable[Setting], folder: Path, times: Times, result: Measured) -> Iterator[Setting]:
@@ -182,23 +183,27 @@ def _best(result: Measured, usable: Sequence[Setting], batches: Sequence[int]) -
     return [tried[0][1] for tried in _tried(result, usable, batches).values()]
 
 
-def _finalists(result: Measured, usable: Sequence[Setting], batches: Sequence[int]) -> list[Setting]:
-    """Each system's best setting by the screening, then those near to it."""
+def _finalists(
+    result: Measured, usable: Sequence[Setting], batches: Sequence[int], rounds: int
+) -> list[tuple[Setting, int]]:
+    """Each system's best setting by the screening, then those near to it, and the rounds that each runs in."""
     by_system = _tried(result, usable, batches)
     winners, near = [], []
     best = max((fps for tried in by_system.values() for fps, _ in tried), default=0.0)
     for tried in by_system.values():
-        winners.append(tried[0][1])
-        if tried[0][0] >= HOPEFUL * best:
-            near += [setting for fps, setting in tried[1:] if fps >= (1 - NEAR) * tried[0][0]]
+        hopeful = tried[0][0] >= HOPEFUL * best
+        winners.append((tried[0][1], rounds if hopeful else min(rounds, FEW_ROUNDS)))
+        if hopeful:
+            near += [(setting, rounds) for fps, setting in tried[1:] if fps >= (1 - NEAR) * tried[0][0]]
     return [*winners, *near]
 
 
-def _compete(settings: Iterable[Setting], folder: Path, times: Times, result: Measured, say: Say) -> None:
+def _compete(settings: Iterable[tuple[Setting, int]], folder: Path, times: Times, result: Measured, say: Say) -> None:
     """Rounds of slices, each in an order of its own, all processes loaded at once."""
     with contextlib.ExitStack() as opened:
         contenders: list[Contender] = []
-        for setting in settings:
+        rounds: dict[Contender, int] = {}
+        for setting, its_rounds in settings:
             again = any(setting.system == one.setting.system for one in contenders)
             if again and psutil.virtual_memory().available < _SPARE_BYTES:
                 say(f"no memory left for {setting}")
@@ -211,8 +216,10 @@ def _compete(settings: Iterable[Setting], folder: Path, times: Times, result: Me
                 continue
             opened.callback(contender.close)
             contenders.append(contender)
+            rounds[contender] = its_rounds
         for number in range(times.rounds):
-            for contender in random.Random(number).sample(contenders, len(contenders)):
+            running = [contender for contender in contenders if number < rounds[contender]]
+            for contender in random.Random(number).sample(running, len(running)):
                 say(f"round {number + 1}/{times.rounds}: {contender.setting}")
                 try:
                     _slice(contender, contenders, times)

@@ -16,7 +16,7 @@ from corepipe import Plan, Stream
 from corepipe import plan as planners
 from corepipe.api import find_costs
 from corepipe.bench_setup import bench_frames
-from corepipe.compare import trial
+from corepipe.compare import PlanResult, trial
 from corepipe.network.load import open_network
 from corepipe.report.plan import hop_text
 from corepipe.runtime.dispatch import Dispatcher
@@ -28,14 +28,16 @@ from rival_systems.rate import Slice
 
 
 def load(spec: dict[str, Any], folder: Path) -> Runner:
-    """See `Runner`; corepipe may choose from all installed engines, and up to `largest_batch` frames at once."""
+    """See `Runner`; corepipe may choose from all installed engines, and for `batches` frames at once."""
     network = open_network(model_path(folder, 1))
     topology = detect(restrict_to=spec["cpus"])
-    batch = spec["largest_batch"]
-    table = find_costs(network, topology, batch=batch, measured=True, use_cache=not spec.get("anew")).table
     # As the rivals' settings are: the candidates are tried, and the fastest one is measured.
     frames, _ = bench_frames(network, None)
-    plan = trial(network, planners.candidates(table), topology, table, frames).best.plan
+    best: list[PlanResult] = []
+    for batch in spec["batches"]:
+        table = find_costs(network, topology, batch=batch, measured=True).table
+        best.append(trial(network, planners.candidates(table), topology, table, frames).best)
+    plan = max(best, key=lambda result: result.throughput_fps).plan
     done: list[tuple[int, int]] = []
     stream = Stream(network, plan, topology, on_record=lambda record: done.append((record.computed_ns, record.route)))
     return _Stream(stream, plan, done)
@@ -49,6 +51,7 @@ class _Stream:
         self._expected: list[Array] = []
         self.filling = plan.batch * Dispatcher(plan).slots
         self.about = {"settings": _words(plan), "bound_fps": plan.bound_fps, "predicted_fps": plan.predicted_fps}
+        self.about |= {"batch": plan.batch}
 
     def infer(self, batch: Array) -> Array:
         (output,) = self._stream([batch])
