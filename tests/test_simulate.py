@@ -113,6 +113,18 @@ def test_a_lone_frame_takes_the_latency_of_its_route(seed):
     assert record.latency_s == pytest.approx(plan_latency_s(made, table), abs=1e-8)
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_frames_that_share_a_slot_go_together(batch):
+    table = random_table(3, latency_s=1e-4)
+    made = plan(table, "pipeline", batch=batch)
+    lone = simulate(made, table, frames=batch, slots=1)
+    assert lone.records[-1].latency_s == pytest.approx(plan_latency_s(made, table), rel=1e-6)
+    assert [record.frame for record in lone.records] == list(range(batch))
+    full = simulate(made, table)
+    assert full.throughput_fps == pytest.approx(evaluate(made, table).throughput_fps, rel=0.01)
+    assert all(share <= 1 + 1e-6 for share in full.busy.values())
+
+
 def test_rates_are_kept_where_routes_share_workers():
     table = alike(2, (1e-3, 2e-3, 1e-3))
     cut = plan(table, "pipeline")

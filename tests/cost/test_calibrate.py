@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from corepipe.api import engine_name
 from corepipe.cli import app
 from corepipe.cost import calibrate as calibrating
-from corepipe.cost import quick
+from corepipe.cost import measuring, quick
 from corepipe.cost.calibration import Measurement
 from corepipe.cost.calibration_set import SET_VERSION
 from corepipe.cost.calibration_store import CalibrationStore
@@ -25,8 +25,9 @@ NETWORKS = 3
 @pytest.fixture
 def short(monkeypatch):
     """Short measurements: these tests look at what is measured, not at how exact it is."""
-    for name, value in {"_SECONDS": 0.0, "_RUNS": 3, "_PROFILE_RUNS": (3, 3), "_BATCH": 2}.items():
+    for name, value in {"_SECONDS": 0.0, "_RUNS": 3, "_BATCH": 2}.items():
         monkeypatch.setattr(calibrating, name, value)
+    monkeypatch.setattr(measuring, "PROFILE_RUNS", (3, 3))
     monkeypatch.setattr(quick, "_SECONDS", 0.0)
     monkeypatch.setattr(calibrating, "measure_hop", lambda topology: HopCosts(fixed_s=1e-5))
 

@@ -7,6 +7,7 @@ from corepipe.cost.calibration_set import calibration_network, kind_count
 from corepipe.cost.predict.fit import fit
 from corepipe.cost.predict.layout import samples
 from corepipe.cost.predict.model import Predictor
+from corepipe.cost.predict.terms import CROSSING
 from corepipe.errors import DocumentError
 from corepipe.topology.model import CoreConfig
 
@@ -63,6 +64,14 @@ def test_counts_that_were_not_measured_follow_the_law(made_up, unseen, truth):
     assert predictor.condition(CoreConfig("big", 5)) is None
     assert predictor.condition(CoreConfig("prime", 1)) is None
     assert predictor.condition(CoreConfig("all", 8), busy=True) is None
+
+
+def test_busy_cores_of_one_worker_still_read_of_each_other(made_up, unseen, truth):
+    calibration = made_up({"big": (4, 1.0), "little": (4, 3.0)}, counts=(1, 2, 4))
+    assert np.median(errors(calibration, "big2", unseen, truth, cores=2)) < 0.05
+    assert np.median(errors(calibration, "big2", unseen, truth, cores=2, slow=1.25, busy=True)) < 0.05
+    crossing = {c.busy: c.coefficients.get(CROSSING, 0.0) for c in calibration.conditions if c.config == "big2"}
+    assert crossing[True] == pytest.approx(1.25 * crossing[False], rel=0.1)
 
 
 def test_a_core_type_without_measurements_is_named(calibration):

@@ -485,11 +485,6 @@ def test_a_library_that_is_not_installed(monkeypatch):
         engines.get("openvino")
 
 
-def test_the_version_is_that_of_the_package(engine):
-    assert engine.version()[0].isdigit()
-    assert " " not in engine.version()
-
-
 # Threads
 
 THREADS = """

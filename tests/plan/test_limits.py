@@ -10,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corepipe.cost.table import CostTable, HopCosts
-from corepipe.errors import CorepipeError, PlanError
-from corepipe.plan import Plan, evaluate, explain, plan, plan_latency_s, planner_names, weight_bytes
+from corepipe.errors import CorepipeError, PlanError, UsageError
+from corepipe.plan import (
+    Plan,
+    evaluate,
+    explain,
+    plan,
+    plan_latency_s,
+    planner_names,
+    proved_bound,
+    rated,
+    weight_bytes,
+)
 from corepipe.plan import routes as routes_module
 from corepipe.plan import worker_sets as worker_sets_module
 from corepipe.plan.build import Grid
@@ -212,3 +222,36 @@ def test_extreme_costs_give_a_plan_or_one_message(data):
             assert 0 < made.predicted_fps < np.inf
             Dispatcher(Plan.from_json(made.to_json()))
             explain(made, table)
+
+
+def test_with_a_latency_budget_any_planner_takes_the_slot_that_keeps_it(make_table):
+    one = make_table({"cpu1": [0.01, 0.01]}, {"cpu": 1}, hop=HopCosts(edge_s=1e-3))
+    eight = [costs.model_copy(update={"batch": 8}) for costs in one.configs]
+    table = one.replaced(configs=(*one.configs, *eight))
+    assert plan(table, "pipeline").batch == 8
+    assert plan(table, "pipeline", latency_budget_s=0.05).batch == 1
+    with pytest.raises(PlanError, match="the smallest that works"):
+        plan(table, "pipeline", latency_budget_s=0.001)
+
+
+@pytest.mark.parametrize("planner", ["routes", "pipeline", "replicas"])
+def test_the_bound_is_for_the_slots_that_are_planned_for(make_table, planner):
+    table = make_table({"cpu1": [0.0045, 0.0045]}, {"cpu": 1}, hop=HopCosts(edge_s=5e-4))
+    for batch in (None, 1, 8):
+        made = plan(table, planner, batch=batch)
+        assert made.predicted_fps <= made.bound_fps * (1 + 1e-9)
+    assert rated(plan(table, "pipeline", batch=8), table).bound_fps == pytest.approx(1 / 0.009125)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 5000])
+def test_a_batch_out_of_range_is_refused(big_little, batch):
+    with pytest.raises(UsageError, match=f"batch {batch}: give a number"):
+        plan(big_little, batch=batch)
+
+
+@pytest.mark.parametrize("budget_s", [None, 1.0])
+def test_a_table_without_any_config_of_use_is_named(make_table, budget_s):
+    table = make_table({"all2": [1.0]}, {"big": 2, "little": 2})
+    for find in (lambda: plan(table, latency_budget_s=budget_s), lambda: proved_bound(table)):
+        with pytest.raises(PlanError, match=r"has no config of a cluster or of all cores \(it has all2\)"):
+            find()

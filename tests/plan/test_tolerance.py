@@ -57,7 +57,7 @@ def test_what_was_given_up_is_kept_and_said(table):
     best, found = plan(table), plan(table, tolerance=0.3)
     assert best.given_up is None
     lost = 1 - found.predicted_fps / best.predicted_fps
-    said = [sentence for sentence in explain(found, table) if "given up for fewer workers and hops" in sentence]
+    said = [sentence for sentence in explain(found, table) if "throughput is given up for" in sentence]
     if lost > 1e-8:
         assert found.given_up == pytest.approx(lost)
         assert said[0].startswith(f"{lost:.2%} of the best mix's throughput")

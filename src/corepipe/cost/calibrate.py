@@ -49,7 +49,6 @@ _PARTS = 3
 _RUNS = 6
 _SECONDS = 0.12
 _CALL_SECONDS = 0.05
-_PROFILE_RUNS = (8, 60)
 _LAW_COUNTS = 3
 """Of a cluster with more cores than this, only the counts 1, 2 and all are measured."""
 
@@ -230,13 +229,13 @@ def _measure_network(
     beside, divided = prober.time(chains, _SECONDS, runs=_RUNS)
     whole_s = typical(alone)
     whole = chains[0][0]
-    layers = layer_seconds(network, prober.profile(whole, whole_s, _SECONDS, limits=_PROFILE_RUNS))
+    layers = layer_seconds(network, prober.profile(whole, whole_s, _SECONDS))
     busy: list[float] = []
     busy_layers = None
     if others:
         with loaded(others, number):
             busy = prober.time(chains[:1], _SECONDS, runs=_RUNS, busy=True)[0]
-            profiled = prober.profile(whole, typical(busy), _SECONDS, busy=True, limits=_PROFILE_RUNS)
+            profiled = prober.profile(whole, typical(busy), _SECONDS, busy=True)
             busy_layers = layer_seconds(network, profiled)
     busy_s = typical(busy) if busy else None
     return Measurement(

@@ -102,7 +102,7 @@ class Condition(Part):
         coefficients: seconds per unit of each term (see `corepipe.cost.predict.terms`); zero ones are left out.
         low, high: for each family of kernels, what share of the prediction 10 % and 90 % of left-out layers lie below.
         segment_s, segment_s_per_byte: see `corepipe.cost.table.ConfigCosts`.
-        error: median relative error of left-out layers, weighted by their time.
+        error: mean relative error of left-out layers, weighted by their time.
     """
 
     config: str

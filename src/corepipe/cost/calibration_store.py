@@ -88,12 +88,28 @@ def read_calibration(
         UsageError: it is of another machine or engine version.
     """
     calibration = Calibration.read(path)
+    check_calibration(calibration, path, topology, engine, force=force)
+    return calibration
+
+
+def check_calibration(
+    calibration: Calibration,
+    path: str | os.PathLike[str],
+    topology: Topology | None,
+    engine: EngineName | None,
+    *,
+    force: bool = False,
+) -> None:
+    """Check a calibration that was read; arguments as for `read_calibration`.
+
+    Raises:
+        UsageError: it is of another machine or engine version.
+    """
     wrong = mismatch(calibration, topology, engine)
     if wrong and not force:
         raise UsageError(f"{path}: {wrong}; run `corepipe calibrate` here, or use it all the same with --force")
     if wrong:
         _log.warning("%s: %s; used all the same", path, wrong)
-    return calibration
 
 
 def mismatch(calibration: Calibration, topology: Topology | None, engine: EngineName | None) -> str:

@@ -27,7 +27,12 @@ Progress = Callable[[float, str], None]
 """Called with the share of the work that is done, in [0, 1], and what comes next."""
 
 MIN_RUNS = 5
-_PROFILE_RUNS = (8, 60)
+PROFILE_RUNS = (8, 60)
+"""Least and most runs of a profile."""
+
+_MARK = "corepipeL"
+"""Before the number of its layer in a node's name: names of tensors, which engines make names of, may look alike."""
+
 _DISTURBED = 1.25
 """Runs that take longer than this many times the median were disturbed by others and do not count."""
 
@@ -149,22 +154,21 @@ class MeasuringProcess:
         return found
 
     def profile(
-        self, segment: int, run_s: float, seconds: float, *, busy: bool = False, limits: tuple[int, int] | None = None
+        self, segment: int, run_s: float, seconds: float, *, busy: bool = False
     ) -> list[list[tuple[str, float]]]:
         """Kernel calls (the engine's name for the node, seconds) of each run.
 
         Args:
             segment: its index.
             run_s: what a run takes.
-            seconds: as many runs as fit into so much time,
+            seconds: as many runs as fit into so much time, within `PROFILE_RUNS`.
             busy: whether the other cores are being kept busy.
-            limits: within this least and most.
 
         Raises:
             EngineError: the engine refuses the segment, or fails on it.
             WorkerError: the process ended.
         """
-        least, most = limits or _PROFILE_RUNS
+        least, most = PROFILE_RUNS
         self._ask(op="profile", model=segment, runs=min(max(int(seconds / run_s), least), most), busy=busy)
         found: list[list[tuple[str, float]]] = self._answer()["runs"]
         return found
@@ -308,13 +312,13 @@ def other_cores(topology: Topology, cores: Sequence[int]) -> list[tuple[int, ...
 
 
 def name_by_layer(network: Network, segment: Segment) -> Segment:
-    """The same segment with nodes renamed to `L<layer>.<n>`, so that an engine's profile tells their layers."""
+    """The same segment with nodes renamed, so that an engine's profile tells their layers."""
     model = type(segment.model)()
     model.CopyFrom(segment.model)
     owner = {output: layer.index for layer in network.layers for output in layer.outputs}
     for number, node in enumerate(model.graph.node):
         layer = next((found for o in node.output if (found := _named_after(o, owner)) is not None), 0)
-        node.name = f"L{layer}.{number}"
+        node.name = f"{_MARK}{layer}.{number}"
     return Segment(segment.start, segment.stop, model, segment.inputs, segment.outputs)
 
 
@@ -353,7 +357,7 @@ def typical_each(times: Sequence[Sequence[float]]) -> NDArray[np.float64]:
 
 def layer_of(node: str, owner: Mapping[str, int], default: int) -> int:
     """The layer of a node by its name; `owner` names the layer of each tensor."""
-    if match := re.search(r"\bL(\d+)\.\d+", node):
+    if match := re.search(rf"\b{_MARK}(\d+)\.\d+", node):
         return int(match[1])
     found = _named_after(node, owner)
     return default if found is None else found

@@ -254,12 +254,10 @@ class CostTable(Document):
         configs = tuple(costs for costs in self.configs if frames % costs.batch == 0)
         return self.replaced(configs=configs, hop=hop, frames=frames)
 
-    def only(self, engine: str | None = None, batch: int | None = None) -> CostTable:
-        """The table with the modes of one engine, of one batch, or both."""
-        configs = tuple(
-            costs for costs in self.configs if engine in (None, costs.engine) and batch in (None, costs.batch)
-        )
-        engines = tuple(e for e in self.engines if engine in (None, e.name))
+    def only(self, engine: str) -> CostTable:
+        """The table with the modes of one engine."""
+        configs = tuple(costs for costs in self.configs if costs.engine == engine)
+        engines = tuple(e for e in self.engines if e.name == engine)
         return self.replaced(configs=configs, engines=engines)
 
     @cached_property

@@ -47,10 +47,6 @@ class Engine(Protocol):
 
     name: str
 
-    def version(self) -> str:
-        """The version of the library."""
-        ...
-
     def dedicate(self, threads: int, alone: bool = True) -> None:
         """Let all models of this process share `threads` threads, where the library can.
 

@@ -43,10 +43,6 @@ class NcnnEngine:
 
     name = "ncnn"
 
-    def version(self) -> str:
-        """The version of ncnn."""
-        return str(ncnn.__version__)
-
     def dedicate(self, threads: int, alone: bool = True) -> None:
         """See `Engine.dedicate`: OpenMP's threads are shared by all models of the thread that runs them."""
 

@@ -43,10 +43,6 @@ class OnnxRuntimeEngine:
             ort.set_global_thread_pool_sizes(threads, 1)
             self.shared_threads = threads
 
-    def version(self) -> str:
-        """The version of ONNX Runtime."""
-        return str(ort.__version__)
-
     def compile(self, model: bytes, threads: int) -> _Session:
         """See `Engine.compile`."""
         with as_engine_error("onnxruntime refuses the model"):

@@ -46,10 +46,6 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def version(self) -> str:
-        """The version of OpenVINO, without the build."""
-        return str(ov.__version__).partition("-")[0]
-
     def dedicate(self, threads: int, alone: bool = True) -> None:
         """See `Engine.dedicate`: all models of a process share one pool of workers as it is."""
 

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from corepipe.cost.table import CostTable
-from corepipe.errors import PlanError, UnknownNameError
+from corepipe.cost.table import MAX_BATCH, CostTable
+from corepipe.errors import PlanError, UnknownNameError, UsageError
 from corepipe.plan import routes
 from corepipe.plan.build import best_of
 from corepipe.plan.explain import explain
@@ -136,7 +136,7 @@ def plan(
 
     Raises:
         UnknownNameError: no such planner, or no such cluster.
-        UsageError: a limit is not above zero.
+        UsageError: a limit is not above zero, or the batch is out of range.
         PlanError: nothing meets the limits (the message names the smallest budget that works), the one plan of a
             planner that does not search within limits exceeds them, or the table lacks the configs that it needs.
 
@@ -148,6 +148,8 @@ def plan(
     limits = Limits(latency_budget_s, memory_budget_bytes, layer_weight_bytes, max_workers, cores)
     table = limits.restricted(table)
     limits = dataclasses.replace(limits, cores=None)
+    if batch is not None and not 1 <= batch <= MAX_BATCH:
+        raise UsageError(f"batch {batch}: give a number of frames from 1 to {MAX_BATCH}")
     sizes = table.batches if batch is None else (batch,)
     if planner == BEST:
         if tolerance is None:
@@ -156,10 +158,11 @@ def plan(
         near = _on_one_engine(mixes, table, sizes, limits) if tolerance > 0 else None
         return _simplest(mixes, *(near or (mixes, table)), limits, tolerance)
     plain = table.only(engine=table.engines[0].name) if _is_baseline(planner) else table
-    made = best_of(_for_each_size(plain, sizes, lambda sized: _found_by(planner, sized)))
-    excess = limits.excess(made, table)
-    if excess is None:
-        return made.model_copy(update={"bound_fps": _bound_of(table, limits)}) if bound else made
+    found = _for_each_size(plain, sizes, lambda sized: _found_by(planner, sized))
+    if within := [made for made in found if limits.excess(made, table) is None]:
+        made = best_of(within)
+        return made.model_copy(update={"bound_fps": _bound_of(table, sizes, limits)}) if bound else made
+    excess = limits.excess(best_of(found), table)
     best = best_routes(table.for_frames(1), limits)
     raise PlanError(
         f"the plan of {planner!r} for {table.network.name} has {excess}; this planner does not search within "
@@ -190,7 +193,7 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
         alone = table.only(engine=engine.name)
         for planner in (BEST, "replicas"):
             with contextlib.suppress(PlanError):
-                found[f"{planner} on {engine.name}"] = find(alone, planner)
+                found[f"{planner} on {engine.name}"] = find(alone, planner, bound=False)
     best = found.pop(BEST)
     least = (1 - _TRIED_WITHIN) * (found[EXACT].predicted_fps or 0.0)
     # What a plan on one engine gives up is of what that engine can do: it says nothing beside the others.
@@ -202,17 +205,18 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
     }
 
 
-def proved_bound(table: CostTable, limits: Limits | None = None) -> float:
+def proved_bound(table: CostTable, limits: Limits | None = None, sizes: Iterable[int] | None = None) -> float:
     """What no plan at all can exceed by the table, in frames/s, whatever its engines and batches.
 
     Args:
         table: the costs.
         limits: what plans may cost; a budget for memory is not made use of.
+        sizes: how many frames may share a slot; None for the numbers that the table has costs for.
 
     Raises:
         PlanError: the table has too many layers to search, or the limits do not fit it.
     """
-    return max(routes.proved_bound(table.for_frames(frames), limits) for frames in table.batches)
+    return max(routes.proved_bound(table.for_frames(frames), limits) for frames in sizes or table.batches)
 
 
 def _is_baseline(planner: str) -> bool:
@@ -246,18 +250,19 @@ def rated(plan: Plan, table: CostTable, bound_fps: float | None = None) -> Plan:
     Args:
         plan: the plan.
         table: the costs.
-        bound_fps: the `proved_bound` of the table where it is known; found now by default.
+        bound_fps: the `proved_bound` of the table, for the plan's batch too, where it is known; found now by default.
 
     Raises:
         PlanError: plan and table are of different networks, or the table lacks a config.
     """
     fps = evaluate(plan, table).throughput_fps
-    return plan.model_copy(update={"predicted_fps": fps, "bound_fps": bound_fps or _bound_of(table), "given_up": None})
+    bound_fps = bound_fps or _bound_of(table, {*table.batches, plan.batch})
+    return plan.model_copy(update={"predicted_fps": fps, "bound_fps": bound_fps, "given_up": None})
 
 
-def _bound_of(table: CostTable, limits: Limits | None = None) -> float | None:
+def _bound_of(table: CostTable, sizes: Iterable[int], limits: Limits | None = None) -> float | None:
     with contextlib.suppress(PlanError):
-        return proved_bound(table, limits)
+        return proved_bound(table, limits, sizes)
     return None
 
 

@@ -108,7 +108,6 @@ def make_plan(
     planner: str,
     configs: Sequence[CoreConfig],
     routes: Iterable[tuple[float, Hops]],
-    bound_fps: float | None = None,
 ) -> Plan:
     """A plan whose mix of routes is scaled until its fullest worker is busy all the time.
 
@@ -119,7 +118,6 @@ def make_plan(
         planner: what the plan is to say made it.
         configs: one for each worker.
         routes: for each route its share (any unit) and its hops.
-        bound_fps: what was proved, if anything.
 
     Raises:
         PlanError: the table gives the plan no cost at all.
@@ -146,7 +144,6 @@ def make_plan(
             routes=tuple(Route(rate_fps=rate * scale, hops=hops) for rate, hops in divided),
             batch=table.frames,
             predicted_fps=fps,
-            bound_fps=bound_fps,
         )
 
     draft = plan_at(1.0, None)
@@ -154,15 +151,15 @@ def make_plan(
     return plan_at(fps / draft.throughput_fps, fps)
 
 
-def pipeline_plan(table: CostTable, planner: str, stages: Sequence[Stage], bound_fps: float | None = None) -> Plan:
+def pipeline_plan(table: CostTable, planner: str, stages: Sequence[Stage]) -> Plan:
     """A plan of one route that visits each stage's worker once."""
     hops = [(i, start, stop) for i, (_, start, stop) in enumerate(stages)]
-    return make_plan(table, planner, [config for config, _, _ in stages], [(1.0, hops)], bound_fps)
+    return make_plan(table, planner, [config for config, _, _ in stages], [(1.0, hops)])
 
 
-def single_plan(table: CostTable, planner: str, config: CoreConfig, bound_fps: float | None = None) -> Plan:
+def single_plan(table: CostTable, planner: str, config: CoreConfig) -> Plan:
     """A plan of one worker that runs the whole network."""
-    return pipeline_plan(table, planner, [(config, 0, table.layer_count)], bound_fps)
+    return pipeline_plan(table, planner, [(config, 0, table.layer_count)])
 
 
 def best_of(plans: Iterable[Plan]) -> Plan:

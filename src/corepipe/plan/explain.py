@@ -103,8 +103,8 @@ def _given_up(plan: Plan) -> list[str]:
     if plan.given_up is None:
         return []
     return [
-        f"{plan.given_up:.2%} of the best mix's throughput is given up for fewer workers and hops, as costs are no "
-        "more exact than that; a tolerance of 0 gives the best mix."
+        f"{plan.given_up:.2%} of the best mix's throughput is given up for one engine, fewer workers or fewer hops, as "
+        "costs are no more exact than that; a tolerance of 0 gives the best mix."
     ]
 
 

@@ -63,6 +63,7 @@ def best_routes(table: CostTable, limits: Limits | None = None) -> Plan:
     table = limits.restricted(table)
     _check_memory(table, limits)
     singles = _single_plans(table, limits)
+    _check_configs(table)
     bound = max((plan.predicted_fps or 0.0 for plan in singles), default=0.0)
     plans = list(singles)
     if limits.max_workers != 1 and any(cluster_sizes(table).values()):
@@ -98,11 +99,23 @@ def proved_bound(table: CostTable, limits: Limits | None = None) -> float:
     """
     limits = dataclasses.replace(limits or Limits(), memory_budget_bytes=None, layer_weight_bytes=None)
     table = limits.restricted(table)
+    _check_configs(table)
     bound = max((plan.predicted_fps or 0.0 for plan in _single_plans(table, limits)), default=0.0)
     if limits.max_workers != 1 and any(cluster_sizes(table).values()):
         search = _Search(RouteProgram(Grid.of(table), limits.latency_per_frame_s(table)), limits.max_workers)
         bound = max(bound, search.bound_fps)
     return bound
+
+
+def _check_configs(table: CostTable) -> None:
+    """Refuse a table that no plan can be made from."""
+    if not _single_configs(table) and not any(cluster_sizes(table).values()):
+        known = ", ".join(map(str, table.by_config)) or "none"
+        together = f" for {table.frames} frames at once" if table.frames > 1 else ""
+        raise PlanError(
+            f"the cost table of {table.network.name} has no config of a cluster or of all cores{together} (it has "
+            f"{known}); profile again"
+        )
 
 
 def best_mix(program: RouteProgram, max_workers: int | None = None) -> tuple[Mix | None, float]:

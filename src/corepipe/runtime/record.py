@@ -57,13 +57,13 @@ def records_of(lane: Lane, flight: Flight, failed: bool, now_ns: int) -> Iterato
     hops = lane.plan.routes[flight.route].hops
     for position, frame in enumerate(flight.frames):
         parts = tuple(
-            HopTime(hop.worker, hop.start, hop.stop, *_share(began, ended, position, count))
+            HopTime(hop.worker, hop.start, hop.stop, *part_of(began, ended, position, count))
             for hop, (began, ended) in zip(hops, times, strict=False)
         )
         yield FrameRecord(frame.sequence, flight.route, frame.submitted_ns, now_ns, parts, failed, lane.number)
 
 
-def _share(began: int, ended: int, position: int, count: int) -> tuple[int, int]:
+def part_of(began: int, ended: int, position: int, count: int) -> tuple[int, int]:
     """Start and end of one of `count` equal parts of a time; the time itself where it has not ended."""
     if not ended:
         return began, ended

@@ -22,7 +22,7 @@ from corepipe.cost.table import CostTable
 from corepipe.errors import UnknownNameError, UsageError
 from corepipe.plan.model import Plan, hop_s
 from corepipe.runtime.dispatch import Dispatcher
-from corepipe.runtime.record import FrameRecord, HopTime
+from corepipe.runtime.record import FrameRecord, HopTime, part_of
 from corepipe.simulate.fits import check_fits
 from corepipe.simulate.result import Simulation
 
@@ -55,7 +55,8 @@ def simulate(
         table: the costs.
         frames: how many frames to feed; None for `DEFAULT_FRAMES`, more where many can be under way. Too few for a
             steady state are logged as a warning.
-        slots: frames that can be under way at once; None for what the runtime allots to the plan.
+        slots: slots, of `plan.batch` frames each, that can be under way at once; None for what the runtime allots to
+            the plan.
         jitter: coefficient of variation of a segment's time, drawn from a lognormal distribution whose mean is the
             table's figure; 0 for fixed times.
         contention: None to take the table's costs with the other cores busy (for a plan of one worker: idle). Else a
@@ -64,8 +65,8 @@ def simulate(
         seed: of the drawn times; the same arguments give the same records.
 
     Raises:
-        PlanError: the plan does not fit the table's network or machine.
-        UnknownNameError: the table lacks a config of the plan, or `contention` names a cluster that is not there.
+        PlanError: the plan does not fit the table's network or machine, or the table lacks a config of it.
+        UnknownNameError: `contention` names a cluster that is not there.
         UsageError: a number is out of range.
 
     Example:
@@ -90,7 +91,7 @@ def simulate(
 
 @dataclass(frozen=True)
 class _Step:
-    """One hop of a route: who serves it, and its seconds before, in and after the segment."""
+    """One hop of a route: who serves it, and a slot's seconds before, in and after the segment."""
 
     worker: int
     start: int
@@ -102,18 +103,18 @@ class _Step:
 
 @dataclass
 class _Flight:
-    """A frame under way."""
+    """The frames of a slot under way; they are submitted together."""
 
-    frame: int
+    number: int
     route: int
     submitted_s: float
     hops: list[HopTime] = field(default_factory=list)
 
 
 class _Run:
-    """The state of a simulation and its events: a frame arrives at a worker, a worker ends a hop.
+    """The state of a simulation and its events: a slot's frames arrive at a worker, a worker ends a hop.
 
-    As in the runtime, a worker takes the oldest of the frames that wait for it.
+    As in the runtime, a worker takes the oldest of the slots that wait for it.
     """
 
     def __init__(
@@ -129,7 +130,8 @@ class _Run:
         self._names = [worker.name for worker in plan.workers]
         self._cores = [len(worker.cores) for worker in plan.workers]
         self._routes = _steps(plan, table, busy=len(plan.workers) > 1 and contention is None)
-        self._latency_s = table.hop.latency_s
+        self._batch = plan.batch
+        self._latency_s = table.hop.latency_s * plan.batch
         self._slowing = _slowing(plan, table, contention)
         self._others = [sum(len(c.cores) for c in table.machine.clusters) - cores for cores in self._cores]
         # A lognormal variable with mean 1 and coefficient of variation c has sigma^2 = ln(1 + c^2), mu = -sigma^2 / 2.
@@ -137,7 +139,8 @@ class _Run:
         self._generator = np.random.default_rng(seed)
         self._dispatcher = Dispatcher(plan, table.network.cut_bytes[-1])
         self.slots = min(slots or self._dispatcher.slots, self._dispatcher.slots)
-        self._to_feed = frames or max(DEFAULT_FRAMES, _FRAMES_PER_SLOT * self.slots)
+        wanted = frames or max(DEFAULT_FRAMES, _FRAMES_PER_SLOT * self.slots * plan.batch)
+        self._to_feed = math.ceil(wanted / plan.batch)
         self._fed = 0
         self._under_way = 0
         self._next_delivery = 0
@@ -178,7 +181,7 @@ class _Run:
             self._arrive(now, self._routes[flight.route][0].worker, flight)
 
     def _arrive(self, now: float, worker: int, flight: _Flight) -> None:
-        heapq.heappush(self._queues[worker], (flight.frame, flight))
+        heapq.heappush(self._queues[worker], (flight.number, flight))
         if self._serving[worker] is None:
             self._begin_hop(now, worker)
 
@@ -209,12 +212,16 @@ class _Run:
             self._begin_hop(now, worker)
 
     def _end_flight(self, now: float, flight: _Flight) -> None:
-        self.records.append(
-            FrameRecord(flight.frame, flight.route, _ns(flight.submitted_s), _ns(now), tuple(flight.hops))
-        )
+        for position in range(self._batch):
+            hops = tuple(
+                HopTime(h.worker, h.start, h.stop, *part_of(h.started_ns, h.ended_ns, position, self._batch))
+                for h in flight.hops
+            )
+            frame = flight.number * self._batch + position
+            self.records.append(FrameRecord(frame, flight.route, _ns(flight.submitted_s), _ns(now), hops))
         self._under_way -= 1
         self._dispatcher.done(flight.route)
-        self._ended.add(flight.frame)
+        self._ended.add(flight.number)
         while self._next_delivery in self._ended:
             self._ended.remove(self._next_delivery)
             self._next_delivery += 1
@@ -230,9 +237,9 @@ def _steps(plan: Plan, table: CostTable, *, busy: bool) -> list[list[_Step]]:
                 worker=numbers[hop.worker],
                 start=hop.start,
                 stop=hop.stop,
-                before_s=table.half_hop_s(hop.start),
-                segment_s=hop_s(plan, hop, table, busy=busy),
-                after_s=table.half_hop_s(hop.stop),
+                before_s=plan.batch * table.half_hop_s(hop.start),
+                segment_s=plan.batch * hop_s(plan, hop, table, busy=busy),
+                after_s=plan.batch * table.half_hop_s(hop.stop),
             )
             for hop in route.hops
         ]

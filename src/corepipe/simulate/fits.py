@@ -11,8 +11,8 @@ def check_fits(plan: Plan, table: CostTable) -> None:
     """Check that a plan can run on the network and machine of a cost table.
 
     Raises:
-        PlanError: another network, an illegal cut, or a core that the machine or the worker's cluster lacks.
-        UnknownNameError: the table lacks a config of the plan.
+        PlanError: another network, an illegal cut, a config that the table lacks, or a core that the machine or the
+            worker's cluster lacks.
     """
     if plan.network.sha256 not in ("", table.network.sha256):
         raise PlanError(

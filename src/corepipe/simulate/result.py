@@ -23,7 +23,7 @@ class Simulation:
         plan: the plan.
         records: one for each frame, in the order of submission; times are nanoseconds from the start.
         fed_until_ns: when the last frame was fed; until then the workers had all the frames that they could take.
-        slots: frames that could be under way at once.
+        slots: slots, of `plan.batch` frames each, that could be under way at once.
     """
 
     plan: Plan
@@ -48,7 +48,7 @@ class Simulation:
     @cached_property
     def _settled_frames(self) -> tuple[FrameRecord, ...]:
         done = sorted(self.records, key=lambda record: record.done_ns)
-        fill = max(2 * self.slots, int(_WARM_UP_SHARE * len(done)))
+        fill = max(2 * self.slots * self.plan.batch, int(_WARM_UP_SHARE * len(done)))
         return tuple(record for record in done[fill:] if record.done_ns <= self.fed_until_ns)
 
     @property

@@ -86,11 +86,11 @@ def fit(calibration: Calibration) -> Calibration:
             raise DocumentError(f"calibration: nothing was measured on {name}; calibrate again")
     segments = {config: _segment_costs(calibration, config) for config in configs}
     first = next(iter(singles.values()))
-    tiling, caches = _choose(calibration, first, segments[first])
+    tiling, caches = _choose(calibration, first)
     conditions: list[Condition] = []
     base: dict[str, Condition] = {}
     for cluster, single in singles.items():
-        rows = _rows(calibration, single, False, segments[single], tiling, caches)
+        rows = _rows(calibration, single, False, tiling, caches)
         base[cluster] = _finish(single, False, segments[single], rows, solve)
         conditions.append(base[cluster])
     fastest = base[next(iter(base))]
@@ -99,10 +99,11 @@ def fit(calibration: Calibration) -> Calibration:
         parsed = CoreConfig.parse(config)
         start = fastest if parsed.cluster == ALL_CORES else base[parsed.cluster]
         for busy in (False, True):
-            rows = _rows(calibration, config, busy, segments[config], tiling, caches)
+            rows = _rows(calibration, config, busy, tiling, caches)
             if not len(rows.seconds) or (not busy and config in singles.values()):
                 continue
-            scaler = _scaler(start, parsed.count > 1)
+            # What several cores read of each other is among the terms already where they were fitted alone.
+            scaler = _scaler(start, parsed.count > 1 and CROSSING not in start.coefficients)
             if parsed.count > 1 and not busy:
                 scaled.append(start.model_copy(update={"config": config, "coefficients": scaler(rows)}))
                 start = _finish(config, busy, segments[config], rows, _refiner(scaler))
@@ -215,7 +216,6 @@ def _rows(
     calibration: Calibration,
     config: str,
     busy: bool,
-    segment: tuple[float, float],
     tiling: Tiling,
     caches: Caches,
 ) -> Rows:
@@ -313,12 +313,12 @@ def _segment_costs(calibration: Calibration, config: str) -> tuple[float, float]
     return max(float(found[0] / scale[0]), call_s), float(found[1] / scale[1])
 
 
-def _choose(calibration: Calibration, config: str, segment: tuple[float, float]) -> tuple[Tiling, Caches]:
+def _choose(calibration: Calibration, config: str) -> tuple[Tiling, Caches]:
     """The tiling and the effective share of the shared cache under which one core's times fit best."""
     own = calibration.own_cache_bytes or _DEFAULT_OWN
 
     def loss(tiling: Tiling, caches: Caches) -> float:
-        rows = _rows(calibration, config, False, segment, tiling, caches)
+        rows = _rows(calibration, config, False, tiling, caches)
         fitted = _apply(solve(rows), rows)
         size = np.sqrt((rows.seconds + _RESOLUTION_S) * (fitted + _RESOLUTION_S))
         return float(np.mean(np.abs(fitted - rows.seconds) / size * np.sqrt(rows.seconds)))
