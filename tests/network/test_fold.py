@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from corepipe.errors import ModelError
+from corepipe.network import fold as fold_module
 from corepipe.network.load import Limits, load_network
 
 
@@ -262,3 +263,34 @@ def test_loops_deep_within_loops_end(make_model):
     except ModelError as error:
         assert "loops within loops" in str(error)
     assert time.monotonic() - began < 60
+
+
+def test_what_constant_nodes_hold_become_initializers(make_model, divider):
+    weight = onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), "anything")
+    nodes = [helper.make_node("Constant", [], ["w"], value=weight), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = make_model(nodes, {"x": [2, 4]}, ["y"])
+    network = load_network(model)
+    assert operators(network) == ["MatMul"]
+    assert [tensor.name for tensor in network.model.graph.initializer] == ["w"]
+    same_as_before(model, network, divider)
+
+
+def test_folding_reads_no_more_than_its_budget(make_model, monkeypatch):
+    evaluated = []
+    real = fold_module._Folder._alone
+    monkeypatch.setattr(fold_module._Folder, "_alone", lambda self, node: evaluated.append(node) or real(self, node))
+    monkeypatch.setattr(fold_module, "_READ_BUDGET_BYTES", -2 * fold_module._FOLD_BUDGET_BYTES)
+    nodes = [helper.make_node("ReduceSum", ["c"], [f"s{i}"], keepdims=0) for i in range(9)]
+    nodes.append(helper.make_node("Sum", ["x", *(f"s{i}" for i in range(9))], ["y"]))
+    load_network(make_model(nodes, {"x": [1]}, ["y"], {"c": np.ones(1000, np.float32)}))
+    assert len(evaluated) == 2, "twice the bytes of the weights"
+
+
+@pytest.mark.parametrize("taken", ["input", "node"])
+def test_the_name_of_a_constant_output_is_free(make_model, divider, taken):
+    inputs = {"x": [2]} | ({"k__constant": [2]} if taken == "input" else {})
+    other = "k__constant" if taken == "input" else "x"
+    nodes = [helper.make_node("Neg", [other], ["n" if taken == "input" else "k__constant"])]
+    nodes.append(helper.make_node("Add", [nodes[0].output[0], "x"], ["y"]))
+    model = make_model(nodes, inputs, ["y", "k"], {"k": np.ones(2, np.float32)})
+    same_as_before(model, load_network(model), divider)

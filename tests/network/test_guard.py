@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import pytest
 from onnx import parser
 
-from corepipe.errors import ModelError
+from corepipe.errors import FrameError, ModelError
 from corepipe.network.infer import Inference
-from corepipe.network.load import DEFAULT_LIMITS, load_network
+from corepipe.network.inputs import check_frame
+from corepipe.network.load import DEFAULT_LIMITS, Limits, load_network
+from corepipe.network.model import TensorInfo
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> g '
 
@@ -53,3 +57,30 @@ def test_inference_is_not_asked_about_inputs_of_no_type():
     model = parser.parse_model(text)
     inference = Inference(model, "m", DEFAULT_LIMITS)
     assert inference.outputs(model.graph.node[0], {}, {}) == {}
+
+
+def test_a_tensor_that_is_a_segment_is_refused(make_model):
+    node = onnx.helper.make_node("Add", ["x", "k"], ["y"])
+    model = make_model([node], {"x": [2]}, ["y"], {"k": np.ones(2, np.float32)})
+    model.graph.initializer[0].segment.begin = 0
+    with pytest.raises(ModelError, match="'k' is a segment of another"):
+        load_network(model)
+
+
+def test_more_tensors_alive_than_cuts_can_name_are_refused(make_model):
+    count = 60
+    nodes = [onnx.helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"]) for i in range(count)]
+    nodes.append(onnx.helper.make_node("Sum", [f"t{i}" for i in range(count + 1)], ["y"]))
+    model = make_model(nodes, {"t0": [1, 100]}, ["y"])
+    assert len(load_network(model).layers) > 40
+    with pytest.raises(ModelError, match="tensors cross the cuts between its"):
+        load_network(model, limits=Limits(crossings=1000))
+
+
+def test_what_only_looks_like_an_array_is_a_bad_frame():
+    class OnAnotherDevice:
+        def __array__(self, *_, **__):
+            raise TypeError("cannot be turned into an array")
+
+    with pytest.raises(FrameError, match="not an array: cannot be turned"):
+        check_frame(OnAnotherDevice(), [TensorInfo("x", np.dtype(np.float32), (1, 3))], "frame 0")

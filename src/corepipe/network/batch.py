@@ -92,6 +92,8 @@ class _Batcher:
         self.axes: dict[str, int] = {}
         self.new: dict[str, TensorType] = dict(self.old)
         self.made: dict[str, TensorProto] = {}
+        self.repeated_bytes = 0
+        self.repeats: dict[tuple[str, int], str] = {}
         self.maker: dict[str, NodeProto] = {}
         self.readers: dict[str, int] = {}
         for node in graph.node:
@@ -204,14 +206,19 @@ class _Batcher:
         kind = self.old[name]
         assert kind.shape is not None
         wanted = scaled(kind.shape, axis, self.batch)
+        if (name, axis) in self.repeats:
+            return self.repeats[name, axis]
         values = self._values(name)
         if values is not None:
             size = storage_bytes(kind.elem_type, wanted) or 0
-            if size > self.limits.tensor_bytes:
-                raise Refusal(f"{name!r}, repeated for each frame, takes {human_bytes(size)}; take fewer frames")
+            self.repeated_bytes += size
+            if size > self.limits.tensor_bytes or self.repeated_bytes > self.limits.weight_bytes:
+                total = human_bytes(self.repeated_bytes)
+                raise Refusal(f"{name!r} and others, repeated for each frame, take {total}; take fewer frames")
             repeats = [self.batch if k == axis else 1 for k in range(values.ndim)]
             added = self._add(name, np.tile(values, repeats), TensorType(kind.elem_type, wanted))
             self.old[added], self.axes[added] = kind, axis
+            self.repeats[name, axis] = added
             return added
         maker = self.maker.get(name)
         alone = self.readers[name] == 1 and list(node.input).count(name) == 1 and name not in self.ends

@@ -48,6 +48,7 @@ class Limits:
         tensor_bytes: one tensor, constant or computed, as far as its shape is known.
         weight_bytes: all constants together; below the 2 GiB that a serialised ONNX model may have.
         live_bytes: all tensors alive at one cut.
+        crossings: tensors alive at all cuts together.
     """
 
     file_bytes: int = 2**31 - 1
@@ -60,6 +61,7 @@ class Limits:
     tensor_bytes: int = 2**31 - 1
     weight_bytes: int = 2**31 - 2**24
     live_bytes: int = 2**33
+    crossings: int = 2_000_000
 
 
 DEFAULT_LIMITS = Limits()
@@ -168,6 +170,8 @@ def _check_sizes(model: ModelProto, name: str, limits: Limits) -> None:
                 f"{name}: tensor {tensor.name!r} has element type {type_name(tensor.data_type)}, which is not "
                 f"supported; export the model with another type"
             )
+        if tensor.HasField("segment"):
+            raise ModelError(f"{name}: tensor {tensor.name!r} is a segment of another, which is not supported")
         _check_bytes(tensor.name, tensor.data_type, tensor.dims, name, limits)
         total += storage_bytes(tensor.data_type, tensor.dims) or 0
     if total > limits.weight_bytes:

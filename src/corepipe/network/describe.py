@@ -19,7 +19,18 @@ _WEIGHT_INPUT = {
     "Gemm": 1, "FusedGemm": 1, "QGemm": 3, "MatMul": 1, "FusedMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3,
 }  # fmt: skip
 _CONVOLUTIONS = frozenset(("Conv", "FusedConv", "ConvTranspose", "ConvInteger", "QLinearConv"))
-_POOLS = frozenset(("AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"))
+POOLS = frozenset({
+    "AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool",
+})  # fmt: skip
+"""They look at a window, or at the whole image."""
+POINTWISE = frozenset({
+    "Abs", "Add", "And", "BiasGelu", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp",
+    "FastGelu", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "LeakyRelu", "Less",
+    "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow",
+    "QuickGelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softplus",
+    "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Where", "Xor",
+})  # fmt: skip
+"""Each element of what they make depends on the same one of what they read."""
 
 _NORMALISATION = {
     "BatchNormalization": 2, "InstanceNormalization": 6, "GroupNormalization": 6, "LayerNormalization": 6,
@@ -35,14 +46,7 @@ _NO_OPERATIONS = frozenset({
     "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "Shape", "Size", "Slice",
     "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 })  # fmt: skip
-_ELEMENTWISE = frozenset({
-    "Abs", "Add", "And", "BiasGelu", "Ceil", "Celu", "Clip", "Cos", "DequantizeLinear", "Div", "Elu", "Equal",
-    "Erf", "Exp", "FastGelu", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
-    "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or",
-    "PRelu", "Pow", "QuantizeLinear", "QuickGelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
-    "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Where",
-    "Xor",
-})  # fmt: skip
+_ELEMENTWISE = POINTWISE | {"DequantizeLinear", "QuantizeLinear"}
 _VIEWS = frozenset({
     "Cast", "CastLike", "Constant", "Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze",
     "Unsqueeze",
@@ -82,7 +86,7 @@ def describe(
     kernel = ints_attribute(main, "kernel_shape") or spatial
     if main.op_type in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
         kernel = _shape(types, main.input[0])[2:]
-    windowed = main.op_type in _CONVOLUTIONS or main.op_type in _POOLS
+    windowed = main.op_type in _CONVOLUTIONS or main.op_type in POOLS
     ones = (1,) * len(kernel)
     return Descriptor(
         kind=_kind(main, gemm, types),
@@ -119,7 +123,7 @@ def node_flops(node: NodeProto, types: Types) -> int:
         return 0
     given = math.prod(_shape(types, node.input[0])) if node.input and _known(types, node.input[0]) else 0
     made = sum(types.get(output, UNKNOWN).elements or 0 for output in node.output if output)
-    if kind in _POOLS:
+    if kind in POOLS:
         return given if kind.startswith("Global") else made * math.prod(ints_attribute(node, "kernel_shape") or (1,))
     if kind == "LRN":
         return made * (2 * int_attribute(node, "size", 1) + 3)
@@ -141,7 +145,7 @@ def _kind(node: NodeProto, gemm: _Gemm, types: Types) -> str:
         return "depthwise" if len(shape) > 1 and shape[1] == gemm.groups else "grouped"
     if kind in _WEIGHT_INPUT:
         return "fully-connected"
-    if kind in _POOLS:
+    if kind in POOLS:
         return "pool"
     if kind in _NORMALISATION or kind == "LRN":
         return "normalisation"

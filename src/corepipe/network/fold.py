@@ -34,6 +34,7 @@ from corepipe.network.infer import Inference, tensor_type, visible
 
 _ALWAYS_FOLD_BYTES = 2**20
 _FOLD_BUDGET_BYTES = 2**28
+_READ_BUDGET_BYTES = 2**32
 
 _ELEMENTWISE = frozenset({
     "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "Cast", "CastLike", "Ceil", "Clip", "Cos",
@@ -109,7 +110,7 @@ def skeleton(model: ModelProto) -> ModelProto:
 
 
 class _Folder:
-    """One model being folded: its constants and types by name, and what may still be spent on new constants."""
+    """One model being folded: its constants and types by name, and what may still be spent on constants."""
 
     def __init__(self, model: ModelProto, inference: Inference) -> None:
         self.model = model
@@ -124,6 +125,7 @@ class _Folder:
         for tensor in self.graph.initializer:
             self.types[tensor.name] = tensor_type(tensor.data_type, list(tensor.dims))
             self.budget += storage_bytes(tensor.data_type, tensor.dims) or 0
+        self.readable = _READ_BUDGET_BYTES + 2 * self.budget
         self.taken = self.inputs | set(self.constants) | {o for node in self.graph.node for o in node.output}
         self.branches = 0
         self.renamed: dict[str, str] = {}
@@ -253,8 +255,9 @@ class _Folder:
             return None
         bound = _output_bound(node, constants, made)
         given = sum(storage_bytes(t.data_type, t.dims) or 0 for t in constants)
-        if bound is None or bound > max(_ALWAYS_FOLD_BYTES, 2 * given) or bound > self.budget:
+        if bound is None or bound > max(_ALWAYS_FOLD_BYTES, 2 * given) or bound > self.budget or given > self.readable:
             return None
+        self.readable -= given
         from onnx.reference import ReferenceEvaluator
 
         try:
@@ -364,14 +367,16 @@ def _output_bound(node: NodeProto, constants: Sequence[TensorProto], types: Mapp
 def _free_constant_outputs(graph: GraphProto) -> None:
     """Give an output that is an initializer a node that makes it, so that some layer does."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    taken = {*constants, *(value.name for value in graph.input), *(o for node in graph.node for o in node.output)}
     renamed: dict[str, str] = {}
     for value in graph.output:
         tensor = constants.get(value.name)
         if tensor is None:
             continue
         inner = f"{value.name}__constant"
-        while inner in constants:
+        while inner in taken:
             inner += "_"
+        taken.add(inner)
         renamed[value.name] = inner
         tensor.name = inner
     for node in graph.node if renamed else ():

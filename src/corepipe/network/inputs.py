@@ -52,7 +52,7 @@ def _fitted(array: NDArray[Any], tensor: TensorInfo, name: str) -> NDArray[Any]:
     """One array as an input wants it."""
     try:
         array = np.asarray(array)
-    except ValueError as error:
+    except Exception as error:  # of what only looks like an array: a tensor on a GPU, say
         raise FrameError(f"{name}: input {tensor.name!r}: not an array: {error}") from None
     shape = tensor.shape
     if shape is not None and array.shape != shape:

@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from corepipe.errors import ModelError
 from corepipe.network.check import Limits
-from corepipe.network.describe import describe, dominant
+from corepipe.network.describe import POINTWISE, POOLS, describe, dominant
 from corepipe.network.graph import INTEGER_TYPES, UNKNOWN, TensorType, human_bytes, reads
 from corepipe.network.model import Cut, Layer
 
@@ -21,17 +21,7 @@ _CONVOLUTIONS = frozenset({
     "Conv", "ConvInteger", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul",
     "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul",
 })  # fmt: skip
-_POOLS = frozenset({
-    "AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool",
-})  # fmt: skip
-_POINTWISE = frozenset({
-    "Abs", "Add", "And", "BiasGelu", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp",
-    "FastGelu", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "LeakyRelu", "Less",
-    "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow",
-    "QuickGelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softplus",
-    "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Where", "Xor",
-})  # fmt: skip
-_FOLLOWING = _POINTWISE | {"BatchNormalization"}
+_FOLLOWING = POINTWISE | {"BatchNormalization"}
 _VIEWS = frozenset({
     "Cast", "CastLike", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze",
 })  # fmt: skip
@@ -216,7 +206,7 @@ def _joins(graph: _Graph, at: int, current: _Open) -> bool:
             return True
         follows = kind in _FOLLOWING or kind in _VIEWS or kind == "QuantizeLinear"
         return follows and all(_is_used_up(graph, at, n) for n in inside)
-    if kind not in _POINTWISE or not current.convolution or current.residual:
+    if kind not in POINTWISE or not current.convolution or current.residual:
         return False
     shape = graph.type(node.output[0]).shape
     if shape is None or all(graph.type(n).shape != shape for n in inside):
@@ -246,13 +236,13 @@ def _waits(graph: _Graph, at: int) -> bool:
     if node.op_type != "Pad":
         return False
     readers = graph.readers.get(node.output[0], [])
-    return len(readers) == 1 and graph.nodes[readers[0]].op_type in _CONVOLUTIONS | _POOLS
+    return len(readers) == 1 and graph.nodes[readers[0]].op_type in _CONVOLUTIONS | POOLS
 
 
 def _is_tiny(graph: _Graph, at: int) -> bool:
     """Whether a node only computes a few numbers from a few, such as a shape."""
     node = graph.nodes[at]
-    if node.op_type in _CONVOLUTIONS or node.op_type in _POOLS or node.op_type in _LOOPS:
+    if node.op_type in _CONVOLUTIONS or node.op_type in POOLS or node.op_type in _LOOPS:
         return False
     for output in node.output:
         kind = graph.type(output)
@@ -299,19 +289,26 @@ def _assemble(
     for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         layer_of[start:stop] = [index] * (stop - start)
 
-    crossing: list[list[str]] = [[] for _ in range(len(starts) + 1)]
     made = [*graph.inputs, *(o for node in graph.nodes for o in node.output if o)]
+    spans: dict[str, range] = {}
     for tensor in made:
-        readers = graph.readers.get(tensor, [])
-        if not readers:
-            continue
-        first = layer_of[graph.maker[tensor]] + 1 if tensor in graph.maker else 1
-        for index in range(first, max(layer_of[r] for r in readers) + 1):
+        if readers := graph.readers.get(tensor, []):
+            first = layer_of[graph.maker[tensor]] + 1 if tensor in graph.maker else 1
+            spans[tensor] = range(first, max(layer_of[r] for r in readers) + 1)
+    if (total := sum(map(len, spans.values()))) > limits.crossings:
+        raise ModelError(
+            f"{name}: {total} tensors cross the cuts between its {len(starts)} layers, at most {limits.crossings} are "
+            f"allowed; export it with fewer results that are read much later"
+        )
+    crossing: list[list[str]] = [[] for _ in range(len(starts) + 1)]
+    for tensor, span in spans.items():
+        for index in span:
             crossing[index].append(tensor)
     crossing[0], crossing[-1] = graph.inputs, graph.outputs
+    infos = {tensor: graph.type(tensor).info(tensor) for tensor in {t for tensors in crossing for t in tensors}}
     cuts = []
     for index, tensors in enumerate(crossing):
-        cut = Cut(index, tuple(graph.type(t).info(t) for t in tensors))
+        cut = Cut(index, tuple(infos[t] for t in tensors))
         if cut.nbytes > limits.live_bytes:
             raise ModelError(
                 f"{name}: {human_bytes(cut.nbytes)} are alive before layer {index}, at most "

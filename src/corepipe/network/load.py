@@ -13,13 +13,13 @@ import onnx
 import onnx.checker
 import onnx.inliner
 import onnx.shape_inference
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from corepipe.errors import ModelError, UnknownNameError, UsageError
 from corepipe.network.check import DEFAULT_LIMITS, Limits, check_data, check_structure, check_with_onnx, explain
 from corepipe.network.external import load_external, read_at
 from corepipe.network.fold import fold, forget_shapes, skeleton
-from corepipe.network.graph import TensorType, human_bytes, is_standard, set_type, type_name, type_of
+from corepipe.network.graph import TensorType, human_bytes, is_standard, replace_nodes, set_type, type_name, type_of
 from corepipe.network.layers import LAYERS_VERSION, build_layers
 from corepipe.network.model import Network
 
@@ -187,7 +187,10 @@ def _divide(
 
 
 def _modernise(model: ModelProto) -> None:
-    """Raise an IR version that needs initializers among the inputs, and take them out; drop comments."""
+    """Raise an IR version that needs initializers among the inputs, and take them out; drop comments.
+
+    What Constant nodes hold become initializers, as weights mostly are: nodes are copied and checked at length.
+    """
     model.ir_version = model.ir_version if model.ir_version >= 4 else _RAISED_IR_VERSION
     constants = {tensor.name for tensor in model.graph.initializer}
     fed = [value for value in model.graph.input if value.name not in constants]
@@ -195,9 +198,28 @@ def _modernise(model: ModelProto) -> None:
         kept = GraphProto(input=fed)
         del model.graph.input[:]
         model.graph.input.extend(kept.input)
+    ends = {value.name for value in model.graph.output}
+    nodes: list[NodeProto] = []
     for node in model.graph.node:
         node.ClearField("doc_string")
         del node.metadata_props[:]
+        value = _constant_of(node)
+        if value is None or node.output[0] in ends:
+            nodes.append(node)
+        else:
+            new = model.graph.initializer.add()
+            new.CopyFrom(value)
+            new.name = node.output[0]
+    if len(nodes) < len(model.graph.node):
+        replace_nodes(model.graph, nodes)
+
+
+def _constant_of(node: NodeProto) -> TensorProto | None:
+    """The tensor that a Constant node holds, if it is one that does."""
+    if node.op_type != "Constant" or not is_standard(node) or len(node.attribute) != 1 or len(node.output) != 1:
+        return None
+    item = node.attribute[0]
+    return item.t if item.name == "value" and item.HasField("t") and node.output[0] else None
 
 
 def _inline_functions(model: ModelProto, name: str, limits: Limits) -> None:
