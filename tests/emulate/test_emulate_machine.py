@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corepipe.emulate import slowed_topology
+from corepipe.emulate import emulation, slowed_topology
 from corepipe.emulate.machine import machine_file
 from corepipe.errors import EmulationError
-from corepipe.topology import detect, to_toml
+from corepipe.topology import ENVIRONMENT, detect, to_toml
 from corepipe.topology.model import Cluster, Core, Topology
 
 
@@ -121,3 +121,13 @@ def test_machine_file_of_a_killed_owner_is_removed_by_the_next(monkeypatch: pyte
     assert len(list(tmp_path.iterdir())) == 1
     with machine_file("two = 2\n") as path:
         assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("override", [True, False])
+def test_cpus_that_a_machine_file_leaves_out_stay_out(override, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "machine.toml"
+    path.write_text(to_toml(machine(("cpu", 1.0, 2)), override=override))
+    monkeypatch.setenv(ENVIRONMENT, str(path))
+    assert emulation._lies_over() == override
+    monkeypatch.delenv(ENVIRONMENT)
+    assert emulation._lies_over()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from corepipe import plan as planners
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
+from corepipe.errors import PlanError
 from corepipe.follow.belief import Belief
 from corepipe.follow.decide import PLAN_GAIN, Decider
 from corepipe.follow.observe import Seen
@@ -332,6 +333,19 @@ def test_a_lost_core_is_done_without_at_once_and_used_again_when_it_is_back():
     world.usable.add(lost)
     world.run(10)
     assert world.fps() >= 0.95 * world.best_fps()
+
+
+def test_where_no_core_is_left_it_says_so_and_goes_on_when_they_are_back():
+    world = World(table_of(BIG_LITTLE))
+    cores = set(world.usable)
+    world.usable.clear()
+    with pytest.raises(PlanError, match="none of its cores"):
+        world.run(0.5)
+    world.decider.refused(world.now)
+    assert not world.run(0.1)
+    world.usable.update(list(cores)[1:])
+    steps = world.run(30)
+    assert [step.kind for step in steps[:1]] == ["plan"]
 
 
 def test_a_refused_plan_without_a_lost_core_is_asked_for_again():

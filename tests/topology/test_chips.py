@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from corepipe.errors import CorepipeError, TopologyError
-from corepipe.topology import CoreConfig, detect, parse_cpu_list, to_toml
+from corepipe.topology import CoreConfig, detect, linux, parse_cpu_list, to_toml
 from corepipe.topology.grouping import name_levels, suffix
 from corepipe.topology.machine_file import MachineFile
 from corepipe.topology.overlay import file_topology
@@ -227,6 +227,28 @@ def test_quota(tmp_path, make_tree, chips, files, quota):
     topology = detect(make_tree(tmp_path, replace(chips["pi5"], files=files)))
     assert topology.quota_cpus == quota
     assert any("quota" in w for w in topology.warnings) == (quota is not None)
+
+
+def test_a_quota_is_held_against_cores_not_hardware_threads(tmp_path, make_tree, chips):
+    files = {"sys/fs/cgroup/cpu.max": "200000 100000"}
+    threads = replace(chips["pi5"], siblings=[[0, 1], [2, 3]], files=files)
+    assert not [w for w in detect(make_tree(tmp_path / "threads", threads)).warnings if "quota" in w]
+    (warning,) = (w for w in detect(make_tree(tmp_path / "cores", replace(chips["pi5"], files=files))).warnings)
+    assert "restrict corepipe to 2 core(s)" in warning
+
+
+def test_of_less_than_one_core_no_restriction_helps(tmp_path, make_tree, chips):
+    files = {"sys/fs/cgroup/cpu.max": "50000 100000"}
+    (warning,) = detect(make_tree(tmp_path, replace(chips["pi5"], files=files))).warnings
+    assert warning.endswith("raise the quota")
+
+
+def test_cpus_that_are_known_to_be_active_are_online(tmp_path, make_tree, chips):
+    tree = make_tree(tmp_path, chips["pi5"])
+    (tree / CPU / "online").write_text("0-1\n")
+    info = linux._CpuInfo.read(tree)
+    assert linux._online(tree, info, frozenset()) == ((0, 1), (2, 3))
+    assert linux._online(tree, info, frozenset({0, 3, 9})) == ((0, 1, 3), (2,))
 
 
 def test_a_group_cannot_lead_out_of_the_hierarchy(tmp_path, make_tree, chips):

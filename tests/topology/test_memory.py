@@ -54,3 +54,13 @@ def test_what_cannot_be_read_is_no_limit(tmp_path, text):
 
 def test_no_groups(tmp_path):
     assert available_memory(tmp_path) == 1 << 40
+
+
+def test_of_version_1_the_files_of_groups_inside_count(tmp_path):
+    files = {
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "4096\n",
+        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "4000\n",
+        "sys/fs/cgroup/memory/box/memory.stat": "inactive_file 1\ntotal_inactive_file 904\n",
+    }
+    mount = "/sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
+    assert available_memory(tree(tmp_path, files, "3:memory:/box\n", mount)) == 1000

@@ -14,6 +14,7 @@ from corepipe.emulate.machine import machine_file, slowed_topology, speed_by_cor
 from corepipe.emulate.speeds import check_speeds
 from corepipe.errors import EmulationError
 from corepipe.topology import ENVIRONMENT, detect, to_toml
+from corepipe.topology.machine_file import MachineFile, default_path
 from corepipe.topology.model import Topology
 
 ACCEPTED_ERROR = 0.10
@@ -83,7 +84,7 @@ def slowed(slow: Mapping[int, float]) -> Iterator[Emulation]:
     if not sys.platform.startswith("linux"):
         raise EmulationError(f"cores can be slowed on Linux only, and this is {sys.platform}; use a Linux machine")
     limit = _real_time_limit()
-    check_speeds(slow, lowest=max(0.02, round(1 - limit + 0.01, 4)))
+    check_speeds(slow, lowest=round(1 - limit + 0.01, 4))
     machine = detect()
     if not machine.pinnable:
         raise EmulationError(
@@ -97,7 +98,7 @@ def slowed(slow: Mapping[int, float]) -> Iterator[Emulation]:
     try:
         measured = burners.start()
         burners.check()
-        with machine_file(to_toml(topology, override=True)) as path, _environment(ENVIRONMENT, str(path)):
+        with machine_file(to_toml(topology, override=_lies_over())) as path, _environment(ENVIRONMENT, str(path)):
             emulation = Emulation(
                 speeds={cpu: core.speed for core in cores for cpu in core.cpus},
                 measured={cpu: value for core, value in zip(cores, measured, strict=True) for cpu in core.cpus},
@@ -114,6 +115,12 @@ def slowed(slow: Mapping[int, float]) -> Iterator[Emulation]:
     finally:
         if os.getpid() == owner:
             burners.stop()
+
+
+def _lies_over() -> bool:
+    """Whether CPUs that the file of the slowed machine does not name belong to it: not where a file names them all."""
+    path = default_path()
+    return path is None or MachineFile.read(path).override
 
 
 def _judge(core: SlowedCore, measured: float) -> Iterator[str]:

@@ -148,6 +148,8 @@ class Decider:
     def _without(self, lost: frozenset[int], usable: Collection[int], now_s: float) -> Step | None:
         if lost == self._lost or now_s < self._not_before_s:
             return None
+        if not usable:
+            raise PlanError("none of its cores may be used any more; it goes on where they come back")
         self._lost, self._promise = lost, None
         names = ", ".join(str(core) for core in sorted(lost))
         found = self._search(usable, now_s)

@@ -123,7 +123,7 @@ class CameraSource(_CaptureSource):
 
     def __init__(self, number: int, on_skip: Callable[[Skipped], None] | None = None) -> None:
         name, device = f"camera:{number}", Path(f"/dev/video{number}")
-        if sys.platform == "linux":
+        if sys.platform in ("linux", "android"):
             if not device.exists():
                 found = sorted(p.name for p in Path("/dev").glob("video[0-9]*"))
                 raise FrameError(f"{name}: no {device} on this machine (cameras: {', '.join(found) or 'none'})")

@@ -113,7 +113,7 @@ def anonymous_file(size: int, what: str) -> int:
         WorkerError: the system has no room for it.
     """
     with or_worker_error(f"cannot get {size >> 20} MiB of shared memory for {what}"), contextlib.ExitStack() as undo:
-        if sys.platform == "linux":
+        if sys.platform in ("linux", "android"):
             fd = os.memfd_create(f"corepipe-{what}", os.MFD_CLOEXEC)
         else:
             with tempfile.TemporaryFile(prefix="corepipe-") as file:

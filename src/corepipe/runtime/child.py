@@ -113,7 +113,7 @@ def _name_process(name: str) -> None:
 
 def _go_on_with_parents_death() -> None:
     """Let the kernel wake this process when its parent ends while it is paused: else it would never see that."""
-    if sys.platform == "linux":
+    if sys.platform in ("linux", "android"):
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
 

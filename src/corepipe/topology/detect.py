@@ -62,10 +62,10 @@ def _system(root: Path, wanted: frozenset[int] | None) -> tuple[Topology, frozen
     if root == Path("/") and sys.platform == "darwin":
         topology = read_macos()
         return topology, frozenset(topology.cpus)
-    if root == Path("/") and sys.platform != "linux":
+    if root == Path("/") and sys.platform not in ("linux", "android"):
         raise TopologyError(
-            f"corepipe cannot read the cores of {sys.platform}, only of Linux and macOS; describe the machine in a "
-            f"machine file (docs/topology.md)"
+            f"corepipe cannot read the cores of {sys.platform}, only of Linux, Android and macOS; to plan for the "
+            f"machine and to simulate, describe it in a machine file (docs/topology.md)"
         )
     machine = read_linux(root)
     topology = describe(machine, wanted)
@@ -150,12 +150,13 @@ def _restricted(topology: Topology, wanted: frozenset[int]) -> Topology:
 
 
 def _with_quota_warning(topology: Topology) -> Topology:
-    quota = topology.quota_cpus
-    if quota is None or quota >= len(topology.cpus):
+    quota, cores = topology.quota_cpus, len(topology.cores)
+    if quota is None or quota >= cores:
         return topology
+    fewer = f" or restrict corepipe to {int(quota)} core(s) (--cores)" if quota >= 1 else ""
     text = (
-        f"a cgroup quota grants {quota:.3g} CPUs of time, fewer than the {len(topology.cpus)} usable CPUs: workers "
-        f"will be stopped in mid-frame; raise the quota or restrict corepipe to {max(1, int(quota))} CPU(s)"
+        f"a cgroup quota grants {quota:.3g} CPUs of time, fewer than the {cores} usable cores: workers will be "
+        f"stopped in mid-frame; raise the quota{fewer}"
     )
     return replace(topology, warnings=(*topology.warnings, text))
 

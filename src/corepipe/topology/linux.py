@@ -94,11 +94,13 @@ def read_linux(root: Path) -> LinuxMachine:
         raise TopologyError(f"{root}: not a folder; give one that holds sys/ and proc/, or unpack the archive first")
     live = root == Path("/")
     info = _CpuInfo.read(root)
-    online, offline = _online(root, info)
+    affinity = _affinity(root, live=live)
+    # Some containers show an `online` file of their own making; a live mask holds active CPUs only.
+    online, offline = _online(root, info, affinity if live and affinity else frozenset())
     if not online:
         raise TopologyError(
             f"{root}: no CPU found in {_CPUS} or proc/cpuinfo; give a folder that holds sys/ and proc/, "
-            f"or describe the machine in a machine file"
+            f"or describe the machine in a machine file, to plan for it and to simulate"
         )
     kinds = _intel_kinds(root)
     policies = _policies(root, online)
@@ -107,7 +109,7 @@ def read_linux(root: Path) -> LinuxMachine:
     return LinuxMachine(
         cpus=_without_doubtful_midr(cpus, info),
         offline=offline,
-        affinity=_affinity(root, live=live),
+        affinity=affinity,
         limits=read_limits(root),
         vendor=info.vendor,
         description=_description(root, info),
@@ -153,8 +155,8 @@ class _CpuInfo:
         return round(float(text) * 1000) or None if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,6})?", text) else None
 
 
-def _online(root: Path, info: _CpuInfo) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The online CPUs, and those that are present but offline."""
+def _online(root: Path, info: _CpuInfo, active: frozenset[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The online CPUs, of which some are known to be, and those that are present but offline."""
     folder = root / _CPUS
     listed = []
     try:
@@ -166,7 +168,7 @@ def _online(root: Path, info: _CpuInfo) -> tuple[tuple[int, ...], tuple[int, ...
         pass
     known = set(listed or info.blocks)
     off = {n for n in listed if read_number(folder / f"cpu{n}/online", least=0) == 0}
-    online = known & set(read_cpus(folder / "online") or known - off) or known
+    online = known & {*(read_cpus(folder / "online") or known - off), *active} or known
     present = set(read_cpus(folder / "present") or known)
     return tuple(sorted(online)), tuple(sorted(present & known - online))
 

@@ -33,5 +33,8 @@ def _left_by_groups(root: Path) -> Iterator[int]:
 
 def _cached(folder: Path) -> int:
     """Bytes of files that the kernel drops first when the group needs memory."""
-    found = re.search(r"^(?:total_)?inactive_file ([0-9]{1,19})$", read_text(folder / "memory.stat") or "", re.M)
-    return int(found[1]) if found else 0
+    text = read_text(folder / "memory.stat") or ""
+    for name in ("total_inactive_file", "inactive_file"):  # of version 1 groups inside included, as in their usage
+        if found := re.search(rf"^{name} ([0-9]{{1,19}})$", text, re.M):
+            return int(found[1])
+    return 0
