@@ -10,6 +10,7 @@ import pytest
 
 import corepipe
 from corepipe.cost import profile as profiling
+from corepipe.errors import UsageError
 
 
 def test_the_three_lines(make_chain, tmp_path, monkeypatch):
@@ -28,6 +29,12 @@ def test_a_network_of_the_zoo_by_name_with_a_plan(here):
     with corepipe.open("squeezenet", planner="all-cores") as stream:
         output = stream.submit(np.zeros((1, 3, 227, 227), np.float32)).result(60)
     assert output.sum() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("option", [{"planner": "rout"}, {"engines": ["ncnn"]}, {"batch": 8}, {"use_cache": False}])
+def test_options_without_effect_on_a_plan_are_refused(option):
+    with pytest.raises(UsageError, match=f"{next(iter(option))} has no effect with a plan"):
+        corepipe.open("squeezenet", plan="plan.json", **option)
 
 
 def test_the_public_names_exist():

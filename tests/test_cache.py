@@ -140,6 +140,24 @@ def test_an_interrupted_profile_is_resumed_from_the_cache(chain, two_cores, meas
     assert not [name for name in os.listdir(TableCache().folder) if "partial" in name]
 
 
+def test_costs_measured_anew_are_gone_on_with_after_an_interruption(chain, two_cores, measured, monkeypatch):
+    stale = api.costs(chain, two_cores)
+    of_one = len(measured)
+    real = TableCache.save_partial
+
+    def save_and_interrupt(self, *args):
+        real(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableCache, "save_partial", save_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            api.costs(chain, two_cores, use_cache=False)
+    assert len(measured) == of_one + 1
+    assert api.costs(chain, two_cores) != stale
+    assert len(measured) == 2 * of_one, "what was measured before the interruption is not measured again"
+
+
 def test_a_damaged_hop_file_is_made_anew(chain, here, measured):
     api.costs(chain, here)
     path = TableCache().hop_path(here, api.engine_name())

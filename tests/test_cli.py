@@ -197,6 +197,7 @@ def test_a_plan_for_another_board_keeps_to_the_cores_allowed(board, monkeypatch)
         *((["plan", "squeezenet", "--machine", "c.json"], option) for option in (
             ["--no-cache"], ["--calibration", "c"], ["--force"],
         )),
+        (["predict", "squeezenet", "--machine", "c.json"], ["--engine", "openvino"]),
         *((["bench", "squeezenet"], option) for option in (
             ["--frames", "5"], ["--slots", "5"], ["--jitter", "0.1"], ["--contention", "0.1"], ["--seed", "1"],
         )),
@@ -461,6 +462,10 @@ def test_one_core_is_enough(classifier, photos):
         (["doctor", "--cores", "x"], 2, "x"),
         (["run", "squeezenet", "--input", "nowhere/"], 2, "nowhere"),
         (["run", "squeezenet", "--input", "nowhere/", "--mean", "a"], 2, "--mean"),
+        (["bench", "squeezenet", "--seconds", "inf"], 2, "--seconds inf is not a length of time"),
+        (["plan", "squeezenet", "-o", "-"], 2, "name a file"),
+        (["run", "squeezenet", "--trace", "-"], 2, "name a file"),
+        (["bench", "squeezenet", "--report", "-"], 2, "name a file"),
         (["emulate", "--slow", "1:7", "--", "true"], 1, "7"),
     ],
 )
@@ -502,6 +507,47 @@ def test_what_is_read_is_not_written_over(classifier, photos, tmp_path):
     assert "is to hold two results" in one_message(corepipe(*twice), 2)
     assert {path: path.read_bytes() for path in before} == before
     assert classifier.read_bytes() == model
+
+
+def test_an_older_result_stays_where_the_run_cannot_start(classifier, photos, tmp_path):
+    out, plan = tmp_path / "out.jsonl", tmp_path / "p.json"
+    out.write_text("precious\n")
+    plan.write_text(json.dumps(PLAN))
+    assert "plan" in one_message(corepipe("run", classifier, "-i", photos, "--plan", plan, "-o", out), 1)
+    assert out.read_text() == "precious\n"
+
+
+def test_where_an_input_ends_badly_page_and_trace_are_still_written(classifier, tmp_path):
+    whole, cut = tmp_path / "whole.npy", tmp_path / "cut.npy"
+    np.save(whole, np.zeros((300, 3, 96, 96), np.float32))
+    plan, page, trace = tmp_path / "plan.json", tmp_path / "page.html", tmp_path / "trace.json"
+    invoke("plan", classifier, "-o", plan)
+    cut.write_bytes(whole.read_bytes()[:-1000])
+    with cut.open("rb") as frames:
+        run = ["run", classifier, "-i", "-", "--plan", plan, "-o", tmp_path / "o.jsonl"]
+        result = corepipe(*run, "--report", page, "--trace", trace, stdin=frames)
+    assert result.returncode == 1
+    assert "299 frames in" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "299 frames of" in page.read_text()
+    assert json.loads(trace.read_text())
+
+
+def test_images_for_a_network_that_takes_none(make_chain, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("corepipe.api.find_costs", lambda *_, **__: pytest.fail("it measures"))
+    path = tmp_path / "chain.onnx"
+    path.write_bytes(make_chain().SerializeToString())
+    result = CliRunner().invoke(app, ["run", str(path), "-i", str(photos)])
+    assert isinstance(result.exception, UsageError)
+    assert "images do not fit the inputs" in str(result.exception)
+
+
+def test_a_plan_of_the_users_is_compared_whatever_else_is(board, tmp_path):
+    plan = tmp_path / "mine.json"
+    invoke("plan", "--table", board[1], "--planner", "replicas", "-o", plan)
+    bench = ["bench", "--simulate", board[1], "--only", "routes", "--plan", plan, "--frames", 99]
+    results = json.loads(invoke(*bench, "--json", "-").stdout)["results"]
+    assert [one["plan"] for one in results] == ["routes", "mine"]
 
 
 def test_wrong_words_are_refused_before_anything_is_measured(classifier, photos, tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 
-from corepipe.errors import MAX_MESSAGE, ModelError, UnknownNameError
+import pytest
+
+from corepipe.errors import MAX_MESSAGE, CorepipeError, ModelError, UnknownNameError
 
 
 def test_a_message_is_given_as_it_is():
@@ -26,6 +28,14 @@ def test_a_long_key_is_shortened_too():
     assert len(str(UnknownNameError("key", "k" * 10**5, ["batch"]))) <= MAX_MESSAGE
 
 
-def test_the_whole_message_crosses_processes():
-    error = ModelError("x" * 5000)
-    assert pickle.loads(pickle.dumps(error)).args == error.args
+def every(kind):
+    return [kind, *(found for one in kind.__subclasses__() for found in every(one))]
+
+
+@pytest.mark.parametrize("kind", every(CorepipeError))
+def test_the_whole_message_crosses_processes(kind):
+    if not kind.__module__.startswith("corepipe"):
+        pytest.skip("made by a test")
+    error = kind("planner", "rout", ["routes"]) if kind is UnknownNameError else kind("x" * 5000)
+    other = pickle.loads(pickle.dumps(error))
+    assert (type(other), other.args, vars(other)) == (kind, error.args, vars(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,12 +14,13 @@ from corepipe import engine
 from corepipe import plan as planners
 from corepipe.cache import TableCache
 from corepipe.cost.align import align
-from corepipe.cost.calibration_store import read_calibration
+from corepipe.cost.calibration import Calibration
+from corepipe.cost.calibration_store import check_calibration
 from corepipe.cost.measuring import Progress
-from corepipe.cost.profile import profile
+from corepipe.cost.profile import PartialProfile, profile
 from corepipe.cost.source import Costs, choose_costs, sizes
-from corepipe.cost.table import CostTable, EngineName, merged
-from corepipe.errors import BatchError, EngineError, UnknownNameError
+from corepipe.cost.table import CostTable, EngineName, HopCosts, merged
+from corepipe.errors import BatchError, EngineError, UnknownNameError, UsageError, WorkerError
 from corepipe.follow import Follower
 from corepipe.network.batch import batched
 from corepipe.network.batch_check import check_batch, runs_on
@@ -64,6 +66,8 @@ def open(
         engines: the engines that may be used, such as `["onnxruntime"]`; by default all that are installed.
         batch: how many frames may be run at once, where that pays: more throughput, more latency.
         use_cache: whether measured costs may be read from the cache.
+
+            `planner`, `engines`, `batch` and `use_cache` are for finding a plan, and cannot be given with one.
         follow: whether the plan is corrected while it runs where cores turn out slower or faster than their costs say
             (throttling, other programs, a lost core); a plan that is given or of another planner stays as it is.
 
@@ -71,6 +75,7 @@ def open(
         A stream; close it, or use it in a `with` statement.
 
     Raises:
+        UsageError: an option has no effect with a plan that is given.
         CorepipeError: the model, plan or machine is not usable; the message says what to do.
 
     Example:
@@ -78,6 +83,11 @@ def open(
         ...     for output in stream(frames):
         ...         print(output.argmax())
     """
+    if plan is not None:
+        void = {"planner": planner != planners.BEST, "engines": engines is not None, "batch": batch != 1}
+        for name, given in (void | {"use_cache": not use_cache}).items():
+            if given:
+                raise UsageError(f"{name} has no effect with a plan, which was found before; leave it out")
     network = open_network(model, shapes)
     topology = detect(restrict_to=cores)
     if plan is None:
@@ -116,7 +126,7 @@ def engine_names(names: Sequence[str] | None = None) -> tuple[EngineName, ...]:
         UnknownNameError: there is no such engine.
     """
     if names is None:
-        names = [name for name in os.environ.get("COREPIPE_ENGINES", "").replace(",", " ").split() if name]
+        names = os.environ.get("COREPIPE_ENGINES", "").replace(",", " ").split()
     if names:
         return tuple(engine_name(name) for name in dict.fromkeys(names))
     found = []
@@ -164,6 +174,13 @@ def costs(
             except EngineError as error:  # of these frames together, not of the network
                 raise BatchError(f"{network.name} cannot be run on {batch} frames at once: {error}") from None
 
+    @functools.cache
+    def forget() -> None:
+        """Before the first of the new costs is kept: what was kept before them would be taken for a part of them."""
+        cache.forget(cache.hop_path(topology, engine_name()))
+        for mode in modes:
+            cache.forget(cache.path(network, topology, *mode))
+
     for number, (name, size) in enumerate(modes):
 
         def told(share: float, text: str, number: int = number, name: EngineName = name, size: int = size) -> None:
@@ -172,11 +189,12 @@ def costs(
             on_progress((number + share) / len(modes), text + where + together)
 
         path = cache.path(network, topology, name, size)
+        hop = tables[0].hop if tables else None
         known = cache.refusal(path) if use_cache else None
         try:
             if known is not None:
                 raise EngineError(f"{known} (as it did at an earlier start; --no-cache asks again)")
-            tables.append(_costs(network, topology, name, size, use_cache, told, check))
+            tables.append(_costs(network, topology, name, size, use_cache, told, check, forget, hop))
         except EngineError as error:
             if known is None:
                 cache.keep_refusal(path, str(error))
@@ -198,14 +216,19 @@ def _aligned(
     if len(tables) == 1:
         return table
     cache = TableCache()
+    modes = [(*one.configs[0].mode, one.engines[0].version, one.provenance.created) for one in tables]
     together = EngineName(
         name="+".join(engine.name for engine in table.engines),
-        version="+".join(sorted(one.provenance.created for one in tables))[-60:],
+        version=hashlib.sha256(repr(modes).encode()).hexdigest()[:16],
     )
     path = cache.path(network, topology, together, table.batches[-1])
-    return cache.kept_or_measured(
-        path, network, lambda: align(network, topology, table, on_progress=on_progress), use_kept=use_cache
-    )
+    try:
+        return cache.kept_or_measured(
+            path, network, lambda: align(network, topology, table, on_progress=on_progress), use_kept=use_cache
+        )
+    except WorkerError as error:  # the whole network in every mode at once may be more than the memory takes
+        _log.warning("%s: its engines were not held against each other, plans may be off: %s", network.name, error)
+        return table
 
 
 def _costs(
@@ -216,11 +239,23 @@ def _costs(
     use_cache: bool,
     on_progress: Progress,
     check: Callable[[], None],
+    forget: Callable[[], None],
+    hop: HopCosts | None,
 ) -> CostTable:
-    """The cost table of one engine and batch; `check` is called before it is measured."""
+    """The cost table of one engine and batch.
+
+    Args:
+        hop: what was measured of hops before where kept costs may not be used; they cost the same whatever the engine.
+        check: called before it is measured.
+        forget: called before something is kept where kept costs may not be used.
+    """
     cache = TableCache()
-    # Hops cost the same whatever the engine: they are measured once.
     path, hop_path = cache.path(network, topology, name, batch), cache.hop_path(topology, engine_name())
+
+    def keep(partial: PartialProfile) -> None:
+        if not use_cache:
+            forget()
+        cache.save_partial(path, hop_path, partial)
 
     def measure() -> CostTable:
         check()
@@ -229,9 +264,9 @@ def _costs(
             topology,
             name,
             batch=batch,
-            done=cache.load_partial(path, hop_path, network) if use_cache else None,
+            done=cache.load_partial(path, hop_path, network) if use_cache else PartialProfile(hop=hop),
             on_progress=on_progress,
-            on_partial=lambda partial: cache.save_partial(path, hop_path, partial),
+            on_partial=keep,
         )
         # All cores at once wait at barriers for unequal ones: that spreads by itself.
         noisy = [c.config for c in table.configs if c.spread > NOISY and c.core_config.cluster != ALL_CORES]
@@ -283,13 +318,14 @@ def find_costs(
         return costs(network, topology, engines=engines, batch=batch, use_cache=use_cache, on_progress=on_progress)
 
     if measured:
-        return Costs(measure(), "costs: measured")
+        table = measure()
+        return Costs(table, f"costs: measured {table.provenance.created}")
     found = engine_names(engines)
     chosen = None
     if calibration is not None:
-        chosen = read_calibration(calibration, None, None)
+        chosen = Calibration.read(calibration)
         known = next((one for one in found if one.name == chosen.engine.name), found[0])
-        chosen = read_calibration(calibration, topology, known, force=force)
+        check_calibration(chosen, calibration, topology, known, force=force)
     return choose_costs(
         network,
         topology,

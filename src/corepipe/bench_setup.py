@@ -18,7 +18,7 @@ from corepipe.errors import FrameError, PlanError, UnknownNameError, UsageError
 from corepipe.frames import Preprocess, Skipped, check_frame, open_source
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
-from corepipe.run import image_inputs
+from corepipe.run import check_images, image_inputs
 
 MAX_FRAMES = 16
 """Distinct frames kept in memory and fed again and again."""
@@ -32,7 +32,7 @@ def bench_names(clusters: Sequence[str], only: Sequence[str], own: Sequence[str]
 
     Args:
         clusters: names of the machine's clusters.
-        only: names to keep, any planner's among them; empty for the usual ones.
+        only: names to keep beside the user's own plans, any planner's among them; empty for the usual ones.
         own: names of the user's own plans.
 
     Raises:
@@ -49,7 +49,7 @@ def bench_names(clusters: Sequence[str], only: Sequence[str], own: Sequence[str]
     for name in only:
         if name not in known and name not in own:
             raise UnknownNameError("plan", name, [*known, *own])
-    return [name for name in (*known, *own) if name in (only or (*usual, *own))]
+    return [name for name in (*known, *own) if name in ((*only, *own) if only else (*usual, *own))]
 
 
 def read_plans(files: Sequence[Path]) -> dict[str, Plan]:
@@ -77,7 +77,7 @@ def bench_plans(table: CostTable, names: Sequence[str], own: Mapping[str, Plan])
     """
     bound_fps = None
     with contextlib.suppress(PlanError):
-        bound_fps = planners.proved_bound(table)
+        bound_fps = planners.proved_bound(table, sizes={*table.batches, *(plan.batch for plan in own.values())})
     plans = {}
     for name in names:
         if name in own:
@@ -123,10 +123,8 @@ def _read(
         for frame in source:
             if not frame.is_image:
                 yield check_frame(frame.data, network.inputs, frame.name)
-            elif not images:
-                wanted = ", ".join(f"{t.name} {t}" for t in network.inputs)
-                raise UsageError(f"{spec}: images do not fit the inputs of {network.name} ({wanted}); give .npz files")
             else:
+                check_images(spec, network, images)
                 yield {name: prepare(np.asarray(frame.data)) for name, prepare in images.items()}
 
 

@@ -151,6 +151,12 @@ class TableCache:
                 _partial(path).unlink(missing_ok=True)
                 _refusal(path).unlink(missing_ok=True)
 
+    def forget(self, path: Path) -> None:
+        """Drop the table at `path` and what is left of its making."""
+        for one in (path, _partial(path)):
+            with contextlib.suppress(OSError):
+                one.unlink(missing_ok=True)
+
     def save_partial(self, path: Path, hop_path: Path, partial: PartialProfile) -> None:
         """Keep what has been measured so far, the hop costs for all networks."""
         if partial.hop is not None:

@@ -144,25 +144,38 @@ def write_atomically(path: str | os.PathLike[str], text: str, *, private: bool =
         raise DocumentError(f"{path}: cannot write: {error.strerror or error}") from None
 
 
-def check_writable(*paths: str | os.PathLike[str] | None, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
+_Path = str | os.PathLike[str]
+
+
+def check_writable(
+    *paths: _Path | None,
+    files: Iterable[_Path | None] = (),
+    in_place: Iterable[_Path | None] = (),
+    inputs: Iterable[_Path | None] = (),
+) -> None:
     """Check that files can be written, before the work whose results they are to hold.
 
     Args:
         *paths: None and `-` (stdout) are passed over.
+        files: others, which cannot be stdout.
+        in_place: others, which are not replaced but written as they are.
         inputs: what that work reads.
 
     Raises:
         DocumentError: the path is a directory, or its folder does not exist or may not be written to.
-        UsageError: the file is read, or written twice.
+        UsageError: the file is read, or written twice, or is `-` where that is not stdout.
     """
-    _check_apart([path for path in paths if path is not None], [path for path in inputs if path is not None])
-    for path in paths:
-        if path is None or os.fspath(path) == "-":
-            continue
+    replaced: list[_Path] = [path for path in files if path is not None]
+    rewritten: list[_Path] = [path for path in in_place if path is not None]
+    if any(os.fspath(path) == "-" for path in replaced):
+        raise UsageError("'-': only text and JSON go to the standard output; name a file for this")
+    outputs = [*(path for path in paths if path is not None and os.fspath(path) != "-"), *replaced, *rewritten]
+    _check_apart(outputs, [path for path in inputs if path is not None])
+    for path in outputs:
         folder = Path(os.path.realpath(path)).parent
         if os.path.isdir(path):
             raise DocumentError(f"{path}: cannot write: is a directory")
-        if _is_stream(path):
+        if _is_stream(path) or (path in rewritten and os.path.exists(path)):
             writable = os.access(path, os.W_OK)
         elif not folder.is_dir():
             raise DocumentError(f"{path}: cannot write: there is no folder {folder}")
@@ -172,10 +185,10 @@ def check_writable(*paths: str | os.PathLike[str] | None, inputs: Iterable[str |
             raise DocumentError(f"{path}: cannot write: permission denied")
 
 
-def _check_apart(outputs: Sequence[str | os.PathLike[str]], inputs: Sequence[str | os.PathLike[str]]) -> None:
+def _check_apart(outputs: Sequence[_Path], inputs: Sequence[_Path]) -> None:
     taken = {os.path.realpath(path): "is read by this command, and would be lost" for path in inputs}
     for output in outputs:
-        if os.fspath(output) == "-" or _is_stream(output):
+        if _is_stream(output):
             continue
         if what := taken.get(os.path.realpath(output)):
             raise UsageError(f"{output}: {what}; name another file")

@@ -56,8 +56,12 @@ class UnknownNameError(UsageError):
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         self.suggestion: str | None = near[0] if near else None
+        self._given = (what, name, known)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         super().__init__(f"unknown {what} {name!r}{hint} (known: {', '.join(known) or 'none'})")
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        return type(self), self._given
 
 
 class ModelError(CorepipeError):

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class RunSummary:
         seconds: from the first frame read to the last result written.
         read_s, prepare_s: seconds of this process's time spent in decoding, and in preprocessing into the slots.
         interrupted: whether the user stopped it; what was done until then is written.
+        failure: what ended it before the source did; what was done until then is written.
     """
 
     frames: int = 0
@@ -40,7 +41,7 @@ class RunSummary:
     read_s: float = 0.0
     prepare_s: float = 0.0
     interrupted: bool = False
-    skipped_names: list[tuple[str, str]] = field(default_factory=list)
+    failure: CorepipeError | None = None
 
     def sentences(self) -> list[str]:
         """The summary for people."""
@@ -85,13 +86,28 @@ def image_inputs(network: Network, options: Mapping[str, Any]) -> dict[str, Prep
     return {n: p for n, p in found.items() if p is not None} if all(found.values()) else {}
 
 
+def check_images(name: str, network: Network, prepare: Mapping[str, Preprocess]) -> None:
+    """Refuse images for a network that takes none.
+
+    Args:
+        name: of the images, for the message.
+        network: the network.
+        prepare: from `image_inputs`.
+
+    Raises:
+        UsageError: the network's inputs are not image-like.
+    """
+    if not prepare:
+        wanted = ", ".join(f"{t.name} {t}" for t in network.inputs)
+        raise UsageError(f"{name}: images do not fit the inputs of {network.name} ({wanted}); give .npy or .npz files")
+
+
 def run_frames(
     stream: Stream,
     source: FrameSource,
     sink: Sink,
     prepare: Mapping[str, Preprocess],
     limit: int | None = None,
-    on_frame: Callable[[int], None] = lambda count: None,
     when_full: WhenFull = "wait",
     rate_fps: float | None = None,
 ) -> RunSummary:
@@ -105,13 +121,12 @@ def run_frames(
         sink: where results go.
         prepare: how an image becomes each input, from `image_inputs`.
         limit: at most so many frames.
-        on_frame: called with the number of frames done.
         when_full: what becomes of frames for which the stream has no room, as in `Stream.__call__`.
         rate_fps: take at most so many frames a second from the source.
 
-    Raises:
-        UsageError: the source gives images, but the network's inputs are not image-like.
-        CorepipeError: the sink cannot be written, or the stream broke.
+    Returns:
+        What was done; where the sink cannot be written, the source cannot be read further or the stream broke, with
+        that as `failure`.
     """
     summary = RunSummary()
     names: deque[str] = deque()
@@ -120,10 +135,14 @@ def run_frames(
 
     def feed() -> Iterator[Any]:
         due = began
-        for frame in itertools.islice(source, limit):
-            if rate_fps is not None:
-                time.sleep(max(due - time.perf_counter(), 0.0))
-                due = max(due + 1 / rate_fps, time.perf_counter())  # what was missed is not made up for
+        frames = iter(source)
+        for _ in itertools.count() if limit is None else range(limit):
+            if source.live:  # a frame of a camera that is taken and waits is old when it is run
+                due = _wait(due, rate_fps)
+            if (frame := next(frames, None)) is None:
+                return
+            if not source.live:
+                due = _wait(due, rate_fps)
             names.append(frame.name)
             yield _writer(frame, stream.network, prepare, summary)
 
@@ -140,23 +159,30 @@ def run_frames(
             else:
                 sink.write(index, name, result if isinstance(result, dict) else {outputs[0]: result})
                 summary.frames += 1
-            on_frame(index + 1)
     except KeyboardInterrupt:
         summary.interrupted = True
+    except CorepipeError as error:
+        summary.failure = error
     summary.seconds = time.perf_counter() - began
     summary.read_s = source.read_s
-    summary.skipped_names = [(name, reason) for name, reason in source.skipped]
-    summary.skipped = len(summary.skipped_names)
+    summary.skipped = len(source.skipped)
     return summary
+
+
+def _wait(due: float, rate_fps: float | None) -> float:
+    """Wait until the next frame is due at a rate; returns when the one after it is."""
+    if rate_fps is None:
+        return due
+    time.sleep(max(due - time.perf_counter(), 0.0))
+    return max(due + 1 / rate_fps, time.perf_counter())  # what was missed is not made up for
 
 
 def _writer(
     frame: Frame, network: Network, prepare: Mapping[str, Preprocess], summary: RunSummary
 ) -> Callable[[dict[str, NDArray[Any]]], None]:
     """What fills the inputs from one frame; called by the stream with views of shared memory."""
-    if frame.is_image and not prepare:
-        wanted = ", ".join(f"{t.name} {t}" for t in network.inputs)
-        raise UsageError(f"{frame.name} is an image, which does not fit the inputs ({wanted}); give .npy or .npz files")
+    if frame.is_image:
+        check_images(frame.name, network, prepare)
 
     def write(views: dict[str, NDArray[Any]]) -> None:
         before = time.perf_counter()

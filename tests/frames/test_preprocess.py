@@ -369,3 +369,8 @@ def test_a_trained_network_recognises_photographs():
 
 def test_opencv_keeps_to_one_thread():
     assert cv2.getNumThreads() == 1
+
+
+def test_a_crop_larger_than_the_shorter_side_says_what_it_does():
+    assert "or as much as it takes to cover that" in Preprocess((227, 227), shorter=100).describe()
+    assert "as much as" not in Preprocess((227, 227), shorter=256).describe()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from corepipe.errors import CorepipeError, FrameError, UsageError
+from corepipe.frames import check_sink, open_sink, read_labels, top_k
 from corepipe.frames import npz as npz_module
-from corepipe.frames import open_sink, read_labels, top_k
 from corepipe.network.model import TensorInfo
 
 SYNSETS = Path(__file__).parents[3] / "shared" / "images" / "synset_words.txt"
@@ -39,7 +39,6 @@ def test_text():
         sink.write(0, "a.jpg", {"logits": LOGITS})
         sink.fail(1, "b.jpg", "worker big died")
     assert stream.getvalue() == ("a.jpg\n  score 0.6652  dog\n  score 0.2447  owl\nb.jpg\n  failed: worker big died\n")
-    assert sink.written == 1
     assert not stream.closed
 
 
@@ -341,3 +340,10 @@ def test_npz_through_a_link(tmp_path):
         sink.write(0, "f", {"y": np.ones(1)})
     assert (tmp_path / "link.npz").is_symlink()
     assert (tmp_path / "out.npz").is_file()
+
+
+def test_labels_that_fit_several_outputs_are_refused():
+    heads = [TensorInfo(name, np.dtype(np.float32), (1, 3)) for name in ("main", "auxiliary")]
+    with pytest.raises(UsageError, match="3 labels fit 'main', 'auxiliary'"):
+        check_sink(None, outputs=heads, labels=("a", "b", "c"))
+    check_sink(None, outputs=[heads[0], TensorInfo("boxes", np.dtype(np.float32), (1, 9, 4))], labels=("a", "b", "c"))

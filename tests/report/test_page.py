@@ -373,3 +373,17 @@ def test_figures_as_text() -> None:
     assert percent(1, 3) == "33.33%"
     assert percent(5, 0) == "0.00%"
     assert percent(9, 3) == "100.00%"
+
+
+def test_layers_are_coloured_by_the_costs_that_the_plans_run_by() -> None:
+    table, result = make_table(), make_result()
+    other = [costs.model_copy(update={"engine": "ncnn"}) for costs in table.configs]
+    engines = (*table.engines, EngineName(name="ncnn", version="1"))
+    both = table.replaced(configs=(*table.configs, *other), engines=engines)
+    on_ncnn = tuple(worker.model_copy(update={"engine": "ncnn"}) for worker in result.plan.workers)
+    ran = dataclasses.replace(result, plan=result.plan.model_copy(update={"workers": on_ncnn}))
+    for shown, engine in ((result, "onnxruntime"), (ran, "ncnn")):
+        names = [t for name, t in Reader(page(make_network(), TOPOLOGY, both, [shown], {})).texts if name == "th"]
+        columns = [name for name in names if name.startswith("big1 ")]
+        assert columns[0] == f"big1 {engine} ms"
+        assert len(columns) == 2

@@ -241,6 +241,18 @@ def refuse_for_costs(context: typer.Context, calibration: Path | None) -> None:
         refuse(context, "with predicted costs", "no_cache")
 
 
+def as_given(context: typer.Context, *options: str) -> list[str]:
+    """Of some options those that the user gave, as they are written on the command line."""
+    words: list[str] = []
+    for option in options:
+        value = context.params[option]
+        if not is_given(context, option):
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{option}"] if value is True else [word for one in values for word in (f"--{option}", str(one))]
+    return words
+
+
 def is_given(context: typer.Context, parameter: str) -> bool:
     """Whether the user gave an option, rather than its default standing for it."""
     source = context.get_parameter_source(parameter)

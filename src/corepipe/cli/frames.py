@@ -25,9 +25,9 @@ from corepipe.cli.common import (
     Shapes,
     Trace,
     app,
+    as_given,
     command_line,
     costs_of,
-    is_given,
     log,
     machine_at_hand,
     network_of,
@@ -40,7 +40,7 @@ from corepipe.cli.common import (
 )
 from corepipe.cli.simulated import Contentions, FrameCount, Jitter, Seed, Slots, bench_simulated, options_of
 from corepipe.document import check_writable
-from corepipe.errors import CorepipeError, NotTrustworthyError, UsageError
+from corepipe.errors import CorepipeError, FrameError, NotTrustworthyError, UsageError
 from corepipe.report.terminal import say
 
 if TYPE_CHECKING:
@@ -88,7 +88,10 @@ def bench(
     from corepipe.report import bench as reporting
     from corepipe.runtime.pool import check_cores, check_fits
 
-    check_writable(json_to, trace, report, inputs=[model, simulate_on, input_spec, calibration, *(plan_file or ())])
+    read = [model, simulate_on, input_spec, calibration, *(plan_file or ())]
+    check_writable(json_to, files=[trace, report], inputs=read)
+    if not math.isfinite(seconds):
+        raise UsageError(f"--seconds {seconds:g} is not a length of time")
     if (model is None) == (simulate_on is None):
         raise UsageError("give either a model to run, or --simulate TABLE.json")
     if simulate_on is not None:
@@ -144,8 +147,8 @@ def _to_run(context: typer.Context, results: Sequence[PlanResult], files: Mappin
     if not any(result.outputs_equal for result in results):
         return []
     best = fastest(sorted(results, key=lambda result: result.name != planners.BEST))
-    given = _as_given(context, "shape", "cores", "engine", "batch", "calibration", "force")
-    where = _as_given(context, "shape", "cores")
+    given = as_given(context, "shape", "cores", "engine", "batch", "calibration", "force")
+    where = as_given(context, "shape", "cores")
     model = context.params["model"]
     run = ["corepipe", "run", model, "--input", "FRAMES"]
     if best.name in files:
@@ -155,18 +158,6 @@ def _to_run(context: typer.Context, results: Sequence[PlanResult], files: Mappin
         return [f"To run it: {plan}", f"      then: {shlex.join([*run, '--plan', 'plan.json', *where])}"]
     planner = [] if best.name == planners.BEST else ["--planner", best.name]
     return [f"To run it: {shlex.join([*run, *planner, *given])}"]
-
-
-def _as_given(context: typer.Context, *options: str) -> list[str]:
-    """Of some options those that the user gave, as they are written on the command line."""
-    words: list[str] = []
-    for option in options:
-        value = context.params[option]
-        if not is_given(context, option):
-            continue
-        values = value if isinstance(value, list | tuple) else [value]
-        words += [f"--{option}"] if value is True else [word for one in values for word in (f"--{option}", str(one))]
-    return words
 
 
 @app.command()
@@ -223,8 +214,9 @@ def run(
     from corepipe.follow import Change, Follower
     from corepipe.report.recording import LeftOut, Recording
     from corepipe.report.trace import TracedPlan, write_traces
-    from corepipe.run import image_inputs, run_frames
+    from corepipe.run import check_images, image_inputs, run_frames
     from corepipe.runtime.live import WhenFull, check_choice
+    from corepipe.runtime.pool import check_cores, check_fits
     from corepipe.runtime.stream import Stream
 
     if plan_file is not None:
@@ -237,15 +229,22 @@ def run(
     if rate is not None and not math.isfinite(rate):
         raise UsageError(f"--rate {rate:g} is not a number of frames a second")
     check_choice("choice for --when-full", when_full, WhenFull)
-    check_writable(output, trace, report, inputs=[model, plan_file, input_spec, labels, calibration])
+    result_file = io.result_file(output)
+    npz = result_file is not None and result_file.suffix.lower() == ".npz"
+    check_writable(
+        files=[trace, report, result_file if npz else None], in_place=[None if npz else result_file],
+        inputs=[model, plan_file, input_spec, labels, calibration],
+    )  # fmt: skip
     network, topology = network_of(model, shape), machine_at_hand(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
     options = io.parse_options(mean=mean, std=std, scale=scale, layout=layout, color=color, resize=resize)
     prepare = image_inputs(network, options)
     names = None if labels is None else io.read_labels(labels)
     io.check_sink(output, outputs=network.outputs, labels=names, top_k=top)
-    if output is not None and output.lower().endswith(".npz"):
+    if npz:
         refuse(context, "with results in an .npz, which holds the outputs themselves", "labels", "top")
+    if not io.may_hold_classes(network.outputs, names):
+        refuse(context, "where it is not one output of the network that holds class scores", "top")
     if input_spec is None:
         input_spec = _photographs(network, prepare)
     with io.open_source(input_spec, inputs=network.inputs, on_skip=_say_skipped) as source:
@@ -253,9 +252,13 @@ def run(
             refuse(
                 context, "with arrays, which are taken as they are", "color", "layout", "resize", "scale", "mean", "std"
             )
+        if source.images:
+            check_images(source.name, network, prepare)
         table = None
         if plan_file is not None:
             chosen = read_plan(plan_file)
+            check_fits(chosen, network)
+            check_cores(chosen, topology)
         else:
             table = costs_of(
                 network, topology, no_cache, engines=engine, batch=batch, calibration=calibration, force=force
@@ -266,9 +269,9 @@ def run(
         say(log, f"plan: {chosen.planner}, workers {', '.join(w.name for w in chosen.workers)}")
         recording = Recording()
         with (
-            io.open_sink(output, outputs=network.outputs, labels=names, top_k=top) as sink,
             _sampler(topology, trace) as sampler,
             Stream(network, chosen, topology, on_record=recording.add if trace or report else None) as stream,
+            io.open_sink(output, outputs=network.outputs, labels=names, top_k=top) as sink,  # replaces an older file
         ):
             changes: list[Change] = []
             if follow and table is not None and planner == planners.BEST:
@@ -276,6 +279,10 @@ def run(
             summary = run_frames(
                 stream, source, sink, prepare, limit, when_full=cast("WhenFull", when_full), rate_fps=rate
             )
+            try:
+                sink.close()
+            except CorepipeError as error:
+                summary.failure = summary.failure or error
     # Frames of which there are no records ran by the last plan, or were near it.
     ran: list[tuple[str, planners.Plan, LeftOut | None]] = [(chosen.planner, chosen, None)]
     ran += [(f"{c.plan.planner} {c.number + 1}", c.plan, None) for c in changes if c.kind == "plan"]
@@ -293,7 +300,14 @@ def run(
         )
         say(log, f"{trace}: {done.describe()}; open it in ui.perfetto.dev")
     if report is not None:
-        _write_report(report, network, topology, table, ran, recording, input_spec)
+        try:
+            _write_report(report, network, topology, table, ran, recording, input_spec)
+        except FrameError as error:
+            if not (summary.interrupted or summary.failure):
+                raise
+            say(log, f"no page: {error}")
+    if summary.failure is not None:
+        raise summary.failure
     if summary.interrupted:
         raise typer.Exit(130)
     if summary.failed or not summary.frames or (summary.dropped and when_full == "error"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from corepipe.cli.common import (
     ProgressBar,
     Shapes,
     app,
+    as_given,
     costs_of,
     log,
     machine_at_hand,
@@ -106,6 +108,7 @@ def _quick(network: Any, topology: Any, name: str = DEFAULT_ENGINE) -> Any:
 
 @app.command()
 def predict(
+    context: typer.Context,
     model: Model,
     machine: Annotated[
         Path | None, typer.Option("--machine", help="Predict for the board that this calibration file is of.")
@@ -118,6 +121,8 @@ def predict(
     from corepipe.report.predict import prediction_json, render_prediction
 
     check_writable(json_to, inputs=[model, machine])
+    if machine is not None:
+        refuse(context, "with --machine", "engine")
     prediction = _predicted(network_of(model, shape), machine, engine)
     if not write_json(json_to, lambda: prediction_json(prediction)):
         render_prediction(prediction, out())
@@ -154,7 +159,9 @@ def plan(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Share of throughput that routes may give up for fewer workers and hops; usually 0.02."
+            min=0,
+            max=1,
+            help="Share of throughput that routes may give up for one engine, fewer workers or hops; usually 0.02.",
         ),
     ] = None,
     tried: Annotated[
@@ -183,13 +190,15 @@ def plan(
     from corepipe.report.plan import render_plan
     from corepipe.topology import parse_cpu_list
 
-    check_writable(output, json_to, inputs=[model, table_file, machine, calibration])
+    check_writable(json_to, files=[output], inputs=[model, table_file, machine, calibration])
     for option, value in (
         ("--latency-budget-ms", latency_budget_ms), ("--memory-budget-mb", memory_budget_mb),
         ("--max-workers", max_workers),
     ):  # fmt: skip
         if value is not None and not value > 0:
             raise UsageError(f"{option} {value:g}: give more than zero")
+    if tolerance is not None and math.isnan(tolerance):
+        raise UsageError("--tolerance nan is not a share of the throughput")
     if (model is None) == (table_file is None):
         raise UsageError("give either a model, or --table TABLE.json")
     if tried and planner != planners.BEST:
@@ -236,7 +245,8 @@ def plan(
     if output is not None:
         found.write(output)
         use = ["simulate", "--table", str(table_file)] if model is None else ["run", model, "--input", "FRAMES"]
-        say(log, f"plan written to {output}; use it with: {shlex.join(['corepipe', *use, '--plan', str(output)])}")
+        use += ["--plan", str(output), *as_given(context, "shape", *(() if machine or table_file else ("cores",)))]
+        say(log, f"plan written to {output}; use it with: {shlex.join(['corepipe', *use])}")
     if not write_json(json_to, found.to_json):
         render_plan(found, table, out())
 

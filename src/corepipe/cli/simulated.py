@@ -13,7 +13,7 @@ from corepipe.document import check_writable
 
 FrameCount = Annotated[int | None, typer.Option("--frames", min=1, help="How many frames to feed in a simulation.")]
 Slots = Annotated[
-    int | None, typer.Option("--slots", min=1, help="Simulated frames under way at once; no more than a run allots.")
+    int | None, typer.Option("--slots", min=1, help="Simulated slots under way at once; no more than a run allots.")
 ]
 Jitter = Annotated[
     float, typer.Option("--jitter", min=0, help="Coefficient of variation of a segment's time in a simulation.")
@@ -81,7 +81,7 @@ def simulate(
     from corepipe import plan as planners
     from corepipe.cost.table import CostTable
 
-    check_writable(json_to, trace, report, inputs=[table_file, plan_file])
+    check_writable(json_to, files=[trace, report], inputs=[table_file, plan_file])
     options = options_of(frames, slots, jitter, contention, seed)
     table = CostTable.read(table_file)
     plan = planners.plan(table) if plan_file is None else planners.rated(read_plan(plan_file), table)

@@ -127,7 +127,7 @@ class Preprocess:
         Image-like is 1 x C x H x W or 1 x H x W x C with C of 1 or 3 and sides of 8 or more. Then: RGB (gray for one
         channel), 0 to 1, ImageNet's mean and std (none for gray), centre crop. Integer inputs get plain pixels. If any
         of `scale`, `mean` and `std` is given, the others become neutral: mean 0, std 1, and scale 1/255 if all means
-        and stds given are at most 1, else 1.
+        and stds given are at most 1 and the input is of floating point, else 1.
 
         Args:
             tensor: an input of the network.
@@ -168,6 +168,8 @@ class Preprocess:
         height, width = self.size
         if self.resize == "crop":
             margin = f"shorter side to {self.shorter}" if self.shorter else f"scaled to cover {CROP_RATIO:.3g}x"
+            if self.shorter and self.shorter < max(self.size):
+                margin += ", or as much as it takes to cover that"
             how = f"centre crop {height}x{width} ({margin})"
         else:
             how = f"{self.resize} to {height}x{width}"

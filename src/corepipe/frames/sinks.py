@@ -32,12 +32,10 @@ class Sink(ABC):
 
     Attributes:
         name: where it writes, for messages.
-        written: number of results so far.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.written = 0
 
     def write(self, index: int, frame: str, outputs: Outputs) -> None:
         """Add a result.
@@ -51,7 +49,6 @@ class Sink(ABC):
             CorepipeError: it cannot be written (disk full, pipe closed).
         """
         self._write(index, frame, outputs)
-        self.written += 1
 
     def fail(self, index: int | None, frame: str, message: str) -> None:
         """Record that a frame has no result.
@@ -114,8 +111,6 @@ class _LineSink(Sink):
         with writing(self.name):
             if path is not None:
                 stream = path.open("w", encoding="utf-8")
-        if stream is None and sys.stdout is None:
-            raise CorepipeError("<stdout>: cannot write results: the standard output is closed; name a file (-o)")
         self._stream = stream or sys.stdout
         self._broken = False
 
@@ -261,12 +256,13 @@ def open_sink(
         >>> with open_sink("results.jsonl", labels=read_labels("synset_words.txt")) as sink:      # doctest: +SKIP
         ...     sink.write(0, "goldfish.jpg", {"logits": logits})
     """
-    check_sink(spec, outputs=outputs, labels=labels, top_k=top_k)
+    check_sink(spec, outputs=outputs, labels=labels, top_k=top_k, stdout=stdout)
     if spec is None or spec == "text":
         return TextSink(None, stdout, labels, top_k)
     if spec == "-":
         return JsonlSink(None, stdout, labels, top_k)
-    path = Path(spec).expanduser()
+    path = result_file(spec)
+    assert path is not None
     if path.suffix.lower() == ".txt":
         return TextSink(path, None, labels, top_k)
     if path.suffix.lower() == ".npz":
@@ -276,21 +272,35 @@ def open_sink(
     return JsonlSink(path, None, labels, top_k)
 
 
+def result_file(spec: str | os.PathLike[str] | None) -> Path | None:
+    """The file that `open_sink` writes; None for the standard output."""
+    return None if spec is None or spec in ("text", "-") else Path(spec).expanduser()
+
+
+def may_hold_classes(outputs: Sequence[TensorInfo], labels: Sequence[str] | None = None) -> bool:
+    """Whether one of a network's outputs is the one that holds class scores, as far as their shapes are known."""
+    shapes = {t.name: t.shape for t in outputs}
+    return None in shapes.values() or class_output(shapes, labels) is not None
+
+
 def check_sink(
     spec: str | os.PathLike[str] | None,
     *,
     outputs: Sequence[TensorInfo] | None = None,
     labels: Sequence[str] | None = None,
     top_k: int = 5,
+    stdout: TextIO | None = None,
 ) -> None:
     """Refuse what `open_sink` would refuse, with nothing written; arguments and errors as there."""
     if top_k < 1:
         raise UsageError(f"top-k of {top_k}: give at least 1")
     if labels is not None and outputs is not None:
         _check_labels(outputs, labels)
-    if spec is None or spec in ("text", "-"):
+    path = result_file(spec)
+    if path is None:
+        if stdout is None and sys.stdout is None:
+            raise CorepipeError("<stdout>: cannot write results: the standard output is closed; name a file (-o)")
         return
-    path = Path(spec).expanduser()
     name = display_name(path)
     if path.is_dir():
         raise UsageError(f"{name}: is a folder; name a file for the results, such as {name}/results.jsonl")
@@ -301,8 +311,13 @@ def check_sink(
 
 
 def _check_labels(outputs: Sequence[TensorInfo], labels: Sequence[str]) -> None:
-    counts = {t.name: count for t in outputs if (count := class_count(t.shape))}
-    if len(labels) in counts.values() or any(t.shape is None for t in outputs):
+    shapes = {t.name: t.shape for t in outputs}
+    counts = {name: count for name, shape in shapes.items() if (count := class_count(shape))}
+    fitting = [name for name, count in counts.items() if count == len(labels)]
+    if len(fitting) == 1 or None in shapes.values():
         return
+    if fitting:
+        several = ", ".join(map(repr, fitting))
+        raise UsageError(f"{len(labels)} labels fit {several}, and only one output can be named: leave the labels out")
     found = ", ".join(f"{name!r} has {count} classes" for name, count in counts.items())
     raise UsageError(f"{len(labels)} labels do not fit: {found or 'no output of the network holds class scores'}")

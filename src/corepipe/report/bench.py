@@ -104,7 +104,7 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
     close = [n for n in rivals if _overlap(best, next(r for r in results if r.name == n))]
     if close and not simulated:
         sentences.append(f"No clear winner between it and {', '.join(close)}: their spreads overlap.")
-    sentences.append(_bottleneck(best))
+    sentences.append(bottleneck(best))
     sentences.extend(_bound(results))
     for result in results:
         if result.same_as is not None:
@@ -258,7 +258,8 @@ def machine_title(topology: Topology) -> str:
     return f"{topology.machine or 'this machine'} ({clusters}{emulated})"
 
 
-def _bottleneck(result: PlanResult) -> str:
+def bottleneck(result: PlanResult) -> str:
+    """Which worker of a plan was busiest, and how busy the others were."""
     name = result.bottleneck
     rest = [f"{other} {share:.0%}" for other, share in result.busy.items() if other != name]
     beside = f"; beside it {', '.join(rest)}" if rest else ""

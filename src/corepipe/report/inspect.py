@@ -104,9 +104,8 @@ def _row(network: Network, layer: Layer, legal: set[int]) -> list[str]:
 def _leaving(network: Network, layer: Layer) -> list[TensorInfo]:
     """What the layer makes and others read, or the network gives back."""
     made = set(layer.outputs)
-    ends = {t.name for t in network.outputs}
     after = {t.name: t for t in network.cuts[layer.index + 1].tensors if t.name in made}
-    after |= {t.name: t for t in network.outputs if t.name in made and t.name in ends}
+    after |= {t.name: t for t in network.outputs if t.name in made}
     return list(after.values())
 
 

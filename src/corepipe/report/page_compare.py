@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult
+from corepipe.report.bench import bottleneck
 from corepipe.report.html import Html, join, tag
 from corepipe.report.sources import Sheet, milliseconds, number, percent
 
@@ -27,10 +28,7 @@ def headline(sheet: Sheet) -> Iterator[str]:
     else:
         gain = best.throughput_fps / default.throughput_fps
         yield f"Best: {best.name} at {fps} {how}, {gain:.2f}x {default.name} ({number(default.throughput_fps)})."
-    beside = [f"{name} {share:.0%}" for name, share in best.busy.items() if name != best.bottleneck]
-    rest = f"; beside it {', '.join(beside)}" if beside else ""
-    busiest = f"worker {best.bottleneck}, computing {best.busy[best.bottleneck]:.0%} of the time"
-    yield f"Bottleneck of {best.name}: {busiest}{rest}."
+    yield bottleneck(best)
     if best.plan.bound_fps:
         share = best.throughput_fps / best.plan.bound_fps
         yield (

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 
 from corepipe.cost.table import ConfigCosts
+from corepipe.report.costs import costs_name
 from corepipe.report.html import Html, join, tag
 from corepipe.report.life import layers_text, shorten
 from corepipe.report.sources import Sheet, milliseconds, number, percent
 from corepipe.topology.model import Cache, Cluster
 
-_MAX_CONFIGS = 10
+_MAX_COSTS = 10
 _MAX_ROUTES = 8
 
 
@@ -46,15 +47,15 @@ def layers(sheet: Sheet) -> Html:
     rows: list[Html] = []
     if sheet.table is not None:
         chosen = _chosen(sheet)
-        top = max((seconds for costs in chosen for seconds in _seconds(costs)), default=0.0)
-        rows.append(_columns(chosen[0], names))
-        rows += [_heat(costs, names, top) for costs in chosen]
+        top = max((seconds for costs in chosen.values() for seconds in _seconds(costs)), default=0.0)
+        rows.append(_columns(*next(iter(chosen.items())), names))
+        rows += [_heat(label, costs, names, top) for label, costs in chosen.items()]
         left = len(sheet.table.configs) - len(chosen)
         legend = tag(
             "p",
             "Darkness is the cost of a layer, from ", tag("span", "", class_="ramp"), f" 0 to {milliseconds(top)} ",
             sheet.table_source.pill(), " with the other cores busy where that was measured.",
-            f" {left} more core configs are in the cost table." if left else None,
+            f" The cost table has {left} more such rows." if left else None,
             class_="legend",
         )  # fmt: skip
     else:
@@ -114,20 +115,27 @@ def _cache(cache: Cache) -> str:
     return f"L{cache.level} {text}" + (f" for {cache.shared_by}" if cache.shared_by > 1 else "")
 
 
-def _chosen(sheet: Sheet) -> list[ConfigCosts]:
-    """The configs that the plans use, the best plan's first, then others as far as there is room."""
+def _chosen(sheet: Sheet) -> dict[str, ConfigCosts]:
+    """By name the costs that the plans run by, the best plan's first, then others as far as there is room."""
     assert sheet.table is not None
-    known = {str(config): rows[0] for config, rows in sheet.table.by_config.items()}
-    used = [w.config for r in sorted(sheet.results, key=lambda r: r is not sheet.best) for w in r.plan.workers]
-    order = dict.fromkeys(name for name in [*used, *known] if name in known)
-    return [known[name] for name in order][:_MAX_CONFIGS]
+    known = {(costs.config, costs.mode): costs for rows in sheet.table.by_config.values() for costs in rows}
+    plans = [result.plan for result in sorted(sheet.results, key=lambda result: result is not sheet.best)]
+    used = [
+        (plan.worker(hop.worker).config, part.mode)
+        for plan in plans
+        for route in plan.routes
+        for hop in route.hops
+        for part in plan.parts_of(hop)
+    ]
+    order = dict.fromkeys(key for key in [*used, *known] if key in known)
+    return {costs_name(known[key], sheet.table): known[key] for key in list(order)[:_MAX_COSTS]}
 
 
 def _seconds(costs: ConfigCosts) -> Sequence[float]:
     return costs.layer_s if costs.layer_busy_s is None else costs.layer_busy_s
 
 
-def _columns(costs: ConfigCosts, names: Sequence[str]) -> Html:
+def _columns(label: str, costs: ConfigCosts, names: Sequence[str]) -> Html:
     seconds = _seconds(costs)
     top = max(seconds, default=0.0)
     bars = [
@@ -135,19 +143,19 @@ def _columns(costs: ConfigCosts, names: Sequence[str]) -> Html:
             "i",
             "",
             style=f"--h:{percent(s, top)};--v:{_shade(s, top)}",
-            title=f"{i} {n}: {milliseconds(s)} on {costs.config}",
+            title=f"{i} {n}: {milliseconds(s)} on {label}",
         )
         for i, (n, s) in enumerate(zip(names, seconds, strict=True))
     ]
-    return _strip(f"cost on {costs.config}", "columns", bars, f"{milliseconds(top)}")
+    return _strip(f"cost on {label}", "columns", bars, f"{milliseconds(top)}")
 
 
-def _heat(costs: ConfigCosts, names: Sequence[str], top: float) -> Html:
+def _heat(label: str, costs: ConfigCosts, names: Sequence[str], top: float) -> Html:
     cells = [
-        tag("i", "", style=f"--v:{_shade(s, top)}", title=f"{i} {n}: {milliseconds(s)} on {costs.config}")
+        tag("i", "", style=f"--v:{_shade(s, top)}", title=f"{i} {n}: {milliseconds(s)} on {label}")
         for i, (n, s) in enumerate(zip(names, _seconds(costs), strict=True))
     ]
-    return _strip(f"{costs.config}, {milliseconds(sum(_seconds(costs)))}", "heat", cells)
+    return _strip(f"{label}, {milliseconds(sum(_seconds(costs)))}", "heat", cells)
 
 
 def _flops(sheet: Sheet, names: Sequence[str]) -> Html:
@@ -172,7 +180,7 @@ def _shade(value: float, top: float) -> str:
 
 
 def _table(sheet: Sheet, names: Sequence[str]) -> Html:
-    chosen = _chosen(sheet) if sheet.table is not None else []
+    chosen = _chosen(sheet) if sheet.table else {}
     described = sheet.network.layers if sheet.network is not None else ()
     facts = ("kind", "MFLOPs", "weights MB") if described else ()
     groups = [tag("th", "", colspan=2)]
@@ -182,7 +190,7 @@ def _table(sheet: Sheet, names: Sequence[str]) -> Html:
         groups.append(tag("th", sheet.table_source.pill(), colspan=len(chosen), class_="group"))
     heads = [tag("th", "#", class_="num"), tag("th", "layer", scope="col")]
     heads += [tag("th", text, scope="col", class_=None if text == "kind" else "num") for text in facts]
-    heads += [tag("th", f"{c.config} ms", scope="col", class_="num") for c in chosen]
+    heads += [tag("th", f"{label} ms", scope="col", class_="num") for label in chosen]
     rows = []
     for index, name in enumerate(names):
         cells = [tag("td", index, class_="num"), tag("th", name, scope="row", class_="mono")]
@@ -190,7 +198,7 @@ def _table(sheet: Sheet, names: Sequence[str]) -> Html:
             about = described[index].descriptor
             cells.append(tag("td", about.kind))
             cells += [tag("td", number(v / 1e6, 3), class_="num") for v in (about.flops, about.bytes_weights)]
-        cells += [tag("td", number(_seconds(c)[index] * 1e3, 3), class_="num") for c in chosen]
+        cells += [tag("td", number(_seconds(c)[index] * 1e3, 3), class_="num") for c in chosen.values()]
         rows.append(tag("tr", *cells))
     return tag(
         "div", tag("table", tag("thead", tag("tr", *groups), tag("tr", *heads)), tag("tbody", *rows)), class_="scroll"

@@ -35,13 +35,14 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> It
     failure: Exception | KeyboardInterrupt | None = None
     while more or waiting:
         if waiting:
-            try:
-                stream.wait_for_room_or(waiting[0], more and len(waiting) < stream.window)
-            except KeyboardInterrupt as error:
-                if isinstance(failure, KeyboardInterrupt):
-                    raise
-                more, failure = False, error
-                continue
+            if not waiting[0].done():
+                try:
+                    stream.wait_for_room_or(waiting[0], more and len(waiting) < stream.window)
+                except KeyboardInterrupt as error:
+                    if isinstance(failure, KeyboardInterrupt):
+                        raise
+                    more, failure = False, error
+                    continue
             if waiting[0].done():
                 yield _outcome(waiting.popleft(), on_error)
                 continue
