@@ -18,6 +18,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from rival_systems import catalogue, prepare, result
 from rival_systems.measure import Measured, Times, measure
 from rival_systems.plot import plot
 
+from corepipe.document import write_atomically
 from corepipe.errors import UsageError
 from corepipe.network.zoo import NAMES
 from corepipe.report.bench import environment
@@ -141,9 +143,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         data = result.document(measured, topology.emulated, largest) | {"environment": about, "slow": options.slowed}
         say(f"corepipe {result.in_words(data, name)}")
         if options.json:
-            unfinished = options.json.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(data, indent=1) + "\n")
-            unfinished.replace(options.json)
+            write_atomically(options.json, json.dumps(data, indent=1) + "\n")
             if not plot(data, options.json.with_suffix(".png")):
                 _log.print("no plot: matplotlib is not installed (pip install 'corepipe[plots]')", markup=False)
     return data
@@ -161,8 +161,8 @@ def _command(options: argparse.Namespace) -> str:
     given += [("seconds", options.seconds), ("screen-seconds", options.screen_seconds)]
     for name, value in (*given, *(("only", system) for system in options.only)):
         if value:
-            words += [f"--{name}", f"'{value}'" if " " in str(value) else str(value)]
-    return " ".join(words)
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -123,36 +123,37 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(chain, here, tmp_path
     assert "cannot keep measured costs" in caplog.text
 
 
-def test_an_interrupted_profile_is_resumed_from_the_cache(chain, two_cores, measured, monkeypatch):
-    real = TableCache.save_partial
+@pytest.fixture
+def interrupted_costs(monkeypatch):
+    """Asks for costs, and interrupts the measuring as soon as the first part is kept."""
 
-    def save_and_interrupt(self, *args):
-        real(self, *args)
-        raise KeyboardInterrupt
+    def interrupted(*arguments, **options):
+        real = TableCache.save_partial
 
-    with monkeypatch.context() as patch:
-        patch.setattr(TableCache, "save_partial", save_and_interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            api.costs(chain, two_cores)
+        def save_and_interrupt(self, *args):
+            real(self, *args)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TableCache, "save_partial", save_and_interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                api.costs(*arguments, **options)
+
+    return interrupted
+
+
+def test_an_interrupted_profile_is_resumed_from_the_cache(chain, two_cores, measured, interrupted_costs):
+    interrupted_costs(chain, two_cores)
     assert len(measured) == 1
     api.costs(chain, two_cores)
     assert len(measured) == len(profiling.core_configs(two_cores))
     assert not [name for name in os.listdir(TableCache().folder) if "partial" in name]
 
 
-def test_costs_measured_anew_are_gone_on_with_after_an_interruption(chain, two_cores, measured, monkeypatch):
+def test_costs_measured_anew_are_gone_on_with_after_an_interruption(chain, two_cores, measured, interrupted_costs):
     stale = api.costs(chain, two_cores)
     of_one = len(measured)
-    real = TableCache.save_partial
-
-    def save_and_interrupt(self, *args):
-        real(self, *args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TableCache, "save_partial", save_and_interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            api.costs(chain, two_cores, use_cache=False)
+    interrupted_costs(chain, two_cores, use_cache=False)
     assert len(measured) == of_one + 1
     assert api.costs(chain, two_cores) != stale
     assert len(measured) == 2 * of_one, "what was measured before the interruption is not measured again"
@@ -167,16 +168,8 @@ def test_a_damaged_hop_file_is_made_anew(chain, here, measured):
     assert TableCache().load_partial(path.with_suffix(".none"), path, chain).hop is not None
 
 
-def test_what_another_network_has_left_is_not_gone_on_with(chain, two_cores, measured, make_chain, monkeypatch):
-    def interrupt(self, *args):
-        save(self, *args)
-        raise KeyboardInterrupt
-
-    save = TableCache.save_partial
-    with monkeypatch.context() as patch:
-        patch.setattr(TableCache, "save_partial", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            api.costs(chain, two_cores)
+def test_what_another_network_has_left_is_not_gone_on_with(chain, two_cores, measured, make_chain, interrupted_costs):
+    interrupted_costs(chain, two_cores)
     cache, other = TableCache(), load_network(make_chain(layers=3))
     paths = [cache.path(network, two_cores, api.engine_name()) for network in (chain, other)]
     kept, taken = (path.with_name(path.name.replace(".costs.", ".partial.")) for path in paths)

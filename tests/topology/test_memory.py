@@ -36,14 +36,21 @@ def test_the_tightest_group_counts_and_cached_files_can_be_taken(tmp_path):
     assert available_memory(tree(tmp_path, files)) == 350
 
 
-def test_version_1(tmp_path):
+@pytest.mark.parametrize(
+    ("used", "stat", "left"),
+    [
+        (5000, "total_inactive_file 904\n", 0),
+        (4000, "inactive_file 1\ntotal_inactive_file 904\n", 1000),  # the files of groups inside count
+    ],
+)
+def test_version_1(tmp_path, used, stat, left):
     files = {
         "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "4096\n",
-        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "5000\n",
-        "sys/fs/cgroup/memory/box/memory.stat": "total_inactive_file 904\n",
+        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": f"{used}\n",
+        "sys/fs/cgroup/memory/box/memory.stat": stat,
     }
     mount = "/sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
-    assert available_memory(tree(tmp_path, files, "3:memory:/box\n", mount)) == 0
+    assert available_memory(tree(tmp_path, files, "3:memory:/box\n", mount)) == left
 
 
 @pytest.mark.parametrize("text", ["", "none\n", "-5\n", "1e9\n", "٣\n"])
@@ -54,13 +61,3 @@ def test_what_cannot_be_read_is_no_limit(tmp_path, text):
 
 def test_no_groups(tmp_path):
     assert available_memory(tmp_path) == 1 << 40
-
-
-def test_of_version_1_the_files_of_groups_inside_count(tmp_path):
-    files = {
-        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "4096\n",
-        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "4000\n",
-        "sys/fs/cgroup/memory/box/memory.stat": "inactive_file 1\ntotal_inactive_file 904\n",
-    }
-    mount = "/sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
-    assert available_memory(tree(tmp_path, files, "3:memory:/box\n", mount)) == 1000

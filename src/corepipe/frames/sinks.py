@@ -257,12 +257,9 @@ def open_sink(
         ...     sink.write(0, "goldfish.jpg", {"logits": logits})
     """
     check_sink(spec, outputs=outputs, labels=labels, top_k=top_k, stdout=stdout)
-    if spec is None or spec == "text":
-        return TextSink(None, stdout, labels, top_k)
-    if spec == "-":
-        return JsonlSink(None, stdout, labels, top_k)
     path = result_file(spec)
-    assert path is not None
+    if path is None:
+        return (JsonlSink if spec == "-" else TextSink)(None, stdout, labels, top_k)
     if path.suffix.lower() == ".txt":
         return TextSink(path, None, labels, top_k)
     if path.suffix.lower() == ".npz":
