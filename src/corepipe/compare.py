@@ -379,10 +379,9 @@ def _as_twin(result: PlanResult, name: str, plan: Plan) -> PlanResult:
         busy={worker[old]: share for old, share in result.busy.items()},
         hops=tuple(dataclasses.replace(hop, worker=worker[hop.worker]) for hop in result.hops),
         records=tuple(
-            dataclasses.replace(
-                record,
+            record._replace(
                 route=route[record.route],
-                hops=tuple(dataclasses.replace(hop, worker=worker[hop.worker]) for hop in record.hops),
+                hops=tuple(hop._replace(worker=worker[hop.worker]) for hop in record.hops),
             )
             for record in result.records
         ),

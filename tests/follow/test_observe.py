@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import replace
-
 import pytest
 
 from corepipe.follow.observe import Observer
@@ -79,7 +76,7 @@ def test_a_route_that_few_frames_take_is_seen_among_many_others():
     observer = Observer(PLAN.model_copy(update={"routes": routes}), 0)
     for number in range(1000):
         one = record(number, 2 * number, 1, 1)
-        observer.add(dataclasses.replace(one, route=1) if number % 100 == 0 else one)
+        observer.add(one._replace(route=1) if number % 100 == 0 else one)
     assert set(observer.seen(2000 * MS).hop_s) == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
@@ -99,14 +96,13 @@ def slot(number, a_ms, frames=8):
     found = []
     for place in range(frames):
         parts = [
-            dataclasses.replace(
-                hop,
+            hop._replace(
                 started_ns=hop.started_ns + (hop.ended_ns - hop.started_ns) * place // frames,
                 ended_ns=hop.started_ns + (hop.ended_ns - hop.started_ns) * (place + 1) // frames,
             )
             for hop in whole.hops
         ]
-        found.append(dataclasses.replace(whole, frame=8 * number + place, hops=tuple(parts)))
+        found.append(whole._replace(frame=8 * number + place, hops=tuple(parts)))
     return found
 
 
@@ -147,7 +143,7 @@ def test_word_that_comes_for_several_results_at_once_does_not_change_the_rate():
     for last in range(2, len(computed), 3):
         now_ns = computed[last].done_ns
         for one in computed[last - 2 : last + 1]:
-            observer.add(replace(one, done_ns=now_ns))
+            observer.add(one._replace(done_ns=now_ns))
         if now_ns > 3000 * MS:
             rates += [observer.seen(now_ns + wait * MS).fps for wait in (0, 40, 80)]
     assert min(rates) == pytest.approx(20, rel=0.06)

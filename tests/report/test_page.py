@@ -339,7 +339,7 @@ def test_a_run_summed_up() -> None:
     assert math.isnan(result_of_records("run", plan, make_records(plan)).predicted_fps)
     with pytest.raises(FrameError, match="too few"):
         result_of_records("run", plan, make_records(plan, 1))
-    failed = [dataclasses.replace(r, failed=True) for r in make_records(plan)]
+    failed = [r._replace(failed=True) for r in make_records(plan)]
     with pytest.raises(FrameError, match="run: 0 frames"):
         result_of_records("run", plan, failed)
 
@@ -347,7 +347,7 @@ def test_a_run_summed_up() -> None:
 def test_typical_frames_avoid_a_pause() -> None:
     plan = make_plan()
     early = make_records(plan, 40)
-    late = [dataclasses.replace(r, frame=r.frame + 40, submitted_ns=r.submitted_ns + 10**12, done_ns=r.done_ns + 10**12)
+    late = [r._replace(frame=r.frame + 40, submitted_ns=r.submitted_ns + 10**12, done_ns=r.done_ns + 10**12)
             for r in early]  # fmt: skip
     chosen = typical([*late, *early], 14)
     assert len(chosen) == 14

@@ -180,7 +180,7 @@ def test_a_slot_that_is_being_filled_has_no_part_in_a_workers_death(two_cores, m
 
 
 def working(stream, flight):
-    began, ended = stream.pool.arena.slots[flight.slot].times[0]
+    began, ended = stream.pool.arena.slots[flight.slot].times(0)
     return flight.started and began > 0 and ended == 0
 
 

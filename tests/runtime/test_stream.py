@@ -252,7 +252,7 @@ def test_a_frame_that_kills_its_worker_twice_fails_alone(two_cores, make_plan, m
     with Stream(network, plan, two_cores) as stream:
         deadly = stream.submit(frames[0])
         for _ in range(2):
-            wait_until(lambda: stream.pool.arena.slots[stream.lanes[-1].under_way()[0].slot].times[0, 0] > 0)
+            wait_until(lambda: stream.pool.arena.slots[stream.lanes[-1].under_way()[0].slot].times(0)[0] > 0)
             restarts = stream.restarts
             os.kill(stream.worker_pids["w0"], signal.SIGKILL)
             wait_until(lambda before=restarts: stream.restarts > before)
@@ -391,7 +391,7 @@ def test_a_callback_may_submit_while_a_worker_is_replaced(chain, two_cores, make
             futures.append(stream.submit(frame))
             futures[-1].add_done_callback(lambda _: futures.append(stream.submit(frame)))
         slots = [stream.pool.arena.slots[flight.slot] for flight in stream.lanes[-1].under_way()]
-        wait_until(lambda: all(slot.times[0, 1] for slot in slots))
+        wait_until(lambda: all(slot.times(0)[1] for slot in slots))
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: stream.lanes[-1].paused)
         os.kill(last, signal.SIGCONT)

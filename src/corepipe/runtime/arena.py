@@ -148,20 +148,36 @@ class Slot:
         self._base = base
         self._places = {place.name: place for place in layout.places}
         self._views: dict[tuple[str, int, int], NDArray[Any]] = {}
-        self.times: NDArray[np.int64] = np.frombuffer(memory, np.int64, MAX_HOPS * 2, base + _TIMES_OFFSET).reshape(
-            MAX_HOPS, 2
-        )
-        """Start and end of each hop in nanoseconds of CLOCK_MONOTONIC; 0 where it has not happened."""
-        self._count: NDArray[np.int64] = np.frombuffer(memory, np.int64, 1, base + _COUNT_OFFSET)
+        # Read and written for every frame: of one integer this takes a fraction of what numpy does.
+        self._times = memoryview(memory)[base + _TIMES_OFFSET : base + _COUNT_OFFSET].cast("q")
+        self._count = memoryview(memory)[base + _COUNT_OFFSET : base + _HEADER].cast("q")
 
     @property
     def count(self) -> int:
         """How many frames it holds; those after them are to be ignored."""
-        return int(self._count[0])
+        return self._count[0]
 
     @count.setter
     def count(self, count: int) -> None:
         self._count[0] = count
+
+    def times(self, hop: int) -> tuple[int, int]:
+        """Start and end of a hop in nanoseconds of CLOCK_MONOTONIC; 0 where it has not happened."""
+        return self._times[2 * hop], self._times[2 * hop + 1]
+
+    def clear_times(self, hops: int) -> None:
+        """Forget the first `hops` hops of earlier frames."""
+        for index in range(2 * hops):
+            self._times[index] = 0
+
+    def begin(self, hop: int, now_ns: int) -> None:
+        """A hop starts; it has not ended, whatever was there."""
+        self._times[2 * hop + 1] = 0
+        self._times[2 * hop] = now_ns
+
+    def end(self, hop: int, now_ns: int) -> None:
+        """A hop has ended."""
+        self._times[2 * hop + 1] = now_ns
 
     def view(self, name: str, first: int = 0, frames: int = 1) -> NDArray[Any]:
         """The tensor's memory as an array; of a dynamic tensor, what was last stored.

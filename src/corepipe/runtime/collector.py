@@ -130,9 +130,9 @@ def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
             return
         dead |= newly_dead
     for flight in lane.started():
-        times = lane.slot(flight).times
+        slot = lane.slot(flight)
         for index, hop in enumerate(lane.plan.routes[flight.route].hops):
-            began, ended = times[index]
+            began, ended = slot.times(index)
             if began and not ended and lane.pool.number(hop.worker) in dead:
                 if lane.plan.batch > 1 and not flight.apart:
                     stream.run_apart(lane, flight)

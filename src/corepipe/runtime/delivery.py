@@ -6,12 +6,10 @@ ends them, which saves a frame the way through one more thread.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corepipe.errors import CorepipeError, WorkerError
 
@@ -19,22 +17,61 @@ if TYPE_CHECKING:
     from corepipe.runtime.stream import Stream
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A frame that has its result or its error; `own` as in `corepipe.runtime.stream.Submitted`."""
+class Outcome:
+    """A future for one thread that reads results in order: it waits for the stream, and nobody is called back.
 
-    future: Future[Any]
+    A `Future` has a lock and a condition of its own, which are entered several times a frame.
+    """
+
+    __slots__ = ("_error", "_result", "ended")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._result: Any = None
+        self._error: CorepipeError | None = None
+
+    def result(self) -> Any:
+        """The result, once it has ended.
+
+        Raises:
+            CorepipeError: that is how it ended.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def exception(self) -> CorepipeError | None:
+        """The error that it ended with, if any."""
+        return self._error
+
+    def set_result(self, result: Any) -> None:
+        """End it with a result."""
+        self._result = result
+        self.ended = True
+
+    def set_exception(self, error: CorepipeError) -> None:
+        """End it with an error."""
+        self._error = error
+        self.ended = True
+
+
+class Ended(NamedTuple):
+    """A frame that has its result or its error; `own` as in `corepipe.runtime.lane.Submitted`."""
+
+    future: Future[Any] | Outcome
     output: Any = None
     error: CorepipeError | None = None
     own: bool = False
 
     def end(self) -> None:
         """End the future; one that was cancelled stays so."""
-        with contextlib.suppress(InvalidStateError):
+        try:
             if self.error is not None:
                 self.future.set_exception(self.error)
             else:
                 self.future.set_result(self.output)
+        except InvalidStateError:
+            pass
 
 
 Deliveries = SimpleQueue[Ended | None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +14,17 @@ from corepipe.network.model import Network
 from corepipe.plan.model import Plan
 from corepipe.runtime import messages
 from corepipe.runtime.arena import Slot
+from corepipe.runtime.delivery import Outcome
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.pool import Pool
 from corepipe.topology.model import Topology
 
 
-@dataclass(frozen=True)
-class Submitted:
+class Submitted(NamedTuple):
     """A frame that was submitted."""
 
     sequence: int
-    future: Future[Any]
+    future: Future[Any] | Outcome
     submitted_ns: int
     own: bool = False
     """Whether only the stream itself knows the future."""
@@ -143,7 +143,7 @@ class Lane:
         if flight is self.open:
             self.open = None
         hops, slot = self.plan.routes[flight.route].hops, self.slot(flight)
-        slot.times[: len(hops)] = 0  # also where it is held back: an earlier frame's would blame this one
+        slot.clear_times(len(hops))  # also where it is held back: an earlier frame's would blame this one
         if self.paused:
             flight.started = True
             return
@@ -178,8 +178,8 @@ class Lane:
 
     def at_work(self, flight: Flight) -> tuple[str, int]:
         """The worker that a flight is at, or waits for, and the worker's process."""
-        hops, times = self.plan.routes[flight.route].hops, self.slot(flight).times
-        worker = next((hop.worker for hop, (_, ended) in zip(hops, times, strict=False) if not ended), hops[-1].worker)
+        hops, slot = self.plan.routes[flight.route].hops, self.slot(flight)
+        worker = next((hop.worker for index, hop in enumerate(hops) if not slot.times(index)[1]), hops[-1].worker)
         return worker, self.pool.children[self.pool.number(worker)].pid
 
     def under_way(self) -> list[Flight]:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from corepipe.errors import CorepipeError, FrameError
+from corepipe.runtime.delivery import Outcome
 from corepipe.runtime.live import OnError
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> It
         KeyboardInterrupt: while it waited, after the results of the frames that are under way; at once the second time.
     """
     source = iter(frames)
-    waiting: deque[Future[Any]] = deque()
+    waiting: deque[Outcome] = deque()
     more = True
     failure: Exception | KeyboardInterrupt | None = None
     while more or waiting:
         if waiting:
-            if not waiting[0].done():
+            if not waiting[0].ended:
                 try:
                     stream.wait_for_room_or(waiting[0], more and len(waiting) < stream.window)
                 except KeyboardInterrupt as error:
@@ -43,7 +44,7 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> It
                         raise
                     more, failure = False, error
                     continue
-            if waiting[0].done():
+            if waiting[0].ended:
                 yield _outcome(waiting.popleft(), on_error)
                 continue
         if more:
@@ -56,9 +57,9 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> It
                 more, failure = False, error
                 continue
             try:
-                waiting.append(stream.submit_own(frame, deep=True))
+                waiting.append(stream.submit_in_order(frame))
             except FrameError as error:
-                waiting.append(_failed(error))
+                waiting.append(_ended_with(error))
             except (Exception, KeyboardInterrupt) as error:
                 more, failure = False, error
     if failure is not None:
@@ -108,7 +109,13 @@ def _failed(error: CorepipeError) -> Future[Any]:
     return future
 
 
-def _outcome(future: Future[Any], on_error: OnError) -> Any:
+def _ended_with(error: CorepipeError) -> Outcome:
+    outcome = Outcome()
+    outcome.set_exception(error)
+    return outcome
+
+
+def _outcome(future: Future[Any] | Outcome, on_error: OnError) -> Any:
     if on_error == "return":
         error = future.exception()
         if isinstance(error, FrameError):

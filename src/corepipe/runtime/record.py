@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from corepipe.runtime.lane import Flight, Lane
 
 
-@dataclass(frozen=True)
-class HopTime:
+class HopTime(NamedTuple):
     """What one worker did for one frame, on CLOCK_MONOTONIC in nanoseconds."""
 
     worker: str
@@ -21,8 +19,7 @@ class HopTime:
     ended_ns: int
 
 
-@dataclass(frozen=True)
-class FrameRecord:
+class FrameRecord(NamedTuple):
     """The life of one frame, on CLOCK_MONOTONIC in nanoseconds; `plan` counts the plans that its stream had before."""
 
     frame: int
@@ -53,12 +50,12 @@ def records_of(lane: Lane, flight: Flight, failed: bool, now_ns: int) -> Iterato
         now_ns: on CLOCK_MONOTONIC.
     """
     count = len(flight.frames)
-    times = lane.slot(flight).times.tolist()
-    hops = lane.plan.routes[flight.route].hops
+    slot, hops = lane.slot(flight), lane.plan.routes[flight.route].hops
+    times = [slot.times(index) for index in range(len(hops))]
     for position, frame in enumerate(flight.frames):
         parts = tuple(
             HopTime(hop.worker, hop.start, hop.stop, *part_of(began, ended, position, count))
-            for hop, (began, ended) in zip(hops, times, strict=False)
+            for hop, (began, ended) in zip(hops, times, strict=True)
         )
         yield FrameRecord(frame.sequence, flight.route, frame.submitted_ns, now_ns, parts, failed, lane.number)
 

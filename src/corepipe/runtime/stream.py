@@ -24,7 +24,7 @@ from corepipe.network.model import Network
 from corepipe.plan.model import Plan
 from corepipe.runtime.arena import Slot, or_worker_error
 from corepipe.runtime.collector import collect
-from corepipe.runtime.delivery import Deliveries, Ended, deliver
+from corepipe.runtime.delivery import Deliveries, Ended, Outcome, deliver
 from corepipe.runtime.lane import Flight, Lane, Submitted
 from corepipe.runtime.live import OnError, WhenFull, check_choice, run_live
 from corepipe.runtime.loops import run_async, run_in_order
@@ -94,6 +94,8 @@ class Stream:
         """The machine, as it was when the stream was opened."""
         self.lanes: tuple[Lane, ...] = ()
         """The plan at work last, before it those that still hold frames."""
+        self.window = 0
+        """How many frames may be between the oldest one whose result was not delivered and the newest."""
         self._lock = threading.RLock()
         self._state = threading.Condition(self._lock)
         self._switching = threading.Lock()
@@ -103,6 +105,8 @@ class Stream:
         self._next_delivery = 0
         self._delivered = 0
         self._generation = 0
+        self._sleepers = 0
+        """How many wait to be told; never fewer than do."""
         self._briefly = 0
         """How many wait for room in queues that stay short."""
         self._broken: CorepipeError | None = None
@@ -113,6 +117,7 @@ class Stream:
         self.closed = False
         with or_worker_error("cannot open the stream"), contextlib.ExitStack() as undo:
             self.lanes = (Lane(network, plan, topology),)
+            self._set_window()
             undo.callback(self.pool.close)
             undo.callback(setattr, self, "closed", True)
             self.wake_fd, self._wake_write = os.pipe()
@@ -169,7 +174,8 @@ class Stream:
             raise PlanError("these rates are of a plan with other workers or routes; switch to that plan instead")
         with self._lock:
             lane.set_rates(plan)
-            self._state.notify_all()
+            self._set_window()
+            self._tell()
 
     def switch(self, plan: Plan) -> None:
         """Go on with another plan: its workers are started beside the old ones, which end with their last frames.
@@ -197,10 +203,11 @@ class Stream:
                     self._check_open()
                 old = self.lanes[-1]
                 self.lanes = (*self.lanes, lane)
+                self._set_window()
                 if old.open is not None:
                     old.start(old.open)
                 os.write(self._changed_write, b"x")
-                self._state.notify_all()
+                self._tell()
 
     def let_go(self) -> None:
         """End the workers of plans that hold no frames any more (for the collector)."""
@@ -209,6 +216,7 @@ class Stream:
         with self._lock:
             done = [lane for lane in self.lanes[:-1] if lane.empty]
             self.lanes = tuple(lane for lane in self.lanes if lane not in done)
+            self._set_window()
         for lane in done:
             try:
                 ending = _started("corepipe-closing", lane.pool.close)
@@ -242,35 +250,43 @@ class Stream:
             TimeoutError: no room within `timeout`.
             UsageError: the stream was opened in another process, before a fork.
         """
-        return self._submit(frame, timeout)
+        future: Future[Output] = Future()
+        self._submit(frame, future, timeout)
+        return future
 
-    def submit_own(self, frame: Frame | Writer, timeout: float | None = None, *, deep: bool = False) -> Future[Output]:
-        """As `submit`, for a future that nobody else is given: it may end in the collecting thread, callbacks too.
+    def submit_own(self, frame: Frame | Writer, timeout: float | None = None) -> Future[Output]:
+        """As `submit`, for a future that nobody else is given: it may end in the collecting thread, callbacks too."""
+        future: Future[Output] = Future()
+        self._submit(frame, future, timeout, own=True)
+        return future
 
-        Args:
-            frame, timeout: as for `submit`.
-            deep: whether queues may be as long as throughput asks for, for who only reads results in order.
-        """
-        return self._submit(frame, timeout, own=True, deep=deep)
+    def submit_in_order(self, frame: Frame | Writer) -> Outcome:
+        """As `submit`, for who only reads results in order: queues may be as long as throughput asks for."""
+        outcome = Outcome()
+        self._submit(frame, outcome, own=True, deep=True)
+        return outcome
 
-    @property
-    def window(self) -> int:
-        """How many frames may be between the oldest one whose result was not delivered and the newest."""
-        return max(lane.window for lane in self.lanes)
+    def _set_window(self) -> None:
+        self.window = max(lane.window for lane in self.lanes)
 
     def wait_for_room(self) -> None:
         """Wait until a frame could be submitted at once, or the stream has ended."""
         with self._lock:
             self._wait_for_room()
 
-    def wait_for_room_or(self, oldest: Future[Output], room_helps: bool) -> None:
+    def wait_for_room_or(self, oldest: Outcome, room_helps: bool) -> None:
         """Wait until the oldest frame has its result or, if that helps, another frame can be fed."""
         with self._lock:
-            self._state.wait_for(lambda: oldest.done() or (room_helps and self._has_room(deep=True)))
+            self._sleep_until(lambda: oldest.ended or (room_helps and self._has_room(deep=True)))
 
     def _submit(
-        self, frame: Frame | Writer, timeout: float | None = None, own: bool = False, deep: bool = False
-    ) -> Future[Output]:
+        self,
+        frame: Frame | Writer,
+        future: Future[Output] | Outcome,
+        timeout: float | None = None,
+        own: bool = False,
+        deep: bool = False,
+    ) -> None:
         if os.getpid() != self._owner:
             raise UsageError("a stream belongs to the process that opened it; open one in the forked process")
         # Ctrl-C may come at each call below, and what a stream holds must be whole after it.
@@ -285,7 +301,6 @@ class Stream:
                 flight = lane.take(deep=deep)
                 done = "filling"
             self._fill(lane.slot(flight), frame, len(flight.frames))
-            future: Future[Output] = Future()
             with self._lock:
                 self._check_open()
                 submitted = Submitted(self._next_sequence, future, time.monotonic_ns(), own)
@@ -302,17 +317,16 @@ class Stream:
                 elif done == "sending":
                     self._send(lane, flight, submitted)
             raise
-        return future
 
     def _send(self, lane: Lane, flight: Flight, frame: Submitted) -> None:
         """Let a frame whose slot is filled go, or wait for others in its slot; goes on where it was cut short."""
-        if flight.frames[-1:] != [frame]:
+        if not flight.frames or flight.frames[-1] is not frame:
             flight.frames.append(frame)
         if self._next_sequence == frame.sequence:
             lane.filling -= 1
             self._next_sequence += 1
         lane.flights[flight.slot] = flight
-        self._state.notify_all()
+        self._tell()
         if flight.started or flight is lane.open:
             return
         if len(flight.frames) == lane.plan.batch:
@@ -326,7 +340,7 @@ class Stream:
             self._release(lane, flight)
         elif lane.flights.get(flight.slot) is flight:
             self._let_fill(lane, flight)
-            self._state.notify_all()
+            self._tell()
 
     def _let_fill(self, lane: Lane, flight: Flight) -> None:
         """A slot that is not full takes more frames, but those of a plan that is given up."""
@@ -389,11 +403,26 @@ class Stream:
         check_choice("on_error", on_error, OnError)
         return run_async(self, frames, on_error)
 
+    def _sleep_until(self, reached: Callable[[], Any], timeout: float | None = None) -> bool:
+        """Wait, with the lock, until that is so, as far as others tell; whether it is."""
+        if reached():
+            return True
+        self._sleepers += 1
+        try:
+            return bool(self._state.wait_for(reached, timeout))
+        finally:
+            self._sleepers -= 1
+
+    def _tell(self) -> None:
+        """Wake up, with the lock, whoever waits: room, a result, or the end may be there."""
+        if self._sleepers:
+            self._state.notify_all()
+
     def _wait_for_room(self, timeout: float | None = None, *, deep: bool = False) -> bool:
         """Wait until a frame can be fed or the stream has ended; while others wait, who feeds deep leaves them room."""
         self._briefly += not deep
         try:
-            return bool(self._state.wait_for(lambda: self._broken or self.closed or self._has_room(deep=deep), timeout))
+            return self._sleep_until(lambda: self._broken or self.closed or self._has_room(deep=deep), timeout)
         finally:
             self._briefly -= not deep
 
@@ -424,7 +453,7 @@ class Stream:
                 if self._closing_now:
                     return
                 self.closed = self._closing_now = mine = True
-                self._state.notify_all()
+                self._tell()
             while self._steps_done < len(steps):
                 step, again = steps[self._steps_done]
                 try:
@@ -449,7 +478,7 @@ class Stream:
 
     def _wait_for_filling(self) -> None:
         with self._lock:
-            self._state.wait_for(lambda: not any(lane.filling for lane in self.lanes), _FILLING_S)
+            self._sleep_until(lambda: not any(lane.filling for lane in self.lanes), _FILLING_S)
 
     def _close_pools(self) -> None:
         for lane in self.lanes:
@@ -488,7 +517,7 @@ class Stream:
             for flight in lane.started():
                 lane.start(flight)
             lane.start_if_idle()
-            self._state.notify_all()
+            self._tell()
 
     def next_generation(self) -> int:
         """A number for the next round of fences (for the collector)."""
@@ -511,7 +540,9 @@ class Stream:
         """Whether a frame can be taken; `deep` as for `Dispatcher.has_room`: for who only reads results in order."""
         if not self.lanes[-1].has_room(deep=deep and not self._briefly):
             return False
-        filling = sum(lane.filling for lane in self.lanes)
+        filling = 0
+        for lane in self.lanes:
+            filling += lane.filling
         if self._next_sequence - self._delivered + filling < self.window:
             return True
         # Deliveries wait for a callback that submits, so that callback must not wait for deliveries.
@@ -519,15 +550,15 @@ class Stream:
 
     def _release(self, lane: Lane, flight: Flight) -> None:
         lane.release(flight)
-        self._state.notify_all()
+        self._tell()
         if lane is not self.lanes[-1] and not self.closed:
             os.write(self._changed_write, b"x")
 
     def _fill(self, slot: Slot, frame: Frame | Writer, position: int) -> None:
         inputs = self.network.inputs
-        views = {t.name: slot.view(t.name, position) for t in inputs}
+        views = {t.name: slot.view(t.name, position)[...] for t in inputs}
         if callable(frame):
-            frame({name: view[...] for name, view in views.items()})
+            frame(views)
             return
         if isinstance(frame, list | tuple):
             if len(frame) != len(inputs):
@@ -542,8 +573,10 @@ class Stream:
         return [Ended(f.future, self._result(slot, i), own=f.own) for i, f in enumerate(flight.frames)]
 
     def _result(self, slot: Slot, position: int) -> Output:
-        outputs = {t.name: slot.view(t.name, position).copy() for t in self.network.outputs}
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        outputs = self.network.outputs
+        if len(outputs) == 1:
+            return slot.view(outputs[0].name, position).copy()
+        return {t.name: slot.view(t.name, position).copy() for t in outputs}
 
     def finish(self, lane: Lane, done: Iterable[tuple[int, int, bool]]) -> None:
         """Take results or errors out of slots, and deliver what is next in order (for the collector).
@@ -584,7 +617,7 @@ class Stream:
         """One more future has ended (for the delivering thread)."""
         with self._lock:
             self._delivered += 1
-            self._state.notify_all()
+            self._tell()
 
     def _end(self, lane: Lane, ended: Sequence[tuple[Flight, list[Ended]]]) -> None:
         for flight, ends in ended:
@@ -594,7 +627,8 @@ class Stream:
             for flight, ends in ended:
                 if lane.flights.get(flight.slot) is not flight:
                     continue
-                self._ended |= {frame.sequence: end for frame, end in zip(flight.frames, ends, strict=True)}
+                for frame, end in zip(flight.frames, ends, strict=True):
+                    self._ended[frame.sequence] = end
                 if flight.waiting:
                     lane.start_next_apart(flight)
                 else:
@@ -608,7 +642,7 @@ class Stream:
                 else:
                     self._deliveries.put(following)
                 self._next_delivery += 1
-            self._state.notify_all()
+            self._tell()
 
     def _record(self, lane: Lane, flight: Flight, failed: bool) -> None:
         """Tell whoever wants to know of each frame."""
@@ -637,7 +671,7 @@ class Stream:
             self._ended.clear()
             for _, ended in sorted(failed.items()):
                 self._deliveries.put(ended)
-            self._state.notify_all()
+            self._tell()
 
 
 def _started(name: str, target: Callable[..., object], *arguments: object) -> threading.Thread:

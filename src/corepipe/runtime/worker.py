@@ -200,8 +200,8 @@ def _loop(
             continue
         segments, to = hops[route, hop]
         slot = arena.slots[slot_number]
-        slot.times[hop, 1] = 0
-        slot.times[hop, 0] = began = clock()
+        began = clock()
+        slot.begin(hop, began)
         try:
             for segment in segments:
                 segment.run(slot_number)
@@ -209,7 +209,8 @@ def _loop(
             slot.error = str(error) if isinstance(error, CorepipeError) else f"{type(error).__name__}: {error}"
             outbox.send(messages.FAILED, hop, route, slot_number, frame)
             continue
-        slot.times[hop, 1] = ended = clock()
+        ended = clock()
+        slot.end(hop, ended)
         if kind == messages.RUN_HOLD:
             outbox.hold(hop, route, slot_number, frame, began, ended)
         elif to == results:
