@@ -43,12 +43,12 @@ _RACE_ROUNDS, _RACE_BEHIND = 3, 0.05
 """A plan that was so much slower than the fastest one in each of the first rounds leaves the race."""
 
 TRIAL_TOLERANCE = 0.02
-"""What a trial cannot tell apart; by so much less the preferred plan is kept."""
+"""What a trial cannot tell apart; by so much less the simpler plan is kept."""
 
 _FRAMES_PER_SLICE = 24
 
 _WON_SHARE = 0.75
-"""The share of the rounds in which a plan must be faster than the preferred one to take its place."""
+"""The share of the rounds in which a plan must be faster than a simpler one to take its place."""
 
 _LONGER = 10
 """Times the planned length, for a plan that turns out slower than predicted, or a machine that stalls."""
@@ -270,10 +270,11 @@ def trial(
 
 
 def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -> PlanResult:
-    """The plan to use by a comparison: the preferred one, or what is faster by more than a tolerance.
+    """The plan to use by a comparison: the simplest one, or what is faster by more than a tolerance.
 
-    The others are taken up in the order of their hops a frame: what is more complex must be faster than what is
-    simpler, on the whole and in most of the rounds. Of many plans that are alike one is the fastest by chance.
+    They are taken up in the order of their hops a frame, then of the cores of their largest worker (those cores wait
+    for each other, so whatever disturbs one of them holds all of them up), then in the order given. What comes later
+    must be faster, on the whole and in most of the rounds. Of many plans that are alike one is the fastest by chance.
     Plans whose outputs are wrong do not count.
 
     Args:
@@ -286,8 +287,8 @@ def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -
     right = [result for result in results if result.outputs_equal]
     if not right:
         raise CorepipeError("no plan that was tried has the whole model's outputs; name another --engine")
-    chosen, *others = right
-    for result in sorted(others, key=lambda result: _hops_per_frame(result.plan)):
+    chosen, *others = sorted(right, key=lambda result: _complexity(result.plan))
+    for result in others:
         if _clearly_faster(result, chosen, tolerance):
             chosen = result
     return chosen
@@ -300,8 +301,10 @@ def _clearly_faster(one: PlanResult, other: PlanResult, tolerance: float) -> boo
     return won and statistics.median(ratios) * (1 - tolerance) >= 1
 
 
-def _hops_per_frame(plan: Plan) -> float:
-    return sum(route.rate_fps * len(route.hops) for route in plan.routes) / plan.throughput_fps
+def _complexity(plan: Plan) -> tuple[float, int]:
+    """Hops a frame, and cores of the largest worker."""
+    hops = sum(route.rate_fps * len(route.hops) for route in plan.routes) / plan.throughput_fps
+    return round(hops, 6), max(len(worker.cores) for worker in plan.workers)
 
 
 def _leave_behind(running: list[_Contender]) -> None:

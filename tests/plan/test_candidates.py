@@ -40,7 +40,7 @@ def test_plans_on_one_engine_have_it_to_themselves_and_figures_of_the_whole_tabl
     table = two_engines(first=(1.0, 1.1), second=(1.1, 1.0))
     found = candidates(table)
     for engine in ("onnxruntime", "ncnn"):
-        for planner in ("routes", "replicas"):
+        for planner in ("routes", "replicas-per-core"):
             made = found[f"{planner} on {engine}"]
             assert made.engines == (engine,)
             assert made.bound_fps == found["routes"].bound_fps
@@ -55,3 +55,24 @@ def test_every_candidate_keeps_the_limits(two_engines):
         assert len(made.workers) == 1
     with pytest.raises(PlanError, match="latency budget"):
         candidates(table, functools.partial(plan, latency_budget_s=0.1))
+
+
+def test_each_batch_of_an_engine_has_replicas_of_its_own(two_engines):
+    table = two_engines(first=(1.0, 1.1), second=(1.1, 1.0))
+    batched = [row.model_copy(update={"batch": 4}) for row in table.configs if row.engine == "ncnn"]
+    found = candidates(table.replaced(configs=(*table.configs, *batched)))
+    replicas = {name: made for name, made in found.items() if name.startswith("replicas")}
+    assert list(replicas) == [
+        f"replicas-per-core on {mode}" for mode in ("onnxruntime", "ncnn", "ncnn, 4 frames at once")
+    ]
+    for name, made in replicas.items():
+        batches = {part.batch for route in made.routes for hop in route.hops for part in made.parts_of(hop)}
+        assert batches == {4 if "at once" in name else 1}
+
+
+def test_replicas_per_core_are_tried_even_where_one_worker_seems_to_be_as_fast(make_table):
+    table = make_table({"big1": (1.0, 1.0), "big2": (0.45, 0.45)}, {"big": 2})
+    found = candidates(table)
+    assert [worker.config for worker in found["routes"].workers] == ["big2"]
+    assert [worker.config for worker in found["replicas-per-core on onnxruntime"].workers] == ["big1", "big1"]
+    assert [worker.config for worker in found["replicas-per-cluster on onnxruntime"].workers] == ["big2"]

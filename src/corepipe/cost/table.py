@@ -254,9 +254,9 @@ class CostTable(Document):
         configs = tuple(costs for costs in self.configs if frames % costs.batch == 0)
         return self.replaced(configs=configs, hop=hop, frames=frames)
 
-    def only(self, engine: str) -> CostTable:
-        """The table with the modes of one engine."""
-        configs = tuple(costs for costs in self.configs if costs.engine == engine)
+    def only(self, engine: str, batch: int | None = None) -> CostTable:
+        """The table with the modes of one engine, or that with one batch."""
+        configs = tuple(c for c in self.configs if c.engine == engine and batch in (None, c.batch))
         engines = tuple(e for e in self.engines if e.name == engine)
         return self.replaced(configs=configs, engines=engines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from corepipe.cost.table import MAX_BATCH, CostTable
@@ -174,8 +175,9 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
     """Plans that may turn out to be the fastest: the best one by the table first, and what is best by narrower means.
 
     A table tells what layers cost; how engines and workers get in each other's way it tells in part. These are the best
-    plan, the best mix of routes, and for each engine the best plan and the best replicas that have it to themselves.
-    Those are left out that the table holds for much slower than the best. Each says in `planner` which one it is.
+    plan, the best mix of routes, and for each engine the best plan that has it to itself and, for each batch, one
+    replica per core and one per cluster. Those are left out that the table holds for much slower than the best. Each
+    says in `planner` which one it is.
 
     Args:
         table: the costs.
@@ -186,14 +188,18 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
 
     Example:
         >>> list(candidates(table))                                       # doctest: +SKIP
-        ['routes', 'routes-exact', 'routes on ncnn', 'replicas on ncnn']
+        ['routes', 'routes-exact', 'routes on ncnn', 'replicas-per-core on ncnn']
     """
     found = {BEST: find(table, BEST), EXACT: find(table, BEST, tolerance=0.0)}
     for engine in table.engines:
         alone = table.only(engine=engine.name)
-        for planner in (BEST, "replicas"):
+        with contextlib.suppress(PlanError):
+            found[f"{BEST} on {engine.name}"] = find(alone, BEST, bound=False)
+        for batch, planner in itertools.product(alone.batches, ("replicas-per-core", "replicas-per-cluster")):
+            together = f", {batch} frames at once" if batch > 1 else ""
             with contextlib.suppress(PlanError):
-                found[f"{planner} on {engine.name}"] = find(alone, planner, bound=False)
+                of_batch = table.only(engine=engine.name, batch=batch)
+                found[f"{planner} on {engine.name}{together}"] = find(of_batch, planner, bound=False)
     best = found.pop(BEST)
     least = (1 - _TRIED_WITHIN) * (found[EXACT].predicted_fps or 0.0)
     # What a plan on one engine gives up is of what that engine can do: it says nothing beside the others.
@@ -201,8 +207,13 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
     return {BEST: best} | {
         name: made.model_copy(update={"planner": name, **fields})
         for name, made in found.items()
-        if (made.predicted_fps or 0.0) >= least
+        if (made.predicted_fps or 0.0) >= least and not (name.startswith("replicas-per-cluster") and _per_core(made))
     }
+
+
+def _per_core(made: Plan) -> bool:
+    """Whether one replica per cluster is one per core too."""
+    return all(len(worker.cores) == 1 for worker in made.workers)
 
 
 def proved_bound(table: CostTable, limits: Limits | None = None, sizes: Iterable[int] | None = None) -> float:
