@@ -199,7 +199,7 @@ def compare(
     expected = _reference(network, frames)
     twins = _twins(plans)
     contenders = [_Contender(name, plan) for name, plan in plans.items() if name not in twins]
-    keep_open = _fits_in_memory(network, plans.values())
+    keep_open = _fits_in_memory(network, [one.plan for one in contenders])
     most_rounds = max(rounds, most_rounds)
     steps = most_rounds * len(contenders)
     failed: set[str] = set()
@@ -504,7 +504,7 @@ def _error(output: Any, expected: Mapping[str, NDArray[Any]], network: Network) 
     return max((relative_error(named[name], want)[0] for name, want in expected.items()), default=0.0)
 
 
-def _fits_in_memory(network: Network, plans: Any) -> bool:
+def _fits_in_memory(network: Network, plans: Iterable[Plan]) -> bool:
     """Whether the workers of all plans may be loaded at once (weights twice: as read, and packed by the engine)."""
     weights = [layer.descriptor.bytes_weights for layer in network.layers]
     total = sum(sum(weight_bytes(plan, weights).values()) for plan in plans)

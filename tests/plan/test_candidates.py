@@ -61,7 +61,7 @@ def test_each_batch_of_an_engine_has_replicas_of_its_own(two_engines):
     table = two_engines(first=(1.0, 1.1), second=(1.1, 1.0))
     batched = [row.model_copy(update={"batch": 4}) for row in table.configs if row.engine == "ncnn"]
     found = candidates(table.replaced(configs=(*table.configs, *batched)))
-    replicas = {name: made for name, made in found.items() if name.startswith("replicas")}
+    replicas = {name: made for name, made in found.items() if name.startswith("replicas-per-core")}
     assert list(replicas) == [
         f"replicas-per-core on {mode}" for mode in ("onnxruntime", "ncnn", "ncnn, 4 frames at once")
     ]

@@ -207,13 +207,8 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
     return {BEST: best} | {
         name: made.model_copy(update={"planner": name, **fields})
         for name, made in found.items()
-        if (made.predicted_fps or 0.0) >= least and not (name.startswith("replicas-per-cluster") and _per_core(made))
+        if (made.predicted_fps or 0.0) >= least
     }
-
-
-def _per_core(made: Plan) -> bool:
-    """Whether one replica per cluster is one per core too."""
-    return all(len(worker.cores) == 1 for worker in made.workers)
 
 
 def proved_bound(table: CostTable, limits: Limits | None = None, sizes: Iterable[int] | None = None) -> float:

@@ -23,10 +23,13 @@ class Outcome:
     A `Future` has a lock and a condition of its own, which are entered several times a frame.
     """
 
-    __slots__ = ("_error", "_result", "ended")
+    __slots__ = ("_error", "_result", "ended", "fed")
 
     def __init__(self) -> None:
+        self.fed = False
+        """Whether its frame was fed."""
         self.ended = False
+        """Whether it has a result or an error."""
         self._result: Any = None
         self._error: CorepipeError | None = None
 
@@ -36,9 +39,12 @@ class Outcome:
         Raises:
             CorepipeError: that is how it ended.
         """
-        if self._error is not None:
-            raise self._error
-        return self._result
+        try:
+            if self._error is not None:
+                raise self._error
+            return self._result
+        finally:
+            del self  # the error knows this call by its traceback, and is to hold nothing by it
 
     def exception(self) -> CorepipeError | None:
         """The error that it ended with, if any."""

@@ -35,33 +35,38 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> It
     more = True
     failure: Exception | KeyboardInterrupt | None = None
     while more or waiting:
-        if waiting:
-            if not waiting[0].ended:
-                try:
+        # Ctrl-C may come at each call, and at `yield`: no frame that was fed is without its place in the row then.
+        try:
+            if waiting:
+                if not waiting[0].ended:
                     stream.wait_for_room_or(waiting[0], more and len(waiting) < stream.window)
-                except KeyboardInterrupt as error:
-                    if isinstance(failure, KeyboardInterrupt):
-                        raise
+                if waiting[0].ended:
+                    result = _outcome(waiting[0], on_error)
+                    del waiting[0]
+                    yield result
+                    continue
+            if more:
+                try:
+                    frame = next(source)
+                except StopIteration:
+                    more = False
+                    continue
+                except Exception as error:
                     more, failure = False, error
                     continue
-            if waiting[0].ended:
-                yield _outcome(waiting.popleft(), on_error)
-                continue
-        if more:
-            try:
-                frame = next(source)
-            except StopIteration:
-                more = False
-                continue
-            except (Exception, KeyboardInterrupt) as error:
-                more, failure = False, error
-                continue
-            try:
-                waiting.append(stream.submit_in_order(frame))
-            except FrameError as error:
-                waiting.append(_ended_with(error))
-            except (Exception, KeyboardInterrupt) as error:
-                more, failure = False, error
+                waiting.append(Outcome())
+                try:
+                    stream.submit_in_order(frame, waiting[-1])
+                except FrameError as error:
+                    waiting[-1].set_exception(error)
+                except Exception as error:
+                    more, failure = False, error
+                    _forget_unfed(waiting)
+        except KeyboardInterrupt as error:
+            if isinstance(failure, KeyboardInterrupt):
+                raise
+            more, failure = False, error
+            _forget_unfed(waiting)
     if failure is not None:
         raise failure
 
@@ -103,16 +108,16 @@ async def run_async(
         feeder.cancel()
 
 
+def _forget_unfed(waiting: deque[Outcome]) -> None:
+    """Leave out the last one if its frame was not fed."""
+    if waiting and not (waiting[-1].fed or waiting[-1].ended):
+        waiting.pop()
+
+
 def _failed(error: CorepipeError) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_exception(error)
     return future
-
-
-def _ended_with(error: CorepipeError) -> Outcome:
-    outcome = Outcome()
-    outcome.set_exception(error)
-    return outcome
 
 
 def _outcome(future: Future[Any] | Outcome, on_error: OnError) -> Any:

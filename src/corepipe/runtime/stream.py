@@ -117,8 +117,8 @@ class Stream:
         self.closed = False
         with or_worker_error("cannot open the stream"), contextlib.ExitStack() as undo:
             self.lanes = (Lane(network, plan, topology),)
-            self._set_window()
             undo.callback(self.pool.close)
+            self._set_lanes(*self.lanes)
             undo.callback(setattr, self, "closed", True)
             self.wake_fd, self._wake_write = os.pipe()
             undo.callback(os.close, self.wake_fd)
@@ -174,7 +174,7 @@ class Stream:
             raise PlanError("these rates are of a plan with other workers or routes; switch to that plan instead")
         with self._lock:
             lane.set_rates(plan)
-            self._set_window()
+            self._set_lanes(*self.lanes)
             self._tell()
 
     def switch(self, plan: Plan) -> None:
@@ -202,8 +202,7 @@ class Stream:
                     lane.pool.close()
                     self._check_open()
                 old = self.lanes[-1]
-                self.lanes = (*self.lanes, lane)
-                self._set_window()
+                self._set_lanes(*self.lanes, lane)
                 if old.open is not None:
                     old.start(old.open)
                 os.write(self._changed_write, b"x")
@@ -215,8 +214,7 @@ class Stream:
             return
         with self._lock:
             done = [lane for lane in self.lanes[:-1] if lane.empty]
-            self.lanes = tuple(lane for lane in self.lanes if lane not in done)
-            self._set_window()
+            self._set_lanes(*(lane for lane in self.lanes if lane not in done))
         for lane in done:
             try:
                 ending = _started("corepipe-closing", lane.pool.close)
@@ -260,14 +258,16 @@ class Stream:
         self._submit(frame, future, timeout, own=True)
         return future
 
-    def submit_in_order(self, frame: Frame | Writer) -> Outcome:
-        """As `submit`, for who only reads results in order: queues may be as long as throughput asks for."""
-        outcome = Outcome()
-        self._submit(frame, outcome, own=True, deep=True)
-        return outcome
+    def submit_in_order(self, frame: Frame | Writer, outcome: Outcome) -> None:
+        """As `submit`, for who only reads results in order: queues may be as long as throughput asks for.
 
-    def _set_window(self) -> None:
-        self.window = max(lane.window for lane in self.lanes)
+        Whether the frame was fed where Ctrl-C cuts this short, `outcome` tells.
+        """
+        self._submit(frame, outcome, own=True, deep=True)
+
+    def _set_lanes(self, *lanes: Lane) -> None:
+        window = max(lane.window for lane in lanes)
+        self.lanes, self.window = lanes, window
 
     def wait_for_room(self) -> None:
         """Wait until a frame could be submitted at once, or the stream has ended."""
@@ -304,9 +304,13 @@ class Stream:
             with self._lock:
                 self._check_open()
                 submitted = Submitted(self._next_sequence, future, time.monotonic_ns(), own)
-                done = "sending"
-                self._send(lane, flight, submitted)
-                done = "sent"
+                try:
+                    done = "sent"
+                    self._send(lane, flight, submitted)
+                except BaseException:
+                    # Before others have the lock: to them a frame is fed or not.
+                    self._send(lane, flight, submitted)
+                    raise
         except BaseException:
             with self._lock:
                 if done == "taking":
@@ -314,8 +318,6 @@ class Stream:
                 elif done == "filling":
                     lane.filling -= 1
                     self._put_back(lane, flight)
-                elif done == "sending":
-                    self._send(lane, flight, submitted)
             raise
 
     def _send(self, lane: Lane, flight: Flight, frame: Submitted) -> None:
@@ -323,13 +325,17 @@ class Stream:
         if not flight.frames or flight.frames[-1] is not frame:
             flight.frames.append(frame)
         if self._next_sequence == frame.sequence:
+            if isinstance(frame.future, Outcome):
+                frame.future.fed = True
             lane.filling -= 1
             self._next_sequence += 1
         lane.flights[flight.slot] = flight
         self._tell()
-        if flight.started or flight is lane.open:
+        if flight.started:
             return
-        if len(flight.frames) == lane.plan.batch:
+        if flight is lane.open:
+            lane.start_if_idle()
+        elif len(flight.frames) == lane.plan.batch:
             lane.start(flight)
         else:
             self._let_fill(lane, flight)
@@ -340,7 +346,7 @@ class Stream:
             self._release(lane, flight)
         elif lane.flights.get(flight.slot) is flight:
             self._let_fill(lane, flight)
-            self._tell()
+        self._tell()
 
     def _let_fill(self, lane: Lane, flight: Flight) -> None:
         """A slot that is not full takes more frames, but those of a plan that is given up."""
@@ -405,8 +411,8 @@ class Stream:
 
     def _sleep_until(self, reached: Callable[[], Any], timeout: float | None = None) -> bool:
         """Wait, with the lock, until that is so, as far as others tell; whether it is."""
-        if reached():
-            return True
+        if (now := bool(reached())) or timeout == 0:
+            return now
         self._sleepers += 1
         try:
             return bool(self._state.wait_for(reached, timeout))
@@ -556,9 +562,9 @@ class Stream:
 
     def _fill(self, slot: Slot, frame: Frame | Writer, position: int) -> None:
         inputs = self.network.inputs
-        views = {t.name: slot.view(t.name, position)[...] for t in inputs}
+        views = {t.name: slot.view(t.name, position) for t in inputs}
         if callable(frame):
-            frame(views)
+            frame({name: view[...] for name, view in views.items()})
             return
         if isinstance(frame, list | tuple):
             if len(frame) != len(inputs):
@@ -665,12 +671,13 @@ class Stream:
             frames = [frame for f in flights for frame in (*f.frames, *(frame for frame, _ in f.waiting))]
             failed = {frame.sequence: Ended(frame.future, error=error) for frame in frames}
             failed |= {sequence: Ended(ended.future, error=error) for sequence, ended in self._ended.items()}
+            # Put before they are forgotten: where Ctrl-C cuts this short, it is done again.
+            for _, ended in sorted(failed.items()):
+                self._deliveries.put(ended)
             for lane in self.lanes:
                 lane.flights.clear()
                 lane.open = None
             self._ended.clear()
-            for _, ended in sorted(failed.items()):
-                self._deliveries.put(ended)
             self._tell()
 
 
