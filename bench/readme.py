@@ -52,7 +52,9 @@ def render(path: Path) -> str:
         return rivals(data)
     if "mean" in data:
         return prediction(data)
-    return networks(data) if "networks" in data else boards(data)
+    if "networks" in data:
+        return networks(data)
+    return overhead(data) if "rounds" in data else boards(data)
 
 
 def networks(data: dict[str, Any]) -> str:
@@ -149,6 +151,26 @@ def prediction(data: dict[str, Any]) -> str:
         f"{env['cpu']}, {env['cpus']} CPUs, {env['engine']}, fp32, {env['date'][:10]}. Calibrated on "
         f"{calibration['layers']} layers of {calibration['networks']} synthetic networks, spread "
         f"{calibration['spread']:.1%}.",
+    ]
+    return "\n".join(lines)
+
+
+def overhead(data: dict[str, Any]) -> str:
+    """The results of `bench/overhead.py --against`: this version's figures, each followed by the other's."""
+    figures = {"user_us_per_frame": "user's process, us a frame", "worker_us_per_hop": "worker, us a hop"}
+    figures |= {"frames_per_s": "frames/s"}
+    head = [cell for words in figures.values() for cell in (words, "before")]
+    lines = [f"| frame | hops | {' | '.join(head)} |", "|---|---|" + "---|" * len(head)]
+    cases: dict[tuple[float, int], dict[str, Any]] = {}
+    for row in data["rows"]:
+        cases.setdefault((row["frame_kb"], row["hops"]), {})[row["version"]] = row
+    for (kilobytes, hops), rows in cases.items():
+        cells = [f"{rows[version][key]['median']:.0f}" for key in figures for version in ("this", "before")]
+        lines.append(f"| {kilobytes:.0f} kB | {hops} | {' | '.join(cells)} |")
+    env = data["environment"]
+    lines += [
+        "",
+        f"Medians of {data['rounds']} rounds, versions in turns; {env['cpu']}, {env['cpus']} CPUs, {env['date'][:10]}.",
     ]
     return "\n".join(lines)
 

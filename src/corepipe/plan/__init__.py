@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from corepipe.cost.table import MAX_BATCH, CostTable
@@ -195,11 +194,12 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
         alone = table.only(engine=engine.name)
         with contextlib.suppress(PlanError):
             found[f"{BEST} on {engine.name}"] = find(alone, BEST, bound=False)
-        for batch, planner in itertools.product(alone.batches, ("replicas-per-core", "replicas-per-cluster")):
+        for batch in alone.batches:
+            of_batch = table.only(engine=engine.name, batch=batch)
             together = f", {batch} frames at once" if batch > 1 else ""
-            with contextlib.suppress(PlanError):
-                of_batch = table.only(engine=engine.name, batch=batch)
-                found[f"{planner} on {engine.name}{together}"] = find(of_batch, planner, bound=False)
+            for planner in ("replicas-per-core", "replicas-per-cluster"):
+                with contextlib.suppress(PlanError):
+                    found[f"{planner} on {engine.name}{together}"] = find(of_batch, planner, bound=False)
     best = found.pop(BEST)
     least = (1 - _TRIED_WITHIN) * (found[EXACT].predicted_fps or 0.0)
     # What a plan on one engine gives up is of what that engine can do: it says nothing beside the others.

@@ -555,8 +555,8 @@ class Stream:
         return threading.current_thread() is self._deliverer
 
     def _release(self, lane: Lane, flight: Flight) -> None:
+        """Free a slot; the caller tells whoever waits."""
         lane.release(flight)
-        self._tell()
         if lane is not self.lanes[-1] and not self.closed:
             os.write(self._changed_write, b"x")
 
