@@ -123,6 +123,20 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(chain, here, tmp_path
     assert "cannot keep measured costs" in caplog.text
 
 
+def test_a_cache_folder_that_may_not_be_searched_is_no_error(chain, here, tmp_path, monkeypatch, caplog):
+    """As one that another user made; `pathlib` lets "permission denied" through where it is asked what exists."""
+    folder, stat_of = tmp_path / "cache", os.stat
+
+    def refuse(path, *arguments, **options):
+        if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(str(folder) + os.sep):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat_of(path, *arguments, **options)
+
+    monkeypatch.setenv("COREPIPE_CACHE", str(folder))
+    monkeypatch.setattr(os, "stat", refuse)
+    assert api.costs(chain, here).configs
+
+
 @pytest.fixture
 def interrupted_costs(monkeypatch):
     """Asks for costs, and interrupts the measuring as soon as the first part is kept."""

@@ -129,6 +129,15 @@ def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, cod
         assert len(results["frame_names"]) == 30
 
 
+def test_no_file_takes_the_number_of_a_closed_standard_stream():
+    """A worker would find nothing in it: its own standard streams lead nowhere."""
+    code = "import os; from corepipe import cli; cli._fill_standard_descriptors(); print(os.open(os.devnull, 0))"
+    done = subprocess.run(
+        f"{sys.executable} -c {shlex.quote(code)} <&- 2>&-", shell=True, stdout=subprocess.PIPE, text=True
+    )
+    assert int(done.stdout) > 2
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_outputs_that_take_nothing(classifier, photos, tmp_path):
     command = [sys.executable, "-m", "corepipe"]
@@ -147,6 +156,10 @@ def test_outputs_that_take_nothing(classifier, photos, tmp_path):
         assert lines_of(out) == 3
     closed = subprocess.run(
         f"{shlex.join(command)} run {classifier} -i {photos} >&-", shell=True, stderr=subprocess.PIPE, text=True
+    )
+    assert "the standard output is closed" in closed.stderr
+    closed = subprocess.run(
+        f"{shlex.join(command)} inspect {classifier} --json - >&-", shell=True, stderr=subprocess.PIPE, text=True
     )
     assert "the standard output is closed" in closed.stderr
     ascii_only = subprocess.run(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
+import signal
 import statistics
 
 import numpy as np
@@ -94,6 +97,23 @@ def test_the_fastest_plan_is_kept_unless_a_preferred_one_comes_near(chain, two_c
     assert comparing.fastest(results).name == kept
     with pytest.raises(CorepipeError, match="no plan that was tried"):
         comparing.fastest([dataclasses.replace(one, largest_error=1.0) for one in results])
+
+
+@pytest.mark.parametrize("fits", [True, False], ids=["kept open", "opened for each round"])
+def test_workers_that_died_are_counted_over_all_rounds(chain, two_cores, table, monkeypatch, fits):
+    number, run_slice = itertools.count(), comparing._run_slice
+
+    def run(contender, *arguments):
+        if next(number) == 0:
+            os.kill(next(iter(contender.stream.worker_pids.values())), signal.SIGKILL)
+        run_slice(contender, *arguments)
+
+    monkeypatch.setattr(comparing, "_fits_in_memory", lambda *_: fits)
+    monkeypatch.setattr(comparing, "_run_slice", run)
+    (result,) = comparing.compare(
+        chain, {"first": all_cores(table)}, two_cores, table, frames(chain), rounds=3, slice_s=0.01
+    )
+    assert result.restarts == 1
 
 
 STAGES = [(1, [(0, 0, 3), (1, 3, 6)])]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from corepipe.cost.table import CostTable
 from corepipe.document import check_writable, write_atomically
-from corepipe.errors import CorepipeError, DocumentError
+from corepipe.errors import CorepipeError, DocumentError, UsageError
 from corepipe.plan.model import Plan
 
 TABLE = {
@@ -230,8 +231,19 @@ def test_what_cannot_be_written_is_told_before(tmp_path):
         check_writable(tmp_path / "nowhere" / "new.json")
     with pytest.raises(DocumentError, match="is a directory"):
         check_writable(tmp_path)
+    with pytest.raises(DocumentError, match="there is no folder"):
+        check_writable(tmp_path / ("d" * 300) / "new.json")
+    with pytest.raises(UsageError, match="is empty"):
+        check_writable("")
     with pytest.raises(DocumentError, match="Is a directory"):
         write_atomically(tmp_path, "text")
+
+
+def test_a_closed_standard_output_is_told_before(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    check_writable(None)
+    with pytest.raises(DocumentError, match="standard output is closed"):
+        check_writable(None, "-")
 
 
 def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import PlanError, UsageError
 from corepipe.plan import Hop, Route, evaluate, plan, plan_latency_s
 from corepipe.report.bench import describe
+from corepipe.runtime.dispatch import Dispatcher
 from corepipe.simulate import simulate, simulate_bench
 
 PLANNERS = ("routes", "pipeline", "pipelines", "pipe-it", "replicas")
@@ -113,16 +114,34 @@ def test_a_lone_frame_takes_the_latency_of_its_route(seed):
     assert record.latency_s == pytest.approx(plan_latency_s(made, table), abs=1e-8)
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [1, 4, 16, 128])
 def test_frames_that_share_a_slot_go_together(batch):
     table = random_table(3, latency_s=1e-4)
     made = plan(table, "pipeline", batch=batch)
     lone = simulate(made, table, frames=batch, slots=1)
     assert lone.records[-1].latency_s == pytest.approx(plan_latency_s(made, table), rel=1e-6)
     assert [record.frame for record in lone.records] == list(range(batch))
-    full = simulate(made, table)
-    assert full.throughput_fps == pytest.approx(evaluate(made, table).throughput_fps, rel=0.01)
-    assert all(share <= 1 + 1e-6 for share in full.busy.values())
+    for frames in (None, 25 * batch):
+        full = simulate(made, table, frames=frames)
+        assert full.throughput_fps == pytest.approx(evaluate(made, table).throughput_fps, rel=0.01)
+        assert full.slices(5) == pytest.approx([full.throughput_fps] * 5, rel=0.01)
+        assert all(share <= 1 + 1e-6 for share in full.busy.values())
+
+
+def test_results_that_wait_for_their_turn_take_no_more_memory_than_in_a_stream():
+    """A slow worker's slot holds a fast one up where results are large."""
+    table = made_up(
+        [ConfigCosts(config="big1", layer_s=(1e-3,)), ConfigCosts(config="little1", layer_s=(1e-2,))],
+        {"big": 1, "little": 1},
+        cut_bytes=[0, 2**20],
+    )
+    made = plan(table, "replicas", batch=32)
+    window = 32 * Dispatcher(made, 32 * 2**20).window
+    run = simulate(made, table, frames=32 * 100)
+    done = np.array([record.done_ns for record in run.records])
+    for record in run.records:
+        waiting = np.flatnonzero(done[: record.frame] > record.submitted_ns)
+        assert not len(waiting) or record.frame - waiting[0] < window
 
 
 def test_rates_are_kept_where_routes_share_workers():

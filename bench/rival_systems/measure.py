@@ -19,6 +19,11 @@ from rival_systems.host import ChildError, Contender, convert
 NEAR = 0.05
 """Settings this near to their system's best by the screening are measured in the interleaved run too."""
 
+CLOSE = 0.2
+SCREENINGS = 3
+"""Settings this near to their system's best by one slice are tried so often, and judged by the median: a single slice
+of a second may be that far off."""
+
 HOPEFUL = 0.8
 """But not those of systems whose best is below this share of the best rival's."""
 
@@ -92,7 +97,9 @@ def measure(
     _screen(usable, folder, times, result, say)
     if batches:
         _screen(list(_batched(usable, batches, folder, times, result)), folder, times, result, say)
+    _screen_again(usable, batches, folder, times, result, say)
     _screen([best.with_huge_pages() for best in _best(result, usable, batches)], folder, times, result, say)
+    _screen_again(usable, batches, folder, times, result, say)
     _compete([(own, times.rounds), *_finalists(result, usable, batches, times.rounds)], folder, times, result, say)
     _note_absent(settings, own, result)
     return result
@@ -154,8 +161,42 @@ def _screen(settings: Sequence[Setting], folder: Path, times: Times, result: Mea
             _note(result, setting, reason=str(error))
 
 
+def _screen_again(
+    usable: Sequence[Setting], batches: Sequence[int], folder: Path, times: Times, result: Measured, say: Say
+) -> None:
+    """More slices of what may be its system's best, in turns: until all that are close have as many as it takes."""
+    for number in range(1, SCREENINGS):
+        by_system = _tried(result, usable, batches)
+        fewer = {str(s) for s in _known(usable, batches).values() if len(_slices(result, s)) == number}
+        close = [
+            setting
+            for tried in by_system.values()
+            if _hopeful(tried, by_system)
+            for fps, setting in tried
+            if fps >= (1 - CLOSE) * tried[0][0] and str(setting) in fewer
+        ]
+        _screen(close, folder, times, result, say)
+
+
 def _note(result: Measured, setting: Setting, **what: Any) -> None:
     result.screening.append({"system": setting.system, "settings": setting.words, **what})
+
+
+def _slices(result: Measured, setting: Setting) -> list[float]:
+    """What the screening of a setting gave, in frames per second."""
+    named = [one for one in result.screening if (one["system"], one["settings"]) == (setting.system, setting.words)]
+    return [one["throughput_fps"] for one in named if one.get("throughput_fps")]
+
+
+def _known(usable: Sequence[Setting], batches: Sequence[int]) -> dict[str, Setting]:
+    """By its words every setting that may have been tried."""
+    plain = [s for one in usable for s in (one, *(one.with_batch(batch) for batch in batches))]
+    return {str(s): s for one in plain for s in (one, one.with_huge_pages())}
+
+
+def _hopeful(tried: Sequence[tuple[float, Setting]], by_system: dict[str, list[tuple[float, Setting]]]) -> bool:
+    """Whether a system may turn out to be the best one."""
+    return tried[0][0] >= HOPEFUL * max(each[0][0] for each in by_system.values())
 
 
 def _seconds(contender: Contender, least_s: float, calls: int) -> float:
@@ -165,14 +206,11 @@ def _seconds(contender: Contender, least_s: float, calls: int) -> float:
 def _tried(
     result: Measured, usable: Sequence[Setting], batches: Sequence[int]
 ) -> dict[str, list[tuple[float, Setting]]]:
-    """Frames per second of each system's settings by the screening, the best first."""
-    plain = [s for one in usable for s in (one, *(one.with_batch(batch) for batch in batches))]
-    known = {str(s): s for one in plain for s in (one, one.with_huge_pages())}
+    """Frames per second of each system's settings by the screening (the median), the best first."""
     by_system: dict[str, list[tuple[float, Setting]]] = {}
-    for one in result.screening:
-        if one.get("throughput_fps"):
-            setting = known[f"{one['system']} ({one['settings']})"]
-            by_system.setdefault(setting.system, []).append((one["throughput_fps"], setting))
+    for setting in _known(usable, batches).values():
+        if slices := _slices(result, setting):
+            by_system.setdefault(setting.system, []).append((statistics.median(slices), setting))
     for tried in by_system.values():
         tried.sort(key=lambda pair: -pair[0])
     return by_system
@@ -189,9 +227,8 @@ def _finalists(
     """Each system's best setting by the screening, then those near to it, and the rounds that each runs in."""
     by_system = _tried(result, usable, batches)
     winners, near = [], []
-    best = max((fps for tried in by_system.values() for fps, _ in tried), default=0.0)
     for tried in by_system.values():
-        hopeful = tried[0][0] >= HOPEFUL * best
+        hopeful = _hopeful(tried, by_system)
         winners.append((tried[0][1], rounds if hopeful else min(rounds, FEW_ROUNDS)))
         if hopeful:
             near += [(setting, rounds) for fps, setting in tried[1:] if fps >= (1 - NEAR) * tried[0][0]]

@@ -20,7 +20,7 @@ from corepipe.compare import PlanResult, trial
 from corepipe.network.load import open_network
 from corepipe.report.plan import hop_text
 from corepipe.runtime.dispatch import Dispatcher
-from corepipe.runtime.stream import Writer
+from corepipe.runtime.feeding import Writer
 from corepipe.topology import detect
 from rival_systems.child import TOLERANCE, Array, Runner
 from rival_systems.prepare import model_path

@@ -83,7 +83,7 @@ class TableCache:
 
     def refusal(self, path: Path) -> str | None:
         """Why there is no table at `path` and will be none for now; None where that is not known, or there is one."""
-        found = None if path.exists() else read_kept(Refusal, _refusal(path))
+        found = None if os.path.exists(path) else read_kept(Refusal, _refusal(path))
         if found is None:
             return None
         with contextlib.suppress(OSError):
@@ -182,7 +182,7 @@ def _machine(topology: Topology, engine: EngineName) -> tuple[str, ...]:
 def read_kept(kind: type[_Kept], path: Path, damaged: str = "a damaged cache file") -> _Kept | None:
     """A kept document, None where there is none; a damaged one is reported, in these words, and ignored."""
     try:
-        return kind.read(path) if path.exists() else None
+        return kind.read(path) if os.path.exists(path) else None
     except (OSError, DocumentError) as error:
         _log.warning("ignoring %s: %s", damaged, error)
         return None

@@ -26,7 +26,8 @@ from corepipe.plan.limits import weight_bytes
 from corepipe.plan.model import Hop, Plan, Route, evaluate, hop_s
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.record import FrameRecord
-from corepipe.runtime.stream import Output, Stream
+from corepipe.runtime.results import Output
+from corepipe.runtime.stream import Stream
 from corepipe.topology.memory import available_memory
 from corepipe.topology.model import Topology
 
@@ -144,6 +145,8 @@ class _Contender:
     kept: list[FrameRecord] = field(default_factory=list)
     seconds: float = 0.0
     restarts: int = 0
+    restarts_counted: int = 0
+    """How many of them were of the stream that is open."""
     short_slices: int = 0
     largest_error: float = 0.0
     peak_rss_bytes: int = 0
@@ -418,7 +421,7 @@ def _open(
 ) -> None:
     """Start a plan's stream, which ends with `until`, and check its outputs of all frames."""
     stream = Stream(network, contender.plan, topology, on_record=contender.records.append)
-    contender.stream = until.enter_context(stream)
+    contender.stream, contender.restarts_counted = until.enter_context(stream), 0
     for output, want in zip(stream(frames), expected, strict=True):
         contender.check(output, want)
 
@@ -460,8 +463,8 @@ def _run_slice(
     contender.kept.extend(counted)
     contender.seconds += span
     contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(stream))
-    contender.restarts += stream.restarts
-    stream.restarts = 0
+    contender.restarts += stream.restarts - contender.restarts_counted
+    contender.restarts_counted = stream.restarts
 
 
 def _result(contender: _Contender, table: CostTable) -> PlanResult:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -156,20 +157,24 @@ def check_writable(
     """Check that files can be written, before the work whose results they are to hold.
 
     Args:
-        *paths: None and `-` (stdout) are passed over.
+        *paths: others than None; `-` is stdout.
         files: others, which cannot be stdout.
         in_place: others, which are not replaced but written as they are.
         inputs: what that work reads.
 
     Raises:
-        DocumentError: the path is a directory, or its folder does not exist or may not be written to.
-        UsageError: the file is read, or written twice, or is `-` where that is not stdout.
+        DocumentError: the path is a directory, or its folder does not exist or may not be written to; stdout is closed.
+        UsageError: the path is empty, the file is read, or written twice, or is `-` where that is not stdout.
     """
     replaced: list[_Path] = [path for path in files if path is not None]
     rewritten: list[_Path] = [path for path in in_place if path is not None]
     if any(os.fspath(path) == "-" for path in replaced):
         raise UsageError("'-': only text and JSON go to the standard output; name a file for this")
     outputs = [*(path for path in paths if path is not None and os.fspath(path) != "-"), *replaced, *rewritten]
+    if any(os.fspath(path) == "" for path in outputs):
+        raise UsageError("the name of a file to write is empty")
+    if sys.stdout is None and any(path is not None and os.fspath(path) == "-" for path in paths):
+        raise DocumentError("<stdout>: cannot write: the standard output is closed; name a file")
     _check_apart(outputs, [path for path in inputs if path is not None])
     for path in outputs:
         folder = Path(os.path.realpath(path)).parent
@@ -177,7 +182,7 @@ def check_writable(
             raise DocumentError(f"{path}: cannot write: is a directory")
         if _is_stream(path) or (path in rewritten and os.path.exists(path)):
             writable = os.access(path, os.W_OK)
-        elif not folder.is_dir():
+        elif not os.path.isdir(folder):
             raise DocumentError(f"{path}: cannot write: there is no folder {folder}")
         else:
             writable = os.access(folder, os.W_OK | os.X_OK)

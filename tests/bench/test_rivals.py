@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,9 @@ def test_a_small_network_is_measured_and_checked(small_model, tmp_path):
     result = measure.measure([setting, broken], no_corepipe, tmp_path, (2,), times, lambda text: None)
     assert {r["system"] for r in result.rows} == {"onnxruntime all cores"}
     assert {r["batch"] for r in result.rows} <= {1, 2}
-    assert [one.get("throughput_fps", 0) > 0 for one in result.screening if "huge pages" in one["settings"]] == [True]
+    tries = Counter(one["settings"] for one in result.screening if one.get("throughput_fps"))
+    assert any("huge pages" in words for words in tries)
+    assert max(tries.values()) == measure.SCREENINGS, "what is close to the best is tried again"
     assert {(one["settings"], one.get("throughput_fps", 0) > 0) for one in result.screening} >= {
         (setting.words, True), (setting.with_batch(2).words, True),
     }  # fmt: skip

@@ -97,6 +97,15 @@ def test_a_small_price_of_changing_is_found(chain, here, table, monkeypatch):
     assert seconds == pytest.approx(best(table)[1] + 1e-4, rel=1e-2)
 
 
+def test_layers_that_cost_nothing_stay_so(chain, here, table, monkeypatch):
+    configs = tuple(row.model_copy(update={"layer_s": (0.0, *row.layer_s[1:-1], 0.0)}) for row in table.configs)
+    monkeypatch.setattr(aligning, "_time", truth(table, 0.0, 1.0))
+    aligned = aligning.align(chain, here, table.model_copy(update={"configs": configs}))
+    for row in aligned.configs:
+        assert np.isfinite(row.layer_s).all()
+        assert row.layer_s[0] < 1e-3 * sum(row.layer_s)
+
+
 def made_up_machine(seed, layers=20, profile_error=0.35, change_s=3e-4, drift=1.0):
     """True costs of three engines, the table that profiles wrong by layer gave, and what divisions take."""
     generator = np.random.default_rng(seed)

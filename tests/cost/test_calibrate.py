@@ -9,12 +9,13 @@ from corepipe.api import engine_name
 from corepipe.cli import app
 from corepipe.cost import calibrate as calibrating
 from corepipe.cost import measuring, quick
-from corepipe.cost.calibration import Measurement
+from corepipe.cost.calibration import Calibration, Measurement
 from corepipe.cost.calibration_set import SET_VERSION
 from corepipe.cost.calibration_store import CalibrationStore
 from corepipe.cost.measuring import WholeTime, core_configs
 from corepipe.cost.profile import table_machine
 from corepipe.cost.table import EngineName, HopCosts
+from corepipe.errors import DocumentError
 from corepipe.network.load import open_network
 from corepipe.plan import plan
 from corepipe.topology.model import Cache, Cluster, Core, Topology
@@ -157,6 +158,21 @@ def test_quick_segments_hold_what_is_wanted_and_do_not_overlap(wanted):
     assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
     edges = {0, *network.legal_cuts(), len(network.layers)}
     assert all(edge in edges for span in spans for edge in span)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told_before_measuring(here, calibration, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COREPIPE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(calibrating, "calibrate", lambda *_, **__: pytest.fail("it measured"))
+    result = CliRunner().invoke(app, ["calibrate"])
+    assert isinstance(result.exception, DocumentError)
+    assert "cannot make the cache folder" in str(result.exception)
+    monkeypatch.setattr(calibrating, "calibrate", lambda *_, **__: calibration)
+    file = tmp_path / "mine.json"
+    result = CliRunner().invoke(app, ["calibrate", "--json", str(file)])
+    assert result.exit_code == 0
+    assert "warning: " in result.stderr
+    assert Calibration.read(file) == calibration
 
 
 def test_the_command_says_which_engines_are_still_measured(here, calibration, tmp_path, monkeypatch):

@@ -375,6 +375,17 @@ def test_what_is_refused_again_and_again_is_asked_for_ever_more_seldom():
     assert 2 <= asked <= 6
 
 
+def test_plans_that_were_refused_do_not_keep_a_lost_core_in_use():
+    world = World(table_of(BIG_LITTLE))
+    kept = world.plan
+    for _ in range(7):
+        world.decider.refused(world.now)
+    lost = kept.workers[0].cores[0]
+    world.usable.discard(lost)
+    (step,) = world.run(0.5)
+    assert f"core {lost}" in step.reason
+
+
 def test_a_plan_is_not_replaced_by_itself():
     """Cores that differ little are equal for the search, and not for what the present plan is believed to give."""
     world = World(table_of(EQUAL), planner=lambda costs: planners.plan(costs, "replicas-per-core"))

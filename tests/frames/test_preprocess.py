@@ -276,6 +276,8 @@ def test_description_and_pickle():
         "images: centre crop 227x227 (scaled to cover 1.14x), bgr, (pixel * 1 - mean 104,117,123) / std 1, float32 nchw"
     )
     assert "pixel * 1/255 - mean 0.485,0.456,0.406" in Preprocess.for_input(tensor(1, 3, 9, 9)).describe()
+    assert "pixel * 0 -" in Preprocess((8, 9), scale=0.0).describe()
+    assert "pixel * 9.99989e-321 -" in Preprocess((8, 9), scale=1e-320).describe()
     assert "letterbox to 8x9" in Preprocess((8, 9), resize="letterbox").describe()
     assert "\n" not in prepare.describe()
     assert pickle.loads(pickle.dumps(prepare)) == prepare

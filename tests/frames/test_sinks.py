@@ -327,6 +327,12 @@ def test_bad_labels(tmp_path, content):
         read_labels(path)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero")
+def test_labels_without_end():
+    with pytest.raises(UsageError, match="too large"):
+        read_labels("/dev/zero")
+
+
 @pytest.mark.skipif(not SYNSETS.exists(), reason="no ../shared/images/synset_words.txt")
 def test_real_labels():
     labels = read_labels(SYNSETS)

@@ -68,12 +68,13 @@ def test_unreadable_images_in_the_middle_are_skipped_with_name_and_reason(folder
     (folder / "frame5.png").write_bytes(encoded(".png")[:300])
     (folder / "frame6.png").symlink_to("nowhere.png")
     os.mkfifo(folder / "frame7.png")
+    (folder / "frame8.png").symlink_to("frame8.png")
     told = []
     source = open_source(str(folder), on_skip=told.append)
     assert [f.name for f in source] == ["frame1.png", "frame2.png", "frame10.png"]
     assert told == source.skipped
     reasons = dict(source.skipped)
-    assert list(reasons) == [f"frame{n}" for n in ("3.png", "4.jpg", "5.png", "6.png", "7.png")]
+    assert list(reasons) == [f"frame{n}" for n in ("3.png", "4.jpg", "5.png", "6.png", "7.png", "8.png")]
     assert "empty" in reasons["frame3.png"]
     assert "not an image" in reasons["frame4.jpg"]
     assert "damaged" in reasons["frame5.png"]
@@ -158,6 +159,7 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path):
         ("README", "files without a suffix"),
         ("list.m3u8", "are not read"),
         ("README/x.png", "no such file"),
+        ("~nobody-of-that-name/frames", "no such file"),
     ],
 )
 def test_bad_specs_are_wrong_usage(tmp_path, monkeypatch, spec, message):
@@ -243,6 +245,16 @@ def test_video(video):
     assert frames[5].data.shape == (48, 64, 3)
     assert abs(frames[20].data.mean() - 160) < 5
     assert source.skipped == []
+
+
+def test_a_video_whose_name_is_not_utf8_is_refused(video):
+    """OpenCV may end the process at such a name."""
+    try:
+        moved = video.rename(os.fsdecode(os.fsencode(video.parent) + b"/caf\xe9.avi"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.raises(FrameError, match="not UTF-8; rename it"):
+        open_source(moved)
 
 
 def test_video_that_breaks_off_gives_what_is_there_and_says_so(video):

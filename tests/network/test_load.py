@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from corepipe.errors import ModelError, UnknownNameError, UsageError
+from corepipe.network.extract import extract_segment
 from corepipe.network.load import Limits, load_network, open_network, parse_shape
 
 
@@ -134,6 +135,16 @@ def test_a_file_without_suffix_is_found_by_name(tmp_path, small, monkeypatch):
     onnx.save(small, tmp_path / "net")
     monkeypatch.chdir(tmp_path)
     assert open_network("net").name == "net"
+
+
+def test_a_name_that_is_not_utf8_is_made_so(tmp_path, small):
+    try:
+        (path := tmp_path / os.fsdecode(b"caf\xe9.onnx")).write_bytes(small.SerializeToString())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    network = open_network(str(path), {"x": (1, 3, 8, 8)})
+    assert network.name == "caf\N{REPLACEMENT CHARACTER}"
+    assert extract_segment(network, 0, len(network.layers)).model.graph.name.startswith(network.name)
 
 
 def test_open_from_the_zoo():

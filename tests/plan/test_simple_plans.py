@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from corepipe.errors import PlanError, UnknownNameError, UsageError
-from corepipe.plan import all_cores, evaluate, one_cluster, plan, planner_names, replicas
+from corepipe.plan import PLANNERS, all_cores, evaluate, one_cluster, plan, planner_names, replicas
 from corepipe.plan.build import make_workers
 from corepipe.plan.simple import replicas_per_cluster, replicas_per_core
 from corepipe.topology.model import CoreConfig
@@ -118,3 +118,11 @@ def test_worker_names_go_on_after_z(make_table):
     assert names[-3:] == ["cpu1-z", "cpu1-aa", "cpu1-ab"]
     with pytest.raises(PlanError, match="too few cores"):
         make_workers(table, [CoreConfig("cpu", 1)] * 29)
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_costs_of_none_of_the_cores_are_refused(name, make_table):
+    """As where a stream has lost the cores that its costs are of."""
+    table = make_table({"cpu1": [1e-3]}, {"cpu": 1}).replaced(configs=())
+    with pytest.raises(PlanError, match="none of the cores"):
+        plan(table, name)

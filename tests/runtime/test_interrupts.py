@@ -83,7 +83,7 @@ def test_while_a_loop_reads_every_frame_that_was_fed_gives_its_result(chain, two
         expected = list(stream(frames))
         for moment in itertools.count(1):
             assert moment < 2000
-            fed, got = stream._next_sequence, []
+            fed, got = stream.state.next_sequence, []
             try:
                 with ctrl_c(moment, but=("take", "choose", "next_route")):  # a new stream after each takes its time
                     got.extend(stream(frames))
@@ -95,7 +95,7 @@ def test_while_a_loop_reads_every_frame_that_was_fed_gives_its_result(chain, two
                 stream.close()
                 stream = opened.enter_context(Stream(chain, plan, two_cores))
                 continue
-            assert len(got) == stream._next_sequence - fed, moment
+            assert len(got) == stream.state.next_sequence - fed, moment
             assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=False)), moment
         assert moment > 15
 

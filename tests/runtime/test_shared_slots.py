@@ -168,7 +168,7 @@ def test_a_slot_that_is_being_filled_has_no_part_in_a_workers_death(two_cores, m
         futures = [stream.submit(bad) for _ in range(3)]
         os.kill(pid, signal.SIGCONT)
         assert all(isinstance(future.exception(30), FrameError) for future in futures)
-        monkeypatch.setattr(stream, "run_apart", lambda lane, flight: apart.append(flight))
+        monkeypatch.setattr(stream.results, "run_apart", lambda lane, flight: apart.append(flight))
         os.kill(pid, signal.SIGSTOP)
         under_way = [stream.submit(good), stream.submit(good)]
         assert [flight.started for flight in stream.lanes[-1].under_way()] == [True, False]

@@ -425,7 +425,7 @@ def test_a_callback_that_exits_ends_the_stream_by_name(chain, two_cores, make_pl
 
     with Stream(chain, make_plan(chain, PLANS["pipeline"]), two_cores) as stream:
         stream.submit(frames_for(chain, 1)[0]).add_done_callback(leave)
-        wait_until(lambda: stream._broken is not None)
+        wait_until(lambda: stream.state.broken is not None)
         with pytest.raises(WorkerError, match="SystemExit"):
             stream.submit(frames_for(chain, 1)[0])
 

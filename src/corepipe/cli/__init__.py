@@ -66,6 +66,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Entry point: errors become one message and an exit code (1 failed, 2 wrong usage, 3 not trustworthy)."""
+    _fill_standard_descriptors()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _stop)
@@ -80,6 +81,13 @@ def main() -> None:
         raise
     finally:
         _drop_unwritten()
+
+
+def _fill_standard_descriptors() -> None:
+    """Where a standard stream was closed, the next file would take its number, and children not be given that file."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 def _run() -> None:

@@ -21,6 +21,7 @@ from corepipe.cli.common import (
     write_json,
 )
 from corepipe.document import check_writable
+from corepipe.errors import DocumentError
 from corepipe.report.terminal import say
 
 
@@ -29,6 +30,7 @@ def doctor(cores: Cores = None, json_to: Json = None) -> None:
     """Show this machine's clusters, what may be used of it, and what would spoil a measurement."""
     from corepipe.report.doctor import doctor_json, render_doctor
 
+    check_writable(json_to)
     topology = topology_of(cores)
     if not write_json(json_to, lambda: doctor_json(topology)):
         render_doctor(topology, out())
@@ -48,6 +50,8 @@ def calibrate(
 
     check_writable(json_to)
     topology, chosen, store = machine_at_hand(cores), engine_name(engine), CalibrationStore()
+    if json_to is None:
+        store.check_writable()
     installed = engine_names()
     with resumable("start again to go on"), ProgressBar() as on_progress:
         found = calibrating.calibrate(
@@ -57,13 +61,19 @@ def calibrate(
             on_progress=on_progress,
             on_partial=lambda partial: store.save_partial(topology, chosen, partial),
         )
-    path = store.save(topology, chosen, found)
-    say(log, f"kept in {path}; copy it to plan for this machine elsewhere (predict --machine)")
+    if not write_json(json_to, found.to_json):
+        render_calibration(found, out())
+    try:
+        path = store.save(topology, chosen, found)
+    except DocumentError as error:
+        if json_to is None:
+            raise
+        say(log, f"warning: {error}; what was written is used with --machine FILE")
+    else:
+        say(log, f"kept in {path}; copy it to plan for this machine elsewhere (predict --machine)")
     others = [name.name for name in installed if store.load(topology, name) is None]
     if others:
         say(log, f"networks are still measured where plans may use {', '.join(others)} too; --engine {engine} predicts")
-    if not write_json(json_to, found.to_json):
-        render_calibration(found, out())
     check_trust(found)
 
 

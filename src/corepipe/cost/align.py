@@ -41,6 +41,9 @@ _TIME_DOUBT = 0.01
 """How far off, as standard deviations, they are taken to be: a layer's cost (a share of itself), what a segment costs
 beside its layers (of the whole network) and a time in turns (of itself)."""
 
+_NOTHING_S = 1e-15
+"""A layer whose cost was too small to be kept is taken to take so long where it is divided by."""
+
 
 def align(
     network: Network,
@@ -163,7 +166,7 @@ def _corrected(row: ConfigCosts, table: CostTable, took: Took, busy: bool) -> Co
     parts = list(times)
     seen = np.array([np.mean(times[part]) for part in parts])
     own = np.array([_own_s(row, table, part, seconds) for part, seconds in zip(parts, seen, strict=True)])
-    before = np.array(getattr(_scaled_to(row, table, took, busy), _field(row, busy)))
+    before = np.maximum(getattr(_scaled_to(row, table, took, busy), _field(row, busy)), _NOTHING_S)
     whole = float(before.sum())
     # The unknowns: each layer, and what any segment costs more.
     belongs = np.zeros((len(parts), len(before) + 1))

@@ -47,6 +47,16 @@ class CalibrationStore:
         self._partial(topology, engine).unlink(missing_ok=True)
         return path
 
+    def check_writable(self) -> None:
+        """Check that a calibration can be kept, before the minutes that it takes to make one.
+
+        Raises:
+            DocumentError: the folder cannot be made, or not be written to.
+        """
+        self._make_folder()
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise DocumentError(f"{self._folder}: cannot write to the cache folder; name another in COREPIPE_CACHE")
+
     def load_partial(self, topology: Topology, engine: EngineName) -> PartialCalibration | None:
         """What an interrupted calibration has left."""
         return read_kept(PartialCalibration, self._partial(topology, engine), "what an interrupted calibration left")

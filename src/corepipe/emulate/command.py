@@ -85,8 +85,9 @@ def _run(command: Sequence[str], emulation: Emulation) -> int:
 
 
 def _spawn(command: Sequence[str], mask: set[signal.Signals] | set[int]) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it was closed
+            stream.flush()
     return os.posix_spawn(sys.executable, child_command("launch", "--", *command), os.environ, setsigmask=mask)
 
 

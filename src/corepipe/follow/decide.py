@@ -69,6 +69,19 @@ class Step:
     reason: str
 
 
+@dataclass
+class _Patience:
+    """How long not to ask for what was refused, longer each time; the `refusals` since the plan changed count."""
+
+    refusals: int = 0
+    not_before_s: float = float("-inf")
+
+    def refused(self, now_s: float) -> None:
+        """It was refused again."""
+        self.not_before_s = now_s + _RETRY_S * 2**self.refusals
+        self.refusals = min(self.refusals + 1, _MOST_RETRIES)
+
+
 class Decider:
     """Looks at a stream from time to time and says what to change.
 
@@ -88,8 +101,8 @@ class Decider:
         self._planner = planner
         self._asked_since_s: float | None = None
         self._lost: frozenset[int] = frozenset()
-        self._refusals = 0
-        self._not_before_s = float("-inf")
+        self._better_plans = _Patience()
+        self._plans_without_lost = _Patience()
         self._hops: list[object] = []
         self._covered = True
         self._caution = 1.0
@@ -116,7 +129,8 @@ class Decider:
         """
         hops: list[object] = [plan.workers, *(route.hops for route in plan.routes)]
         if hops != self._hops:
-            self._hops, self._refusals, self._covered = hops, 0, self.belief.covers(plan)
+            self._hops, self._covered = hops, self.belief.covers(plan)
+            self._better_plans.refusals = self._plans_without_lost.refusals = 0
         lost = frozenset(core for worker in plan.workers for core in worker.cores) - frozenset(usable)
         if lost:
             return self._without(lost, usable, now_s)
@@ -141,16 +155,15 @@ class Decider:
     def refused(self, now_s: float) -> None:
         """The step could not be made (no memory for another plan, say): be slower to ask again."""
         self._promise = None
+        (self._plans_without_lost if self._lost else self._better_plans).refused(now_s)
         self._lost = frozenset()
-        self._not_before_s = now_s + _RETRY_S * 2**self._refusals
-        self._refusals = min(self._refusals + 1, _MOST_RETRIES)
 
     def _without(self, lost: frozenset[int], usable: Collection[int], now_s: float) -> Step | None:
-        if lost == self._lost or now_s < self._not_before_s:
+        if lost == self._lost or now_s < self._plans_without_lost.not_before_s:
             return None
+        self._lost, self._promise = lost, None
         if not usable:
             raise PlanError("none of its cores may be used any more; it goes on where they come back")
-        self._lost, self._promise = lost, None
         names = ", ".join(str(core) for core in sorted(lost))
         found = self._search(usable, now_s)
         return Step("plan", found, f"core {names} is offline or may not be used any more")
@@ -163,7 +176,7 @@ class Decider:
         shifted = best_rates(plan, loads)
         shifted_fps = max(shifted.predicted_fps or 0.0, now_fps)
         caution = self._caution_at(now_s)
-        found = self._best_plan(usable, now_s) if now_s >= self._not_before_s else None
+        found = self._best_plan(usable, now_s) if now_s >= self._better_plans.not_before_s else None
         # Judged as the present one is, by each core's own factor: the search takes cores that differ little for equal.
         gain = mix_fps(found, self._loads(found, now_s)) / shifted_fps - 1 if found else 0.0
         if found and gain > PLAN_GAIN * caution:

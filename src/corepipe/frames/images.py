@@ -233,7 +233,7 @@ def folder_source(path: Path, name: str, on_skip: Callable[[Skipped], None] | No
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if os.path.isdir(entry.path):  # `entry.is_dir()` raises for a link that leads in a circle
                     folders.append(entry.name)
                 elif is_image_name(entry.name):
                     files.append(entry.name)

@@ -41,9 +41,11 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     path, name = Path(path), display_name(path)
     try:
-        if path.stat().st_size > MAX_LABEL_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_LABEL_BYTES + 1)  # a device may have no end
+        if len(data) > MAX_LABEL_BYTES:
             raise UsageError(f"{name}: too large for a file of labels")
-        text = path.read_bytes().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{name}: cannot read labels: {reason_of(error)}") from None
     except UnicodeDecodeError:

@@ -49,7 +49,7 @@ class NpzSink(Sink):
         self._closed = False
         with writing(self.name), _unnamed_file(self._path.parent):
             pass
-        if path.exists() and not os.access(path, os.W_OK):
+        if os.path.exists(path) and not os.access(path, os.W_OK):
             raise CorepipeError(f"{self.name}: cannot write results: the file is read-only")
 
     def _write(self, index: int, frame: str, outputs: Outputs) -> None:

@@ -173,8 +173,8 @@ class Preprocess:
             how = f"centre crop {height}x{width} ({margin})"
         else:
             how = f"{self.resize} to {height}x{width}"
-        inverse = 1 / self.scale if self.scale else 0
-        whole = abs(self.scale) < 1 and math.isclose(inverse, round(inverse), rel_tol=1e-12)
+        inverse = 1 / self.scale if self.scale else math.inf
+        whole = abs(self.scale) < 1 and math.isfinite(inverse) and math.isclose(inverse, round(inverse), rel_tol=1e-12)
         scale = f"1/{round(inverse)}" if whole else f"{self.scale:g}"
         return (
             f"images: {how}, {self.color}, (pixel * {scale} - mean {_join(self.mean)}) / std {_join(self.std)}, "

@@ -271,7 +271,7 @@ def open_sink(
 
 def result_file(spec: str | os.PathLike[str] | None) -> Path | None:
     """The file that `open_sink` writes; None for the standard output."""
-    return None if spec is None or spec in ("text", "-") else Path(spec).expanduser()
+    return None if spec is None or spec in ("text", "-") else Path(os.path.expanduser(spec))
 
 
 def may_hold_classes(outputs: Sequence[TensorInfo], labels: Sequence[str] | None = None) -> bool:
@@ -299,7 +299,7 @@ def check_sink(
             raise CorepipeError("<stdout>: cannot write results: the standard output is closed; name a file (-o)")
         return
     name = display_name(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{name}: is a folder; name a file for the results, such as {name}/results.jsonl")
     if path.suffix.lower() not in (".txt", ".jsonl", ".ndjson", ".npz"):
         raise UsageError(

@@ -58,7 +58,7 @@ def open_source(
         raise UsageError(f"{text!r} is not a camera; write 'camera:' and its number, as in 'camera:0'")
     if "://" in text:
         raise UsageError(f"{text!r}: network addresses are not read; save it to a file, or pipe arrays into '-'")
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     name = display_name(text)
     try:
         mode = path.stat().st_mode

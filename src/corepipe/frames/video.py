@@ -13,7 +13,7 @@ import cv2
 
 from corepipe.errors import FrameError
 from corepipe.frames.images import MAX_PIXELS
-from corepipe.frames.model import Frame, FrameSource, Skipped, plural
+from corepipe.frames.model import Frame, FrameSource, Skipped, display_name, plural
 
 VIDEO_SUFFIXES = (
     ".264", ".3gp", ".asf", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov",
@@ -90,8 +90,11 @@ class VideoSource(_CaptureSource):
             raise FrameError(f"{name}: cannot read: {error.strerror or error}") from None
         if empty:
             raise FrameError(f"{name}: the file is empty")
+        file_name = os.path.realpath(path)
+        if display_name(file_name) != file_name:
+            raise FrameError(f"{name}: OpenCV opens no file whose path is not UTF-8; rename it, or its folder")
         with _ffmpeg_settings():
-            capture = cv2.VideoCapture(str(path.resolve()))
+            capture = cv2.VideoCapture(file_name)
         if not capture.isOpened():
             raise FrameError(f"{name}: not a video that OpenCV can open (damaged, or an unknown container or codec)")
         width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
@@ -124,7 +127,7 @@ class CameraSource(_CaptureSource):
     def __init__(self, number: int, on_skip: Callable[[Skipped], None] | None = None) -> None:
         name, device = f"camera:{number}", Path(f"/dev/video{number}")
         if sys.platform in ("linux", "android"):
-            if not device.exists():
+            if not os.path.exists(device):
                 found = sorted(p.name for p in Path("/dev").glob("video[0-9]*"))
                 raise FrameError(f"{name}: no {device} on this machine (cameras: {', '.join(found) or 'none'})")
             if not os.access(device, os.R_OK | os.W_OK):

@@ -85,7 +85,8 @@ def load_network(
         model.CopyFrom(source)
         return _prepare(model, model.graph.name or "model", None, shapes or {}, limits)
     path = Path(source)
-    return _prepare(_read(path, limits), path.stem, path, shapes or {}, limits)
+    name = os.fsencode(path.stem).decode("utf-8", "replace")  # as models and plans can hold it
+    return _prepare(_read(path, limits), name, path, shapes or {}, limits)
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -245,8 +245,8 @@ def _for_each_size(table: CostTable, sizes: Sequence[int], find: Callable[[CostT
             plans.append(find(table.for_frames(frames)))
         except PlanError as error:
             failure = failure or error
-    if not plans and failure is not None:
-        raise failure
+    if not plans:
+        raise failure or PlanError(f"the costs of {table.network.name} are of none of the cores that may be used")
     return plans
 
 

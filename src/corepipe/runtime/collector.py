@@ -8,7 +8,6 @@ have); whatever has not come back by then was lost with the dead worker; replace
 from __future__ import annotations
 
 import logging
-import os
 import select
 import weakref
 from typing import TYPE_CHECKING
@@ -28,8 +27,6 @@ RESTART_TRIES = 5
 
 PATIENCE_S = 30.0
 """When nothing has ended for so long, the worker that the oldest frame waits for is named."""
-
-_MANY = 4096
 
 _log = logging.getLogger("corepipe")
 
@@ -56,15 +53,15 @@ def collect(reference: weakref.ref[Stream]) -> None:
         if ready:
             said = False
         elif not said:
-            for worker, pid, frame in stream.waits_for(PATIENCE_S):
+            for worker, pid, frame in stream.state.waits_for(PATIENCE_S):
                 said = True
                 _log.warning(
                     "worker %s (process %d) has not finished frame %d for %.0f s; if it is stopped or hangs, "
                     "`kill -9 %d` replaces it, and no frame is lost", worker, pid, frame, PATIENCE_S, pid,
                 )  # fmt: skip
         try:
-            if stream.changed_fd in ready:
-                os.read(stream.changed_fd, _MANY)
+            if stream.state.changed.fd in ready:
+                stream.state.changed.clear()
             for lane in stream.lanes:
                 if lane.pool.results_fd in ready:
                     take_results(stream, lane)
@@ -75,11 +72,11 @@ def collect(reference: weakref.ref[Stream]) -> None:
                     _recover(stream, lane, dead)
             stream.let_go()
         except CorepipeError as error:
-            stream.give_up(error)
+            stream.results.give_up(error)
             return
         except BaseException as error:
             # Without this thread every frame would wait forever.
-            stream.give_up(
+            stream.results.give_up(
                 WorkerError(f"the stream's collector ended: {type(error).__name__}: {error}; open a new one")
             )
             return
@@ -88,14 +85,14 @@ def collect(reference: weakref.ref[Stream]) -> None:
 def take_results(stream: Stream, lane: Lane, generation: int = 0) -> set[int]:
     """Handle the messages that wait for the user's process; the workers whose fences of `generation` came back."""
     arrived = list(messages.receive(lane.pool.results_fd))
-    stream.finish(
+    stream.results.finish(
         lane, [(slot, frame, kind == messages.FAILED) for kind, _, _, slot, frame in arrived if kind != messages.FENCED]
     )
     return {slot for kind, _, _, slot, frame in arrived if kind == messages.FENCED and frame == generation}
 
 
 def _watched(stream: Stream) -> list[int]:
-    fds = [stream.wake_fd, stream.changed_fd]
+    fds = [stream.state.wake.fd, stream.state.changed.fd]
     for lane in stream.lanes:
         fds += [lane.pool.results_fd, *(child.status_fd for child in lane.pool.children)]
     return fds
@@ -124,7 +121,7 @@ def _dead(lane: Lane, ready: set[int]) -> set[int]:
 
 
 def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
-    stream.pause(lane)
+    stream.state.pause(lane)
     while newly_dead := _settle(stream, lane, dead):
         if stream.closed:
             return
@@ -135,11 +132,11 @@ def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
             began, ended = slot.times(index)
             if began and not ended and lane.pool.number(hop.worker) in dead:
                 if lane.plan.batch > 1 and not flight.apart:
-                    stream.run_apart(lane, flight)
+                    stream.results.run_apart(lane, flight)
                     break
                 flight.kills += 1
                 if flight.kills >= MAX_KILLS:
-                    stream.fail(
+                    stream.results.fail(
                         lane,
                         flight,
                         FrameError(f"frame {flight.sequence}: worker {hop.worker} died {flight.kills} times on it"),
@@ -157,7 +154,7 @@ def _replace(stream: Stream, lane: Lane, dead: set[int]) -> None:
         _log.warning("worker %s %s; its frames run again on a new one", child.name, child.describe_end())
     for attempt in range(1, RESTART_TRIES + 1):
         try:
-            lane.pool.restart(dead, stream.wake_fd)
+            lane.pool.restart(dead, stream.state.wake.fd)
             break
         except WorkerError as error:
             if stream.closed:
@@ -166,7 +163,7 @@ def _replace(stream: Stream, lane: Lane, dead: set[int]) -> None:
                 raise
             _log.warning("%s; trying again", error)
     if not stream.closed:
-        stream.resume(lane, len(dead))
+        stream.state.resume(lane, len(dead))
 
 
 def _name_silent(lane: Lane, numbers: set[int]) -> None:
@@ -184,14 +181,14 @@ def _settle(stream: Stream, lane: Lane, dead: set[int]) -> set[int]:
     rounds = max(len(route.hops) for route in lane.plan.routes)
     live = [number for number in range(len(lane.plan.workers)) if number not in dead]
     for _ in range(rounds):
-        generation = stream.next_generation()
+        generation = next(stream.state.generations)
         for number in live:
             lane.pool.send(number, messages.FENCE, frame=generation)
         missing = set(live)
         said = False
         while missing:
             fds = [lane.pool.results_fd, *(lane.pool.children[number].status_fd for number in live)]
-            ready = _wait([*fds, stream.wake_fd], PATIENCE_S * 1e3)
+            ready = _wait([*fds, stream.state.wake.fd], PATIENCE_S * 1e3)
             if stream.closed:
                 return set(live)
             if not ready and not said:

@@ -106,7 +106,7 @@ def _deliver_next(reference: weakref.ref[Stream], deliveries: Deliveries) -> boo
         failure = WorkerError(f"a result's callback raised {type(error).__name__}: {error}; open a new stream")
     stream = reference()
     if stream is not None:
-        stream.delivered()
+        stream.results.count_delivered()
         if failure is not None:
-            stream.give_up(failure)
+            stream.results.give_up(failure)
     return True

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -206,7 +206,7 @@ class _Intake:
                         return
             elif not self._reader_has_room():
                 raise TimeoutError
-            taken.future = self._stream.submit_own(frame, timeout=None if self._waits else 0)
+            self._stream.feeding.submit(frame, taken.future, None if self._waits else 0, own=True)
             taken.ran = True
         except TimeoutError:
             self._stream.dropped += 1
@@ -222,7 +222,7 @@ class _Intake:
     def _feed(self) -> None:
         """Submit the frames that wait, one after the other, as there is room."""
         while True:
-            self._stream.wait_for_room()
+            self._stream.state.wait_for_room()
             with self._lock:
                 self._changed.wait_for(
                     lambda: self.stopped or (self._reader_has_room() and (self._waiting or self._ended))
@@ -233,19 +233,10 @@ class _Intake:
                 taken.ran = True
                 self._running += 1
             try:
-                inner = self._stream.submit_own(frame)
+                self._stream.feeding.submit(frame, taken.future, own=True)
             except BaseException as error:
-                taken.future.set_exception(error)
-                continue
-            inner.add_done_callback(functools.partial(_pass_on, future=taken.future))
+                with contextlib.suppress(InvalidStateError):  # the stream ended it
+                    taken.future.set_exception(error)
 
     def _reader_has_room(self) -> bool:
         return self._running < self._stream.window
-
-
-def _pass_on(done: Future[Any], future: Future[Any]) -> None:
-    error = done.exception()
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(done.result())

@@ -39,7 +39,7 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> It
         try:
             if waiting:
                 if not waiting[0].ended:
-                    stream.wait_for_room_or(waiting[0], more and len(waiting) < stream.window)
+                    stream.state.wait_for_room_or(waiting[0], more and len(waiting) < stream.window)
                 if waiting[0].ended:
                     result = _outcome(waiting[0], on_error)
                     del waiting[0]
@@ -56,7 +56,7 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> It
                     continue
                 waiting.append(Outcome())
                 try:
-                    stream.submit_in_order(frame, waiting[-1])
+                    stream.feeding.submit(frame, waiting[-1], own=True, deep=True)
                 except FrameError as error:
                     waiting[-1].set_exception(error)
                 except Exception as error:

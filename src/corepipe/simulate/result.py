@@ -61,7 +61,8 @@ class Simulation:
     def throughput_fps(self) -> float:
         """Frames/s in the steady state."""
         first, last = self.steady[0].done_ns, self.steady[-1].done_ns
-        frames = len(self.steady) - 1 if last > first else len(self.steady)
+        # Frames of one slot end at one moment: those of the first belong to the time before.
+        frames = sum(record.done_ns > first for record in self.steady) if last > first else len(self.steady)
         return frames / self.span_s if self.span_s > 0 else math.inf
 
     @cached_property
@@ -76,9 +77,14 @@ class Simulation:
         return {name: ns / max(1, last - first) for name, ns in inside.items()}
 
     def slices(self, count: int) -> list[float]:
-        """Frames/s of so many consecutive parts of the steady state, each with equally many frames."""
-        edges = np.linspace(0, len(self.steady) - 1, count + 1).astype(int)
-        times = [self.steady[edge].done_ns * 1e-9 for edge in edges]
+        """Frames/s of so many consecutive parts of the steady state, each with about as many frames.
+
+        They are divided where no frame that ends at the same moment follows.
+        """
+        done = np.array([record.done_ns for record in self.steady])
+        edges = np.linspace(0, len(done) - 1, count + 1).astype(int)
+        edges = np.searchsorted(done, done[edges], side="right") - 1
+        times = done[edges] * 1e-9
         rates = [
             (b - a) / (until - since)
             for (a, b), (since, until) in zip(itertools.pairwise(edges), itertools.pairwise(times), strict=True)

@@ -90,7 +90,7 @@ def read_linux(root: Path) -> LinuxMachine:
     Raises:
         TopologyError: there is no CPU in the tree, or `root` is not a folder.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise TopologyError(f"{root}: not a folder; give one that holds sys/ and proc/, or unpack the archive first")
     live = root == Path("/")
     info = _CpuInfo.read(root)
