@@ -84,7 +84,7 @@ def main() -> None:
         say(ready=ready)
         for line in sys.stdin:
             measured = runner.run(batches, json.loads(line)["seconds"])
-            say(fps=measured.calls_per_s(runner.filling) * batch)
+            say(fps=measured.frames_per_s(runner.filling) * batch)
     except Exception as error:
         text = str(error).strip().splitlines()
         say(failed=f"{type(error).__name__}: {text[0] if text else ''}"[:300])

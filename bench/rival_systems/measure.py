@@ -278,7 +278,7 @@ def _slice(contender: Contender, contenders: Sequence[Contender], times: Times) 
     time.sleep(_SETTLE_S)
     others = [other for other in contenders if other is not contender]
     before, began = [other.cpu_s() for other in others], time.monotonic()
-    calls = _CALLS if contender.setting.batch == 1 else _LARGE_CALLS
+    calls = _CALLS if contender.about.get("batch", contender.setting.batch) == 1 else _LARGE_CALLS
     contender.slices.append(contender.run(_seconds(contender, times.slice_s, calls)))
     took = time.monotonic() - began
     for other, used in zip(others, before, strict=True):

@@ -19,14 +19,20 @@ class Slice:
 
     Attributes:
         lanes: for each call which request, thread or route made it; None where one call follows the other.
+        sizes: how many frames each call took, where that is not the same for all.
     """
 
     began: int
     ended: int
     calls: Sequence[int]
     lanes: Sequence[int] | None = None
+    sizes: Sequence[int] | None = None
 
     def calls_per_s(self, filling: int = 0) -> float:
+        """As `frames_per_s`, each call counted once."""
+        return self._per_s(filling, [1] * len(self.calls))
+
+    def frames_per_s(self, filling: int = 0) -> float:
         """From the first call that ended in the steady state to the last one before feeding ended.
 
         Of each lane by itself, and added up: where lanes end their calls at the same moments, the time from the first
@@ -35,21 +41,25 @@ class Slice:
         Args:
             filling: calls at the beginning that fill a pipeline or a queue.
         """
+        return self._per_s(filling, self.sizes or [1] * len(self.calls))
+
+    def _per_s(self, filling: int, sizes: Sequence[int]) -> float:
         since = self.began + min(int(LEAD_S * 1e9), (self.ended - self.began) // 4)
-        ordered = sorted(zip(self.calls, self.lanes or [0] * len(self.calls), strict=True))
-        steady = [(at, lane) for at, lane in ordered[filling:] if since <= at <= self.ended]
+        ordered = sorted(zip(self.calls, self.lanes or [0] * len(self.calls), sizes, strict=True))
+        steady = [(at, lane, size) for at, lane, size in ordered[filling:] if since <= at <= self.ended]
         if len(steady) < _LEAST_CALLS:
-            return len(self.calls) / ((max(self.calls) - self.began) * 1e-9)
-        by_lane: dict[int, list[int]] = {}
-        for at, lane in steady:
-            by_lane.setdefault(lane, []).append(at)
+            return sum(sizes) / ((max(self.calls) - self.began) * 1e-9)
+        by_lane: dict[int, list[tuple[int, int]]] = {}
+        for at, lane, size in steady:
+            by_lane.setdefault(lane, []).append((at, size))
         if min(map(len, by_lane.values())) < _LEAST_CALLS:
-            return _rate([at for at, _ in steady])
+            return _rate([(at, size) for at, _, size in steady])
         return sum(_rate(calls) for calls in by_lane.values())
 
 
-def _rate(calls: Sequence[int]) -> float:
-    return (len(calls) - 1) / ((calls[-1] - calls[0]) * 1e-9)
+def _rate(calls: Sequence[tuple[int, int]]) -> float:
+    """What came after the first call, over the time from its end to that of the last one."""
+    return sum(size for _, size in calls[1:]) / ((calls[-1][0] - calls[0][0]) * 1e-9)
 
 
 def repeat(call: Callable[[int], object], seconds: float) -> Slice:

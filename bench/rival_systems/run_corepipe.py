@@ -21,6 +21,7 @@ from corepipe.network.load import open_network
 from corepipe.report.plan import hop_text
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.feeding import Writer
+from corepipe.runtime.record import FrameRecord
 from corepipe.topology import detect
 from rival_systems.child import TOLERANCE, Array, Runner
 from rival_systems.prepare import model_path
@@ -38,18 +39,18 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
         table = find_costs(network, topology, batch=batch, measured=True).table
         best.append(trial(network, planners.candidates(table), topology, table, frames).best)
     plan = max(best, key=lambda result: result.throughput_fps).plan
-    done: list[tuple[int, int]] = []
-    stream = Stream(network, plan, topology, on_record=lambda record: done.append((record.computed_ns, record.route)))
+    done: list[FrameRecord] = []
+    stream = Stream(network, plan, topology, on_record=done.append)
     return _Stream(stream, plan, done)
 
 
 class _Stream:
     """Frames lie in the slots, as a camera or decoder puts them there, and are not copied while the clock runs."""
 
-    def __init__(self, stream: Stream, plan: Plan, done: list[tuple[int, int]]) -> None:
+    def __init__(self, stream: Stream, plan: Plan, done: list[FrameRecord]) -> None:
         self._stream, self._done = stream, done
         self._expected: list[Array] = []
-        self.filling = plan.batch * Dispatcher(plan).slots
+        self.filling = Dispatcher(plan).slots
         self.about = {"settings": _words(plan), "bound_fps": plan.bound_fps, "predicted_fps": plan.predicted_fps}
         self.about |= {"batch": plan.batch}
 
@@ -82,7 +83,10 @@ class _Stream:
             np.allclose(last, output, rtol=0, atol=TOLERANCE * np.abs(output).max()) for output in self._expected
         ):
             raise RuntimeError("a frame in a slot came out wrong")
-        return Slice(began, ended, [at for at, _ in self._done], [route for _, route in self._done])
+        # A call is a slot: its frames are told of at one moment, and the last one's end is the slot's.
+        slots = [list(frames) for _, frames in itertools.groupby(self._done, lambda record: record.done_ns)]
+        ends, routes = [slot[-1].computed_ns for slot in slots], [slot[-1].route for slot in slots]
+        return Slice(began, ended, ends, routes, [len(slot) for slot in slots])
 
 
 def _words(plan: Plan) -> str:

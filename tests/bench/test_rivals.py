@@ -166,6 +166,16 @@ def test_lanes_that_end_their_calls_together_are_counted_by_themselves():
     assert few.calls_per_s() == pytest.approx(22)
 
 
+def test_calls_of_several_frames_count_as_many():
+    rate = module("rival_systems.rate")
+    ends = [10**9 + i * 10**8 for i in range(11)]
+    slots = rate.Slice(0, 2 * 10**9, ends, sizes=[1] + [8] * 10)
+    assert slots.calls_per_s() == pytest.approx(10)
+    assert slots.frames_per_s() == pytest.approx(80)
+    two = rate.Slice(0, 2 * 10**9, [*ends, *ends], [0] * 11 + [1] * 11, [1] + [8] * 10 + [4] * 11)
+    assert two.frames_per_s() == pytest.approx(80 + 40)
+
+
 def test_a_rate_of_too_few_calls_is_still_one():
     rate = module("rival_systems.rate")
     assert rate.Slice(0, 10**9, [2 * 10**9]).calls_per_s() == pytest.approx(0.5)

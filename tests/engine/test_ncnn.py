@@ -394,6 +394,17 @@ def step_image(draw, graph, x, shape, _):
     return [(graph.add("Conv", x, graph.weight(out, c, 3, 3), pads=[1, 1, 1, 1]), (1, out, h, w))]
 
 
+@pytest.mark.parametrize(
+    ("given", "shape", "slope"),
+    [((1, 12), (1, 3, 4), (3, 1)), ((1, 6), (2, 3), (3,)), ((1, 12), (1, 12), (12,)), ((1, 3, 4), (1, 3, 4), (3, 1))],
+)
+def test_a_slope_for_each_channel_of_what_is_no_image(given, shape, slope):
+    graph = Graph(given)
+    x = graph.add("Reshape", "x", graph.constant(np.array(shape)))
+    data = graph.model(graph.add("PRelu", x, graph.weight(*slope)))
+    assert check(data, {"x": floats(*given)}) == (shape[0] == 1)
+
+
 def step_matrix(draw, graph, x, shape, _):
     out = draw(channels)
     if len(shape) == 2 and draw(st.booleans()):

@@ -37,6 +37,12 @@ def test_convolution(make_model):
     assert d.dtype == "float32"
 
 
+@pytest.mark.parametrize(("kind", "inputs"), [("FusedConv", ["x"]), ("GlobalAveragePool", []), ("LSTM", [])])
+def test_operators_of_other_domains_may_have_any_inputs(make_model, kind, inputs):
+    nodes = [helper.make_node(kind, inputs, ["t"], domain="com.microsoft"), helper.make_node("Add", ["x", "t"], ["y"])]
+    load_network(make_model(nodes, {"x": [1, 3, 8, 8]}, ["y"], **{"com.microsoft": 1}))
+
+
 def test_batch_counts(make_model):
     node = helper.make_node("Conv", ["x", "w"], ["y"], dilations=[2, 2])
     d = only(make_model, [node], [5, 2, 8, 8], {"w": zeros(4, 2, 3, 3)})

@@ -136,6 +136,30 @@ def test_old_opset(make_model, divider):
     same_as_before(model, network, divider)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_broadcast_of_an_old_opset_is_not_folded(make_model, axis):
+    w, s = np.arange(16, dtype=np.float32).reshape(4, 4), np.arange(1, 5, dtype=np.float32)
+    nodes = [
+        helper.make_node("Mul", ["w", "s"], ["v"], broadcast=1, axis=axis),
+        helper.make_node("MatMul", ["x", "v"], ["y"]),
+    ]
+    network = load_network(make_model(nodes, {"x": [2, 4]}, ["y"], {"w": w, "s": s}, opset=6))
+    assert operators(network) == ["Mul", "MatMul"], "the reference implementation does not know of it"
+
+
+def test_folding_goes_through_no_more_indices_than_its_budget(make_model):
+    zero = helper.make_tensor("v", TensorProto.INT64, [1], [0])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["i"], value=zero),
+        helper.make_node("ConstantOfShape", ["count"], ["u"]),
+        *(helper.make_node("ScatterND", [f"d{n}", "i", "u"], [f"d{n + 1}"]) for n in range(300)),
+        helper.make_node("Add", ["x", "d300"], ["y"]),
+    ]
+    constants = {"shape": np.array([2**17, 1]), "count": np.array([2**17]), "d0": np.ones(1, np.float32)}
+    network = load_network(make_model(nodes, {"x": [1]}, ["y"], constants))
+    assert operators(network).count("ScatterND") == 300 - fold_module._STEP_BUDGET // 2**17
+
+
 def branch(nodes, output):
     return helper.make_graph(nodes, output, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
 

@@ -52,6 +52,14 @@ def test_batch_dims_below_zero_are_refused(batch_dims):
         )
 
 
+@pytest.mark.parametrize("count", [1, 3, 2**31])
+def test_a_split_into_another_number_of_parts_is_refused(count):
+    """onnx would make a list of so many sizes."""
+    text = f"(float[6] x) => (float a, float b) {{ a, b = Split <num_outputs: int = {count}> (x) }}"
+    with pytest.raises(ModelError, match="num_outputs is not the number of its outputs, 2"):
+        load_network(parser.parse_model(HEAD.replace("17", "18") + text))
+
+
 def test_inference_is_not_asked_about_inputs_of_no_type():
     text = '<ir_version: 10, opset_import: ["" : 20]> g (string[N] x) => (bool[N] y) { y = RegexFullMatch (x) }'
     model = parser.parse_model(text)

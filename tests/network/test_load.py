@@ -423,6 +423,13 @@ def test_size_within_a_subgraph(make_model):
     refused(with_condition(make_model, [node]), r"'big' asks for 4\.0 TiB")
 
 
+def test_a_constant_of_nothing_whose_other_dims_are_huge(make_model):
+    empty = onnx.TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[0, 2**40, 2**40])
+    model = make_model([helper.make_node("Identity", ["x"], ["y"])], {"x": [1]}, ["y"])
+    model.graph.initializer.append(empty)
+    refused(model, "'c' asks for")
+
+
 def test_constants_that_double_again_and_again(make_model):
     nodes = [helper.make_node("Concat", [f"d{i}", f"d{i}"], [f"d{i + 1}"], axis=0) for i in range(40)]
     nodes += [helper.make_node("ReduceSum", ["d40"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["y"])]
@@ -452,6 +459,26 @@ def test_functions_are_inlined(make_model):
     network = load_network(calling(make_model, functions(3, 2)))
     assert [node.op_type for node in network.model.graph.node] == ["Relu"] * 8
     assert not network.model.functions
+
+
+def test_functions_of_another_opset_are_inlined(make_model):
+    """Not left to an engine that may know another operator by their name."""
+    body = [helper.make_node("Tanh", ["a"], ["b"])]
+    made = helper.make_function("com.microsoft", "Gelu", ["a"], ["b"], body, [helper.make_opsetid("", 16)])
+    node = helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")
+    model = make_model([node], {"x": [1, 4]}, ["y"], **{"com.microsoft": 1})
+    model.functions.append(made)
+    assert [node.op_type for node in load_network(model).model.graph.node] == ["Tanh"]
+
+
+def test_functions_whose_operators_are_others_in_the_models_opset_are_refused(make_model):
+    """A softmax over the last axis by opset 13, over all axes from the second by opset 12."""
+    made = helper.make_function(
+        "own", "f", ["a"], ["b"], [helper.make_node("Softmax", ["a"], ["b"])], [helper.make_opsetid("", 12)]
+    )
+    model = make_model([helper.make_node("f", ["x"], ["y"], domain="own")], {"x": [1, 4, 4]}, ["y"], own=1)
+    model.functions.append(made)
+    refused(model, "Softmax|opset")
 
 
 def test_functions_that_explode(make_model):

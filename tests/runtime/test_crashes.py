@@ -11,8 +11,9 @@ import threading
 import time
 
 import pytest
-from reference import assert_same, frames_for, whole
+from reference import assert_equal, assert_same, frames_for, whole
 
+from corepipe.runtime import collector
 from corepipe.runtime.stream import Stream
 
 PLANS = {
@@ -88,6 +89,22 @@ frame = np.zeros(network.inputs[0].shape, np.float32)
 for output in stream(frame for _ in range(10**9)):
     pass
 """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_death_that_its_pipe_does_not_tell_is_seen_all_the_same(chain, two_cores, make_plan, monkeypatch):
+    """Where another process holds the pipe's other end: one that was forked while the worker was started."""
+    monkeypatch.setattr(collector, "PATIENCE_S", 0.5)
+    frames = frames_for(chain, 2)
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 6)])]), two_cores) as stream:
+        (child,) = stream.pool.children
+        pipe, held = os.readlink(f"/proc/self/fd/{child.status_fd}"), f"/proc/{child.pid}/fd"
+        end = next(fd for fd in os.listdir(held) if os.readlink(f"{held}/{fd}") == pipe)
+        with open(f"{held}/{end}", "wb"):
+            os.kill(child.pid, signal.SIGKILL)
+            futures = [stream.submit(frame) for frame in frames]
+            assert_equal([future.result(20) for future in futures], whole(chain, frames))
+        assert stream.restarts == 1
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.3])

@@ -11,11 +11,13 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 from waiting import wait_until
 
 from corepipe.errors import StreamClosedError, StreamFullError, WorkerError
 from corepipe.runtime import live
+from corepipe.runtime import stream as stream_module
 from corepipe.runtime.stream import Stream
 
 PLANS = {
@@ -98,6 +100,63 @@ def test_while_a_loop_reads_every_frame_that_was_fed_gives_its_result(chain, two
             assert len(got) == stream.state.next_sequence - fed, moment
             assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=False)), moment
         assert moment > 15
+
+
+@pytest.mark.parametrize("when_full", ["wait", "drop-oldest"])
+def test_while_a_live_loop_reads_every_frame_that_was_fed_gives_its_result(chain, two_cores, make_plan, when_full):
+    plan = make_plan(chain, PLANS["one worker"][1])
+    frames = [np.full(chain.inputs[0].shape, 1 + number, np.float32) for number in range(2)]
+    with Stream(chain, plan, two_cores) as stream:
+        expected = list(stream(frames))
+        for moment in itertools.count(1):
+            assert moment < 2000
+            fed, got = stream.state.next_sequence, []
+            try:
+                with ctrl_c(moment):
+                    got.extend(stream(frames, "return", when_full, live=True))
+                break
+            except KeyboardInterrupt:
+                pass
+            assert len(got) == stream.state.next_sequence - fed, moment
+            assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=False)), moment
+        assert moment > 15
+
+
+def test_while_another_plan_comes_in(chain, two_cores, make_plan, monkeypatch):
+    def plan_of(name):
+        batch, routes = PLANS[name]
+        return make_plan(chain, routes).model_copy(update={"batch": batch})
+
+    plans = itertools.cycle(plan_of(name) for name in ("pipeline", "shared slots"))
+    frame, make_lane = np.ones(chain.inputs[0].shape, np.float32), stream_module.Lane
+    others = {child.pid for child in psutil.Process().children()}
+
+    def are_its_own(stream):
+        return {child.pid for child in psutil.Process().children()} - others <= set(stream.worker_pids.values())
+
+    with Stream(chain, next(plans), two_cores) as stream:
+        expected = stream.submit(frame).result(30)
+        for moment in itertools.count(1):
+            assert moment < 100
+            with contextlib.ExitStack() as later:
+
+                def made(*arguments, moment=moment, later=later):
+                    lane = make_lane(*arguments)
+                    later.enter_context(ctrl_c(moment))
+                    return lane
+
+                monkeypatch.setattr(stream_module, "Lane", made)
+                try:
+                    stream.switch(next(plans))
+                    finished = True
+                except KeyboardInterrupt:
+                    finished = False
+            assert np.array_equal(stream.submit(frame).result(20), expected), moment
+            wait_until(lambda: len(stream.lanes) == 1, 10)
+            wait_until(lambda: are_its_own(stream), 10)
+            if finished:
+                break
+        assert moment > 5
 
 
 def test_while_a_stream_is_closed(chain, two_cores, make_plan, is_running):

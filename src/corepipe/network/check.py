@@ -141,7 +141,8 @@ def check_value(value: ValueInfoProto, name: str, limits: Limits) -> None:
 
 def _check_bytes(tensor: str, elem_type: int, dims: Iterable[int], name: str, limits: Limits) -> None:
     dims = list(dims)
-    asked = storage_bytes(elem_type, dims) or math.prod(dims)
+    kept = [size for size in dims if size]  # a library may multiply the others first
+    asked = storage_bytes(elem_type, kept) or math.prod(kept)
     if asked > limits.tensor_bytes:
         raise ModelError(
             f"{name}: tensor {tensor!r} asks for {human_bytes(asked)} (dims {dims}), at most "

@@ -81,11 +81,11 @@ def describe(
     read = dict.fromkeys(name for node in nodes for name in reads(node))
     gemm = _gemm(main, types)
     output = types.get(main.output[0], UNKNOWN)
-    weight = main.input[_WEIGHT_INPUT[main.op_type]] if main.op_type in _WEIGHT_INPUT else ""
+    weight = _input(main, _WEIGHT_INPUT[main.op_type]) if main.op_type in _WEIGHT_INPUT else ""
     spatial = _shape(types, weight)[2:] if main.op_type in _CONVOLUTIONS else ()
     kernel = ints_attribute(main, "kernel_shape") or spatial
     if main.op_type in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
-        kernel = _shape(types, main.input[0])[2:]
+        kernel = _shape(types, _input(main, 0))[2:]
     windowed = main.op_type in _CONVOLUTIONS or main.op_type in POOLS
     ones = (1,) * len(kernel)
     return Descriptor(
@@ -152,6 +152,11 @@ def _kind(node: NodeProto, gemm: _Gemm, types: Types) -> str:
     return "elementwise" if kind in _ELEMENTWISE else "other"
 
 
+def _input(node: NodeProto, index: int) -> str:
+    """An input's name; empty where there is none, as a domain other than ONNX's own may have it."""
+    return node.input[index] if len(node.input) > index else ""
+
+
 def _known(types: Types, name: str) -> bool:
     return types.get(name, UNKNOWN).shape is not None
 
@@ -195,8 +200,8 @@ def _gemm(node: NodeProto, types: Types) -> _Gemm:
 
 def _recurrent_flops(node: NodeProto, types: Types) -> int:
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[node.op_type]
-    shape, hidden = _shape(types, node.input[0]), int_attribute(node, "hidden_size", 0)
-    directions = int(np.prod(_shape(types, node.input[1])[:1]) or 1)
+    shape, hidden = _shape(types, _input(node, 0)), int_attribute(node, "hidden_size", 0)
+    directions = int(np.prod(_shape(types, _input(node, 1))[:1]) or 1)
     if len(shape) != 3:
         return 0
     return 2 * shape[0] * shape[1] * gates * hidden * (shape[2] + hidden) * directions

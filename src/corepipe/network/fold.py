@@ -35,6 +35,7 @@ from corepipe.network.infer import Inference, tensor_type, visible
 _ALWAYS_FOLD_BYTES = 2**20
 _FOLD_BUDGET_BYTES = 2**28
 _READ_BUDGET_BYTES = 2**32
+_STEP_BUDGET = 2**20
 
 _ELEMENTWISE = frozenset({
     "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "Cast", "CastLike", "Ceil", "Clip", "Cos",
@@ -51,6 +52,9 @@ _SIZED_BY_INFERENCE = frozenset({
     "ConstantOfShape", "Expand", "EyeLike", "Gather", "GatherElements", "GatherND", "OneHot", "Pad", "Range",
     "Tile",
 })  # fmt: skip
+_ONE_BY_ONE = {"Erf": 0, "GatherND": 1, "ScatterElements": 1, "ScatterND": 1}
+"""The reference implementation goes through the elements of that input in a loop."""
+
 _FOLDABLE = _ELEMENTWISE | _NOT_GROWING | _SIZED_BY_INFERENCE
 """Deterministic, cheap operators; (de)quantising ones are left alone, engines recognise them around a convolution."""
 
@@ -125,6 +129,7 @@ class _Folder:
         for tensor in self.graph.initializer:
             self.types[tensor.name] = tensor_type(tensor.data_type, list(tensor.dims))
             self.budget += storage_bytes(tensor.data_type, tensor.dims) or 0
+        self.steps = _STEP_BUDGET
         self.readable = _READ_BUDGET_BYTES + 2 * self.budget
         self.taken = self.inputs | set(self.constants) | {o for node in self.graph.node for o in node.output}
         self.branches = 0
@@ -229,7 +234,11 @@ class _Folder:
         elif node.op_type in ("Shape", "Size"):
             proto = self.types.get(node.input[0])
             values = _shape(node, type_of(proto)) if proto is not None else None
-        elif node.op_type in _FOLDABLE and all(not n or n in self.constants for n in node.input):
+        elif (
+            node.op_type in _FOLDABLE
+            and all(not n or n in self.constants for n in node.input)
+            and not _unlike_reference(node)
+        ):
             values = self._evaluate(node, {output: type_of(proto) for output, proto in made.items()})
         else:
             return False
@@ -257,6 +266,11 @@ class _Folder:
         given = sum(storage_bytes(t.data_type, t.dims) or 0 for t in constants)
         if bound is None or bound > max(_ALWAYS_FOLD_BYTES, 2 * given) or bound > self.budget or given > self.readable:
             return None
+        if node.op_type in _ONE_BY_ONE:
+            steps = math.prod(size or 1 for size in self.constants[node.input[_ONE_BY_ONE[node.op_type]]].dims)
+            if steps > self.steps:
+                return None
+            self.steps -= steps
         self.readable -= given
         from onnx.reference import ReferenceEvaluator
 
@@ -317,6 +331,13 @@ class _Folder:
                 source = renamed.get(value_info.name, value_info.name)
                 nodes.append(onnx.helper.make_node("Identity", [source], [target]))
         return nodes
+
+
+def _unlike_reference(node: NodeProto) -> bool:
+    """Whether the reference implementation, which is of newer opsets, would compute something else."""
+    if node.op_type == "Concat":
+        return attribute(node, "axis") is None
+    return bool(int_attribute(node, "broadcast", 0))
 
 
 def _constant(node: NodeProto) -> list[TensorProto] | None:

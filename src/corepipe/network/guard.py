@@ -25,6 +25,8 @@ def fault(node: NodeProto, types: Mapping[str, TypeProto]) -> str:
         return _einsum_fault(node, types)
     if node.op_type == "GatherND" and int_attribute(node, "batch_dims", 0) < 0:
         return "batch_dims is below zero"
+    if node.op_type == "Split" and int_attribute(node, "num_outputs", len(node.output)) != len(node.output):
+        return f"num_outputs is not the number of its outputs, {len(node.output)}"
     return ""
 
 

@@ -6,11 +6,12 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 import onnx.checker
+import onnx.defs
 import onnx.inliner
 import onnx.shape_inference
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -19,7 +20,17 @@ from corepipe.errors import ModelError, UnknownNameError, UsageError
 from corepipe.network.check import DEFAULT_LIMITS, Limits, check_data, check_structure, check_with_onnx, explain
 from corepipe.network.external import load_external, read_at
 from corepipe.network.fold import fold, forget_shapes, skeleton
-from corepipe.network.graph import TensorType, human_bytes, is_standard, replace_nodes, set_type, type_name, type_of
+from corepipe.network.graph import (
+    STANDARD_DOMAINS,
+    TensorType,
+    human_bytes,
+    is_standard,
+    replace_nodes,
+    set_type,
+    subgraphs,
+    type_name,
+    type_of,
+)
 from corepipe.network.layers import LAYERS_VERSION, build_layers
 from corepipe.network.model import Network
 
@@ -226,10 +237,14 @@ def _constant_of(node: NodeProto) -> TensorProto | None:
 def _inline_functions(model: ModelProto, name: str, limits: Limits) -> None:
     if not model.functions:
         return
+    given = skeleton(model)
+    _align_opsets(given, name)
     try:
-        inlined = onnx.inliner.inline_local_functions(skeleton(model))
+        inlined = onnx.inliner.inline_local_functions(given)
     except Exception as error:
         raise ModelError(f"{name}: its functions cannot be inlined: {explain(error)}; export it without") from None
+    if inlined.functions:
+        raise ModelError(f"{name}: its function {inlined.functions[0].name!r} cannot be inlined; export it without")
     del model.functions[:]
     del model.graph.node[:]
     model.graph.node.extend(inlined.graph.node)
@@ -237,6 +252,57 @@ def _inline_functions(model: ModelProto, name: str, limits: Limits) -> None:
     model.opset_import.extend(inlined.opset_import)
     check_structure(model, name, limits)
     check_with_onnx(skeleton(model), name)  # an argument that a call leaves out may be one that a node needs
+
+
+def _align_opsets(model: ModelProto, name: str) -> None:
+    """Let functions have the model's opsets: those that have others are not inlined.
+
+    Raises:
+        ModelError: an operator of a function is, or may be, another one in the model's opset.
+    """
+    versions = {_domain(item.domain): item.version for item in model.opset_import}
+    own = {(function.domain, function.name) for function in model.functions}
+    for function in model.functions:
+        changed = {}
+        for item in function.opset_import:
+            domain = _domain(item.domain)
+            if domain not in versions:
+                versions[domain] = item.version
+                model.opset_import.add(domain=item.domain, version=item.version)
+            if item.version != versions[domain]:
+                changed[domain] = item.version
+                item.version = versions[domain]
+        for node in _with_inner(function.node):
+            domain = _domain(node.domain)
+            if domain not in changed or (node.domain, node.op_type) in own:
+                continue
+            before, now = (_since(node.op_type, domain, at) for at in (changed[domain], versions[domain]))
+            if before is None or before != now:
+                raise ModelError(
+                    f"{name}: its function {function.name!r} is of opset {changed[domain]} of {domain or 'ONNX'}, the "
+                    f"model of {versions[domain]}, where {node.op_type} may be another operator; export it without"
+                )
+
+
+def _domain(name: str) -> str:
+    """A domain by one name where it has two."""
+    return "" if name in STANDARD_DOMAINS else name
+
+
+def _with_inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes, and those of the graphs inside them."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from _with_inner(graph.node)
+
+
+def _since(kind: str, domain: str, version: int) -> int | None:
+    """The opset that the operator is of, as it is in `version`; None where onnx does not know it."""
+    try:
+        return int(onnx.defs.get_schema(kind, version, domain).since_version)
+    except onnx.defs.SchemaError:
+        return None
 
 
 def _check_ends(model: ModelProto, name: str) -> None:

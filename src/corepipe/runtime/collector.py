@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import select
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def collect(reference: weakref.ref[Stream]) -> None:
             return
         if ready:
             said = False
-        elif not said:
+        elif not said and not any(_dead(lane, ready, look=True) for lane in stream.lanes):
             for worker, pid, frame in stream.state.waits_for(PATIENCE_S):
                 said = True
                 _log.warning(
@@ -67,9 +68,10 @@ def collect(reference: weakref.ref[Stream]) -> None:
                     take_results(stream, lane)
                 if stream.closed:  # a callback may have closed it, and all that is watched
                     return
-                dead = _dead(lane, ready)
+                dead = _dead(lane, ready, look=not ready)
                 if dead:
                     _recover(stream, lane, dead)
+                    break  # what was ready before may have been taken meanwhile
             stream.let_go()
         except CorepipeError as error:
             stream.results.give_up(error)
@@ -109,14 +111,18 @@ def _wait(fds: list[int], timeout_ms: float | None = None) -> set[int]:
     return {fd for fd, _ in _poller(fds).poll(timeout_ms)}
 
 
-def _dead(lane: Lane, ready: set[int]) -> set[int]:
-    """The numbers of workers whose status pipe has closed."""
+def _dead(lane: Lane, ready: set[int], *, look: bool) -> set[int]:
+    """The numbers of workers that have ended: by their status pipes, and by the system where that is to be asked."""
     dead = set()
     for number, child in enumerate(lane.pool.children):
         if child.status_fd in ready:
             child.reports()
-            if child.ended:
-                dead.add(number)
+        elif look:
+            child.look()
+        else:
+            continue
+        if child.ended:
+            dead.add(number)
     return dead
 
 
@@ -185,19 +191,29 @@ def _settle(stream: Stream, lane: Lane, dead: set[int]) -> set[int]:
         for number in live:
             lane.pool.send(number, messages.FENCE, frame=generation)
         missing = set(live)
-        said = False
+        said, heard_s = False, time.monotonic()
         while missing:
             fds = [lane.pool.results_fd, *(lane.pool.children[number].status_fd for number in live)]
-            ready = _wait([*fds, stream.state.wake.fd], PATIENCE_S * 1e3)
+            others = {other.pool.results_fd: other for other in stream.lanes if other is not lane}
+            signals = [stream.state.wake.fd, stream.state.changed.fd]
+            ready = _wait([*fds, *others, *signals], max(heard_s + PATIENCE_S - time.monotonic(), 0.0) * 1e3)
+            if stream.state.changed.fd in ready:
+                stream.state.changed.clear()  # the lanes are looked at again each time
+            silent = time.monotonic() - heard_s >= PATIENCE_S
+            if silent or not ready.isdisjoint(fds):
+                heard_s = time.monotonic()
+            for fd in ready & others.keys():
+                if not stream.closed:
+                    take_results(stream, others[fd])
             if stream.closed:
                 return set(live)
-            if not ready and not said:
-                said = True
-                _name_silent(lane, missing)
             if lane.pool.results_fd in ready:
                 missing -= take_results(stream, lane, generation)
                 if stream.closed:
                     return set(live)
-            if newly_dead := _dead(lane, ready) - dead:
+            if newly_dead := _dead(lane, ready, look=silent) - dead:
                 return newly_dead
+            if silent and missing and not said:
+                said = True
+                _name_silent(lane, missing)
     return set()

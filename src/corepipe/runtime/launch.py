@@ -19,6 +19,9 @@ from typing import Any
 from corepipe.errors import WorkerError
 from corepipe.runtime.arena import anonymous_file, or_worker_error
 
+_LOOK_S = 5.0
+"""How often the system is asked whether a process that is waited for still runs."""
+
 _BOOT = "import sys; sys.path[:] = {path!r}; from corepipe.runtime.child import main; main({fd})"
 
 
@@ -131,6 +134,15 @@ class Child:
         self._error = next((m["error"] for m in messages if "error" in m), self._error)
         return messages
 
+    def look(self) -> None:
+        """Ask the system whether the process still runs, and set `ended`.
+
+        The status pipe does not tell where another process, forked while this one was started, holds its other end.
+        """
+        if self._process.poll() is not None:
+            self._queued += self.reports()
+            self.ended = True
+
     def wait_report(self, stop_fd: int | None = None) -> dict[str, Any]:
         """The next report, however long it takes (compiling a large model may take minutes).
 
@@ -144,9 +156,13 @@ class Child:
             poller = select.poll()
             for fd in (self.status_fd, *([] if stop_fd is None else [stop_fd])):
                 poller.register(fd, select.POLLIN)
-            if stop_fd in {fd for fd, _ in poller.poll()}:
+            ready = {fd for fd, _ in poller.poll(_LOOK_S * 1e3)}
+            if stop_fd in ready:
                 raise WorkerError(f"worker {self.name}: not waited for any longer")
-            self._queued = self.reports()
+            if ready:
+                self._queued = self.reports()
+            else:
+                self.look()
             if not self._queued and self.ended:
                 raise WorkerError(f"worker {self.name} {self.describe_end()}")
         message = self._queued.pop(0)

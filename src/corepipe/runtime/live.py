@@ -57,31 +57,40 @@ def run_live(stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_erro
             second time.
     """
     intake = _Intake(stream, frames, when_full, tell_drops=on_error == "return")
+    handed_over: Future[Any] | None = None
     try:
         while True:
+            # Ctrl-C may come at each call, and at `yield`: a result is forgotten once it was handed over.
             try:
+                if handed_over is not None:
+                    intake.forget(handed_over)
+                    handed_over = None
                 future = intake.next_ended()
+                if future is None:
+                    break
+                error = future.exception()
+                if error is None:
+                    result = future.result()
+                    handed_over = future
+                    yield result
+                elif on_error == "return" and isinstance(error, FrameError):
+                    handed_over = future
+                    yield error
+                elif when_full == "drop-oldest" and isinstance(error, StreamFullError):
+                    handed_over = future
+                else:
+                    raise error
             except KeyboardInterrupt as interrupt:
                 if intake.stopped:
                     raise
                 intake.end(interrupt)
-                continue
-            if future is None:
-                break
-            error = future.exception()
-            if error is None:
-                yield future.result()
-            elif on_error == "return" and isinstance(error, FrameError):
-                yield error
-            elif not (when_full == "drop-oldest" and isinstance(error, StreamFullError)):
-                raise error
     finally:
         intake.stop()
 
 
 @dataclass(eq=False)
 class _Taken:
-    """A frame of the source; `ran` once the stream has it."""
+    """A frame of the source; `ran` where the stream has it, or is about to."""
 
     future: Future[Any] = field(default_factory=Future)
     ran: bool = False
@@ -101,7 +110,7 @@ class _Intake:
         self._waiting: deque[tuple[Any, _Taken]] = deque()
         self._most_waiting = WAITING * stream.plan.batch
         self._running = 0
-        """Frames that the stream was given and whose results the reader has not taken: they are held in memory."""
+        """Frames that the stream was given, or is about to be, and whose results the reader has not taken."""
         self._ended = False
         self.stopped = False
         self._failure: BaseException | None = None
@@ -113,7 +122,7 @@ class _Intake:
         self._unstarted = deque(self._threads)
 
     def next_ended(self) -> Future[Any] | None:
-        """The future of the next frame, ended; None after the last one.
+        """The future of the next frame that is not forgotten, ended; None after the last one.
 
         The first call starts the reading, so that who calls has all that may interrupt it in one place.
 
@@ -130,11 +139,16 @@ class _Intake:
                 return None
             taken = self._unread[0]
         taken.future.exception()
-        with self._lock:
-            self._unread.popleft()
-            self._running -= taken.ran
-            self._changed.notify_all()
         return taken.future
+
+    def forget(self, future: Future[Any]) -> None:
+        """The reader has this one, which was the next; safe to call again where Ctrl-C cut it short."""
+        with self._lock:
+            if self._unread and self._unread[0].future is future:
+                self._running -= self._unread[0].ran
+                self._unread[0].ran = False
+                self._unread.popleft()
+            self._changed.notify_all()
 
     def end(self, why: KeyboardInterrupt) -> None:
         """Read no more: frames that the stream was not given are forgotten, and `why` comes after the others."""
@@ -198,26 +212,36 @@ class _Intake:
     def _offer(self, frame: Any) -> None:
         """Submit a frame if there is room, or once there is."""
         taken = _Taken()
-        try:
-            if self._waits:
-                with self._lock:
-                    self._changed.wait_for(lambda: self.stopped or self._reader_has_room())
-                    if self.stopped:
-                        return
-            elif not self._reader_has_room():
-                raise TimeoutError
-            self._stream.feeding.submit(frame, taken.future, None if self._waits else 0, own=True)
-            taken.ran = True
-        except TimeoutError:
-            self._stream.dropped += 1
-            taken.future.set_exception(StreamFullError("refused: the stream was full"))
-        except CorepipeError as error:
-            taken.future.set_exception(error)
         with self._lock:
+            if self._waits:
+                self._changed.wait_for(lambda: self.stopped or self._reader_has_room())
+            if self.stopped:
+                return
+            taken.ran = self._reader_has_room()
             self._running += taken.ran
             self._unread.append(taken)
             if len(self._unread) == 1:
                 self._changed.notify_all()
+        try:
+            if not taken.ran:
+                raise TimeoutError
+            self._stream.feeding.submit(frame, taken.future, None if self._waits else 0, own=True)
+        except TimeoutError:
+            self._stream.dropped += 1
+            with self._lock:
+                self._running -= taken.ran
+                taken.ran = False
+            self._fail(taken, StreamFullError("refused: the stream was full"))
+        except BaseException as error:
+            self._fail(taken, error)
+            if not isinstance(error, CorepipeError):
+                raise
+
+    @staticmethod
+    def _fail(taken: _Taken, error: BaseException) -> None:
+        """End a frame that the stream did not take."""
+        with contextlib.suppress(InvalidStateError):  # the stream ended it
+            taken.future.set_exception(error)
 
     def _feed(self) -> None:
         """Submit the frames that wait, one after the other, as there is room."""
@@ -235,8 +259,7 @@ class _Intake:
             try:
                 self._stream.feeding.submit(frame, taken.future, own=True)
             except BaseException as error:
-                with contextlib.suppress(InvalidStateError):  # the stream ended it
-                    taken.future.set_exception(error)
+                self._fail(taken, error)
 
     def _reader_has_room(self) -> bool:
         return self._running < self._stream.window

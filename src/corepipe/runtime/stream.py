@@ -19,7 +19,7 @@ from corepipe.runtime.arena import or_worker_error
 from corepipe.runtime.collector import collect
 from corepipe.runtime.delivery import Deliveries, deliver
 from corepipe.runtime.feeding import Feeding, Frame, Writer
-from corepipe.runtime.lane import Lane
+from corepipe.runtime.lane import Flight, Lane
 from corepipe.runtime.live import OnError, WhenFull, check_choice, run_live
 from corepipe.runtime.loops import run_async, run_in_order
 from corepipe.runtime.pool import Pool
@@ -271,21 +271,33 @@ class Stream:
         """
         with self._switching:
             self.state.check_open()
+            old = self.lanes[-1]
+            filling: Flight | None = None
             try:
-                lane = Lane(self.network, plan, self.topology, self.lanes[-1].number + 1, self.state.wake.fd)
+                lane = Lane(self.network, plan, self.topology, old.number + 1, self.state.wake.fd)
             except WorkerError:
                 self.state.check_open()
                 raise
-            with self.state.lock:
-                if self.closed or self.state.broken:
-                    lane.pool.close()
+            try:
+                with self.state.lock:
                     self.state.check_open()
-                old = self.lanes[-1]
-                self.state.set_lanes(*self.lanes, lane)
-                if old.open is not None:
-                    old.start(old.open)
-                self.state.changed.set()
-                self.state.tell()
+                    filling = old.open
+                    self.state.set_lanes(*self.lanes, lane)
+                    self._come_in(old, filling)
+            except BaseException:  # Ctrl-C, perhaps
+                with self.state.lock:
+                    if lane in self.lanes:
+                        self._come_in(old, filling)
+                    else:
+                        lane.pool.close()
+                raise
+
+    def _come_in(self, old: Lane, filling: Flight | None) -> None:
+        """Let the slot go that the plan before still filled, and the collector know of another lane."""
+        if filling is not None and not filling.started:
+            old.start(filling)
+        self.state.changed.set()
+        self.state.tell()
 
     def let_go(self) -> None:
         """End the workers of plans that hold no frames any more (for the collector)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -86,12 +87,10 @@ def prelu(node: Node) -> Tensor:
     if slope.size == 1:
         return node.builder.compute("PReLU", given, {0: 1}, weights=[slope.reshape(1)])
     channels = _channels(slope.shape, given.shape)
-    if not channels:
+    if not channels or given.shape[0] != 1:
         raise Refused(f"a slope of {list(slope.shape)}")
-    if len(given.shape) == 4:
-        given = node.image()
-    elif len(given.blob_shape) != 1:
-        raise Refused("not an image")
+    rest = math.prod(given.shape[2:])  # ncnn goes by the blob's axes: its first one must be that of the channels
+    given = node.image() if len(given.shape) == 4 else node.builder.place(given, (channels, rest)[: 1 + (rest > 1)])
     return node.builder.compute("PReLU", given, {0: channels}, weights=[slope.reshape(-1)])
 
 
