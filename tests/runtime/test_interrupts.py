@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import signal
@@ -27,6 +28,12 @@ PLANS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _no_others():
+    """Streams that earlier tests have left are closed now, and not at such a moment."""
+    gc.collect()
+
+
 @contextlib.contextmanager
 def ctrl_c(moment, but=()):
     """Raise `KeyboardInterrupt` at one of the moments at which Python looks for signals in the runtime's own code.
@@ -42,11 +49,13 @@ def ctrl_c(moment, but=()):
         if passes and ours and next(moments) == moment:
             raise KeyboardInterrupt
 
+    gc.disable()
     sys.setprofile(look)
     try:
         yield
     finally:
         sys.setprofile(None)
+        gc.enable()
 
 
 @pytest.mark.parametrize(("batch", "routes"), PLANS.values(), ids=PLANS.keys())
