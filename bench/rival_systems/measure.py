@@ -167,13 +167,12 @@ def _screen_again(
     """More slices of what may be its system's best, in turns: until all that are close have as many as it takes."""
     for number in range(1, SCREENINGS):
         by_system = _tried(result, usable, batches)
-        fewer = {str(s) for s in _known(usable, batches).values() if len(_slices(result, s)) == number}
         close = [
             setting
             for tried in by_system.values()
             if _hopeful(tried, by_system)
             for fps, setting in tried
-            if fps >= (1 - CLOSE) * tried[0][0] and str(setting) in fewer
+            if fps >= (1 - CLOSE) * tried[0][0] and len(_slices(result, setting)) == number
         ]
         _screen(close, folder, times, result, say)
 
