@@ -1,3 +1,5 @@
+# Set up means: a virtual environment in .venv (850 MB), some minutes the first time.
+#
 # make demo   set up, then compare the ways to run a real CNN on this machine's cores
 # make test   set up, then run the tests
 # make soak   run a stream for 5 minutes (MINUTES=480 for a night) and tell whether anything grows
@@ -9,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RIVALS := .venv-rivals
 MINUTES ?= 5
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 MODELS ?= 10000
 INPUTS ?= 1000000
@@ -39,7 +42,7 @@ soak: $(READY)
 
 # Without atheris, which is not built for every system, the inputs are made from seeded dice alone.
 fuzz: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]' \
+	$(PIP) --editable '.[dev,fuzz]' \
 	  || echo "atheris cannot be installed here: fuzzing without coverage"
 	$(BIN)/python fuzz/campaign.py --models $(MODELS) --inputs $(INPUTS) $(FUZZ_OPTIONS)
 
@@ -51,7 +54,8 @@ rivals:
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "corepipe needs Python 3.11 or later; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) --editable '.[dev,openvino,ncnn]' || { $(PIP) --editable '.[dev]' && for engine in openvino ncnn; do \
+	  $(PIP) --editable ".[$$engine]" || echo "no $$engine for this machine: plans do without it"; done; }
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ steady: on a virtual machine two of the same network, some minutes apart, differ
 - network: the error of the whole network's time, mean over core configs;
 - regret: the throughput, by the measured costs, that is lost by planning on the predicted ones.
 
-`--plot` needs matplotlib (`pip install corepipe[plots]`).
+`--plot` needs matplotlib (`pip install matplotlib`).
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def draw(cases: Sequence[Case], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        _log.print("no plot: matplotlib is not installed (pip install corepipe[plots])")
+        _log.print("no plot: matplotlib is not installed (pip install matplotlib)")
         return
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2, sharex=True, sharey=True), MODELS, strict=True):

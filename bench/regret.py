@@ -7,7 +7,7 @@
 Regret is 1 - frames/s by the table / bound: 0 is optimal, 0.2 gives a fifth away. The bound is that of `routes`.
 Tables: random ones (`random_table` says how they are drawn) and those of `board_tables.py`; nothing runs on a real
 board here.
-The plot needs matplotlib (`pip install "corepipe[plots]"`).
+The plot needs matplotlib (`pip install matplotlib`).
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 write_atomically(options.json, text + "\n")
         if options.plot and not draw(samples, options.plot):
-            log.print('no plot: matplotlib is missing; pip install "corepipe[plots]"', markup=False)
+            log.print("no plot: matplotlib is missing; pip install matplotlib", markup=False)
     except CorepipeError as error:
         log.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return error.exit_code

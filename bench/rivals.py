@@ -6,7 +6,7 @@
     python bench/rivals.py --cores 0-7 --slow 4-7:0.4        eight cores of a larger machine
     python bench/rivals.py --json bench/results/rivals-FILE.json    keep the result, and a plot beside it
 
-The rivals come with `pip install 'corepipe[rivals,plots]'`; one that is missing is listed with the reason. Each runs in
+The rivals come with `pip install '.[rivals,plots]'`; one that is missing is listed with the reason. Each runs in
 processes of its own, with every setting of a small grid tried briefly and the best ones measured in turns with the
 others; see docs/bench.md.
 """
@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.json:
             write_atomically(options.json, json.dumps(data, indent=1) + "\n")
             if not plot(data, options.json.with_suffix(".png")):
-                _log.print("no plot: matplotlib is not installed (pip install 'corepipe[plots]')", markup=False)
+                _log.print("no plot: matplotlib is not installed (pip install matplotlib)", markup=False)
     return data
 
 

@@ -11,10 +11,10 @@ import pytest
 from waiting import wait_until
 
 from corepipe import api
-from corepipe.cache import LOCK, TableCache
+from corepipe.cache import FAILURE_S, LOCK, TableCache
 from corepipe.cost import profile as profiling
 from corepipe.cost.table import EngineName, HopCosts
-from corepipe.errors import BatchError, EngineError
+from corepipe.errors import BatchError, EngineError, WorkerError
 from corepipe.network.load import load_network, open_network
 
 
@@ -43,6 +43,36 @@ def test_costs_are_measured_once_and_kept_privately(chain, here, measured):
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     api.costs(chain, here, use_cache=False)
     assert len(measured) == 2 * len(profiling.core_configs(here))
+
+
+def test_an_engine_that_dies_is_done_without(chain, here, monkeypatch, caplog):
+    """Its library does not load here, or the memory is too small for it: that may be otherwise at the next start."""
+    names = (api.engine_name(), EngineName(name="ncnn", version="0"))
+    monkeypatch.setattr(api, "engine_names", lambda engines=None: names)
+    real = profiling._measure_config
+
+    def measure(network, topology, config, engine):
+        if engine == "ncnn":
+            asked.append(config)
+            raise WorkerError("probe: killed by signal 9")
+        return real(network, topology, config, engine)
+
+    asked = []
+    monkeypatch.setattr(profiling, "_measure_config", measure)
+    table = api.costs(chain, here)
+    assert [one.name for one in table.engines] == ["onnxruntime"]
+    assert "plans do without ncnn: probe: killed by signal 9" in caplog.text
+    asked.clear()
+    assert api.costs(chain, here) == table
+    assert not asked, "it would die again at each start"
+    (refusal,) = TableCache().folder.glob("*.refusal.json")
+    os.utime(refusal, (0, os.stat(refusal).st_mtime - 2 * FAILURE_S))
+    api.costs(chain, here)
+    assert asked
+    with pytest.raises(EngineError, match=r"killed by signal 9 .*--no-cache asks again"):
+        api.costs(chain, here, engines=["onnxruntime", "ncnn"])
+    with pytest.raises(WorkerError, match="killed"):
+        api.costs(chain, here, engines=["onnxruntime", "ncnn"], use_cache=False)
 
 
 def test_an_engine_that_refuses_is_not_asked_again_for_a_day(chain, here, measured, monkeypatch, caplog):

@@ -54,6 +54,12 @@ def test_documents_survive_a_round_trip():
         assert kind.from_json(one.to_json()) == one
 
 
+def test_a_key_that_is_there_twice_is_refused():
+    text = json.dumps(TABLE).replace('"description"', '"fingerprint": "g", "description"')
+    with pytest.raises(DocumentError, match="the key 'fingerprint' is there twice"):
+        CostTable.from_json(text)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [

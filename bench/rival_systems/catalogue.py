@@ -90,7 +90,7 @@ def missing(engine: str) -> str | None:
     if not lacking:
         return None
     names = " ".join(_DISTRIBUTIONS.get(name, name) for name in lacking)
-    return f"not installed: {names} (pip install 'corepipe[rivals]', where there are builds for this machine)"
+    return f"not installed: {names} (pip install '.[rivals]' in a clone, where there are builds for this machine)"
 
 
 def versions(engines: Iterable[str]) -> dict[str, str]:

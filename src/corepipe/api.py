@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from corepipe import engine
 from corepipe import plan as planners
-from corepipe.cache import TableCache
+from corepipe.cache import FAILURE_S, TableCache
 from corepipe.cost.align import align
 from corepipe.cost.calibration import Calibration
 from corepipe.cost.calibration_store import check_calibration
@@ -54,8 +54,9 @@ def open(
 ) -> Stream:
     """Open a model as a stream of frames over this machine's cores.
 
-    The first time, the network's layers are measured on every core config (seconds to a minute or two), or predicted
-    where `corepipe calibrate` has run; measured costs are kept in the user's cache folder.
+    The first time, the network's layers are measured with every engine on every core config (up to some minutes, which
+    a warning in the log says), or predicted where `corepipe calibrate` has run; measured costs are kept in the user's
+    cache folder.
 
     Args:
         model: path of an ONNX file, or the name of a network of the zoo.
@@ -92,12 +93,26 @@ def open(
     topology = detect(restrict_to=cores)
     if plan is None:
         planners.check_planner(planner, (cluster.name for cluster in topology.clusters))
-        table = find_costs(network, topology, engines=engines, batch=batch, use_cache=use_cache).table
+        table = find_costs(
+            network, topology, engines=engines, batch=batch, use_cache=use_cache, on_progress=_said(network, topology)
+        ).table
         stream = Stream(network, planners.plan(table, planner, bound=False), topology)
         if follow and planner == planners.BEST:
             Follower(stream, table)
         return stream
     return Stream(network, plan if isinstance(plan, Plan) else Plan.read(plan), topology)
+
+
+def _said(network: Network, topology: Topology) -> Progress:
+    """Log that costs are measured when the first of them are, and what would spoil them."""
+
+    @functools.cache
+    def say() -> None:
+        _log.warning("measuring the costs of %s on this machine, for some minutes perhaps", network.name)
+        for warning in topology.warnings:
+            _log.warning("%s", warning)
+
+    return lambda share, text: say()
 
 
 def engine_name(name: str = "onnxruntime") -> EngineName:
@@ -195,10 +210,20 @@ def costs(
             if known is not None:
                 raise EngineError(f"{known} (as it did at an earlier start; --no-cache asks again)")
             tables.append(_costs(network, topology, name, size, use_cache, told, check, forget, hop))
+        except WorkerError as error:  # the engine died or does not load, or there is too little memory
+            if not tables or (size == 1 and engines is not None):
+                raise
+            cache.keep_refusal(path, str(error), FAILURE_S)
+            together = f" with {size} frames at once" if size > 1 else ""
+            _log.warning("plans do without %s%s: %s", name.name, together, error)
         except EngineError as error:
             if known is None:
                 cache.keep_refusal(path, str(error))
             if size > 1 and tables:
+                _log.log(
+                    logging.INFO if known else logging.WARNING,
+                    "plans do without %s with %d frames at once: %s", name.name, size, error,
+                )  # fmt: skip
                 continue
             refusals.append(error)
             if engines is None:
@@ -226,7 +251,7 @@ def _aligned(
         return cache.kept_or_measured(
             path, network, lambda: align(network, topology, table, on_progress=on_progress), use_kept=use_cache
         )
-    except WorkerError as error:  # the whole network in every mode at once may be more than the memory takes
+    except (WorkerError, EngineError) as error:  # the whole network in every mode may be more than the memory takes
         _log.warning("%s: its engines were not held against each other, plans may be off: %s", network.name, error)
         return table
 

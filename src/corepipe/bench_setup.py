@@ -67,25 +67,46 @@ def read_plans(files: Sequence[Path]) -> dict[str, Plan]:
     return plans
 
 
-def bench_plans(table: CostTable, names: Sequence[str], own: Mapping[str, Plan]) -> dict[str, Plan]:
+def bench_plans(
+    table: CostTable,
+    names: Sequence[str],
+    own: Mapping[str, Plan],
+    on_failure: Callable[[str, PlanError], None] | None = None,
+) -> dict[str, Plan]:
     """The named plans: the user's own, or found on the cost table; all with the prediction and bound of that table.
 
     `routes-exact` is left out where it is no other plan than `routes`.
 
+    Args:
+        table: the costs.
+        names: which plans.
+        own: the user's, by name.
+        on_failure: told of a plan that the table does not allow, which is left out; None to raise its error.
+
     Raises:
-        PlanError: a plan of the user's does not fit the table.
+        PlanError: a plan of the user's does not fit the table; no plan is left.
     """
     bound_fps = None
     with contextlib.suppress(PlanError):
         bound_fps = planners.proved_bound(table, sizes={*table.batches, *(plan.batch for plan in own.values())})
     plans = {}
+    failure: PlanError | None = None
     for name in names:
         if name in own:
             plans[name] = planners.rated(own[name], table, bound_fps)
-        elif name != planners.EXACT:
-            plans[name] = planners.plan(table, name, bound=False).model_copy(update={"bound_fps": bound_fps})
-        elif "routes" not in plans or plans["routes"].given_up is not None:
-            plans[name] = planners.plan(table, "routes", tolerance=0.0)
+            continue
+        try:
+            if name != planners.EXACT:
+                plans[name] = planners.plan(table, name, bound=False).model_copy(update={"bound_fps": bound_fps})
+            elif "routes" not in plans or plans["routes"].given_up is not None:
+                plans[name] = planners.plan(table, "routes", tolerance=0.0)
+        except PlanError as error:
+            if on_failure is None:
+                raise
+            failure = error
+            on_failure(name, error)
+    if not plans and failure is not None:
+        raise failure
     return plans
 
 

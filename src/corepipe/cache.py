@@ -26,6 +26,8 @@ LOCK = ".measuring"
 
 REFUSAL_S = 24 * 3600.0
 """How long a refusal holds: an engine that refused for want of memory, say, may take the network on another day."""
+FAILURE_S = 3600.0
+"""How long it holds that an engine died, or did not load."""
 
 _log = logging.getLogger("corepipe")
 _unwritable: set[Path] = set()
@@ -38,6 +40,7 @@ class Refusal(Document):
     KIND: ClassVar[str] = "corepipe-refusal"
 
     reason: str
+    hold_s: float = REFUSAL_S
 
 
 _Kept = TypeVar("_Kept", bound=Document)
@@ -87,13 +90,13 @@ class TableCache:
         if found is None:
             return None
         with contextlib.suppress(OSError):
-            if time.time() - _refusal(path).stat().st_mtime < REFUSAL_S:
+            if time.time() - _refusal(path).stat().st_mtime < found.hold_s:
                 return found.reason
         return None
 
-    def keep_refusal(self, path: Path, reason: str) -> None:
-        """Keep that there is no table at `path`, as its engine refuses the network."""
-        self._write(_refusal(path), Refusal(reason=reason))
+    def keep_refusal(self, path: Path, reason: str, hold_s: float = REFUSAL_S) -> None:
+        """Keep for so many seconds that there is no table at `path`, as its engine refuses the network."""
+        self._write(_refusal(path), Refusal(reason=reason, hold_s=hold_s))
 
     def kept_or_measured(
         self, path: Path, network: Network, measure: Callable[[], CostTable], *, use_kept: bool = True
@@ -136,7 +139,12 @@ class TableCache:
                 except BlockingIOError:
                     _log.warning("another corepipe measures this machine; waiting until it has finished")
                     fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:
+                # Closing it does not do where a process was forked meanwhile: that has the same lock.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(lock, fcntl.LOCK_UN)
 
     def load_partial(self, path: Path, hop_path: Path, network: Network) -> PartialProfile:
         """What an interrupted profile of a network has left for the table at `path`, and the machine's hop costs."""
@@ -170,7 +178,11 @@ class TableCache:
         except (OSError, DocumentError) as error:
             if self.folder not in _unwritable:
                 _unwritable.add(self.folder)
-                _log.warning("cannot keep measured costs (%s); they will be measured again next time", error)
+                _log.warning(
+                    "cannot keep measured costs (%s); they will be measured again next time, unless COREPIPE_CACHE "
+                    "names another folder",
+                    error,
+                )
             return False
         return True
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from corepipe import engine
 from corepipe.cost.table import CostTable
 from corepipe.errors import CorepipeError
-from corepipe.network.batch_check import relative_error, runs_on
+from corepipe.network.batch_check import relative_error, rounding, runs_on
 from corepipe.network.model import Network
 from corepipe.plan.limits import weight_bytes
 from corepipe.plan.model import Hop, Plan, Route, evaluate, hop_s
@@ -32,7 +32,10 @@ from corepipe.topology.memory import available_memory
 from corepipe.topology.model import Topology
 
 RELATIVE_TOLERANCE = 1e-3
-"""Largest difference from the whole model that counts as equal, relative to the largest magnitude of the output."""
+"""Largest difference from the whole model that counts as equal, relative to the largest magnitude of the output.
+
+It is more where the network rounds more: in half precision, or quantised (`corepipe.network.batch_check.rounding`).
+"""
 
 STABLE_SPREAD = 0.05
 """A result whose slices have half their range above this share of their median is marked unstable."""
@@ -49,7 +52,10 @@ TRIAL_TOLERANCE = 0.02
 _FRAMES_PER_SLICE = 24
 
 _WON_SHARE = 0.75
-"""The share of the rounds in which a plan must be faster than a simpler one to take its place."""
+"""The share of the rounds in which a plan must be faster than a simpler one to take its place.
+
+Of two that are equally simple the one that is faster by the median is the better guess, however the rounds differ.
+"""
 
 _LONGER = 10
 """Times the planned length, for a plan that turns out slower than predicted, or a machine that stalls."""
@@ -84,6 +90,7 @@ class PlanResult:
         restarts: workers that died and were replaced meanwhile.
         short_slices: slices that had to end before there were enough frames; their figures are rough.
         same_as: the plan, measured under another name, that this one equals; None if it was measured itself.
+        tolerance: the largest difference that counts as equal.
     """
 
     name: str
@@ -101,11 +108,12 @@ class PlanResult:
     restarts: int = 0
     short_slices: int = 0
     same_as: str | None = None
+    tolerance: float = RELATIVE_TOLERANCE
 
     @property
     def outputs_equal(self) -> bool:
-        """Whether the outputs equal the whole model's, within `RELATIVE_TOLERANCE`."""
-        return self.largest_error <= RELATIVE_TOLERANCE
+        """Whether the outputs equal the whole model's, within `tolerance`."""
+        return self.largest_error <= self.tolerance
 
     @property
     def stable(self) -> bool:
@@ -236,7 +244,7 @@ def compare(
                 if not keep_open:
                     contender.stream = None
     on_progress(1.0, "done")
-    results = {one.name: _result(one, table) for one in contenders if one.name not in failed}
+    results = {one.name: _result(one, network, table) for one in contenders if one.name not in failed}
     for name, twin in twins.items():
         if twin in results:
             results[name] = _as_twin(results[twin], name, plans[name])
@@ -277,8 +285,8 @@ def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -
 
     They are taken up in the order of their hops a frame, then of the cores of their largest worker (those cores wait
     for each other, so whatever disturbs one of them holds all of them up), then in the order given. What comes later
-    must be faster, on the whole and in most of the rounds. Of many plans that are alike one is the fastest by chance.
-    Plans whose outputs are wrong do not count.
+    must be faster, and so in most of the rounds where it is less simple. Of many plans that are alike one is the
+    fastest by chance. Plans whose outputs are wrong do not count.
 
     Args:
         results: the preferred one first.
@@ -292,15 +300,16 @@ def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -
         raise CorepipeError("no plan that was tried has the whole model's outputs; name another --engine")
     chosen, *others = sorted(right, key=lambda result: _complexity(result.plan))
     for result in others:
-        if _clearly_faster(result, chosen, tolerance):
+        if clearly_faster(result, chosen, tolerance):
             chosen = result
     return chosen
 
 
-def _clearly_faster(one: PlanResult, other: PlanResult, tolerance: float) -> bool:
-    """Whether it is by more than a tolerance, and in most of the rounds that both ran in."""
+def clearly_faster(one: PlanResult, other: PlanResult, tolerance: float = TRIAL_TOLERANCE) -> bool:
+    """Whether it is by more than a tolerance, and, if it is less simple, in most of the rounds that both ran in."""
     ratios = [a / b for a, b in zip(one.slices_fps, other.slices_fps, strict=False)]
-    won = statistics.fmean(ratio > 1 for ratio in ratios) >= _WON_SHARE
+    won = _complexity(one.plan) <= _complexity(other.plan)
+    won = won or statistics.fmean(ratio > 1 for ratio in ratios) >= _WON_SHARE
     return won and statistics.median(ratios) * (1 - tolerance) >= 1
 
 
@@ -467,7 +476,7 @@ def _run_slice(
     contender.restarts_counted = stream.restarts
 
 
-def _result(contender: _Contender, table: CostTable) -> PlanResult:
+def _result(contender: _Contender, network: Network, table: CostTable) -> PlanResult:
     plan = contender.plan
     busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
     for record in contender.kept:
@@ -490,6 +499,7 @@ def _result(contender: _Contender, table: CostTable) -> PlanResult:
         restarts=contender.restarts,
         short_slices=contender.short_slices,
         records=tuple(sorted(contender.records, key=lambda record: record.frame)),
+        tolerance=max(RELATIVE_TOLERANCE, rounding(network, list(network.tensors.values()))),
     )
 
 
@@ -504,7 +514,18 @@ def _error(output: Any, expected: Mapping[str, NDArray[Any]], network: Network) 
     """Largest difference of any output, relative to its largest expected magnitude; infinite if not comparable."""
     outputs: Output = output
     named = outputs if isinstance(outputs, dict) else {network.outputs[0].name: outputs}
-    return max((relative_error(named[name], want)[0] for name, want in expected.items()), default=0.0)
+    return max((_error_of(named[name], want) for name, want in expected.items()), default=0.0)
+
+
+def _error_of(got: NDArray[Any], want: NDArray[Any]) -> float:
+    """The same of one output; of integers and booleans at most the share of the elements that differ.
+
+    Where two classes of a pixel are all but tied, the rounding before an ArgMax decides.
+    """
+    error, _ = relative_error(got, want)
+    if want.dtype.kind in "iub" and want.size and got.shape == want.shape:
+        error = min(error, float((got != want).mean()))
+    return error
 
 
 def _fits_in_memory(network: Network, plans: Iterable[Plan]) -> bool:

@@ -216,11 +216,19 @@ def _parse(text: str | bytes) -> Any:
     """
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text))
-    data = json.loads(text, parse_constant=lambda c: c)
+    data = json.loads(text, parse_constant=lambda c: c, object_pairs_hook=_without_repetition)
     if "\\u" in text or not text.isascii():
         # An escape can stand for half a character: it could be read, but not checked or written.
         json.dumps(data, ensure_ascii=False).encode()
     return data
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -15,7 +15,7 @@ from corepipe.cost.calibration_store import CalibrationStore
 from corepipe.cost.measuring import WholeTime, core_configs
 from corepipe.cost.profile import table_machine
 from corepipe.cost.table import EngineName, HopCosts
-from corepipe.errors import DocumentError
+from corepipe.errors import DocumentError, UsageError
 from corepipe.network.load import open_network
 from corepipe.plan import plan
 from corepipe.topology.model import Cache, Cluster, Core, Topology
@@ -31,6 +31,11 @@ def short(monkeypatch):
     monkeypatch.setattr(measuring, "PROFILE_RUNS", (3, 3))
     monkeypatch.setattr(quick, "_SECONDS", 0.0)
     monkeypatch.setattr(calibrating, "measure_hop", lambda topology: HopCosts(fixed_s=1e-5))
+
+
+def test_an_engine_that_lacks_operators_of_the_set_is_refused_at_once(here):
+    with pytest.raises(UsageError, match=r"ncnn cannot be calibrated.*those of onnxruntime and openvino"):
+        calibrating.calibrate(here, EngineName(name="ncnn", version="1"))
 
 
 def test_a_calibration_holds_every_config_alone_and_busy(here, short):

@@ -39,6 +39,13 @@ def test_amounts_are_positive_and_at_least_the_arithmetic(side, filters, channel
     assert computed >= sample.flops / 2 * 0.999
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_whose_input_depends_on_the_data_costs_next_to_nothing(kernel):
+    """Its sizes are not known, and count as 0."""
+    found = terms(conv(side=0, kernel=kernel, k=0, bytes_weights=0), TILING, CACHES)
+    assert found["call"] == 1
+
+
 def test_filters_are_padded_to_a_block():
     assert terms(conv(filters=49), TILING, CACHES)["conv.macs"] == terms(conv(filters=64), TILING, CACHES)["conv.macs"]
     assert terms(conv(filters=64), TILING, CACHES)["conv.macs"] < terms(conv(filters=65), TILING, CACHES)["conv.macs"]

@@ -131,6 +131,34 @@ def test_a_burner_that_ended_is_reported(cpu: int) -> None:
             context.__exit__(None, None, None)
 
 
+def test_a_burner_that_the_kernel_moved_is_reported(cpu: int) -> None:
+    """As it does where a CPU goes offline: another one would be slowed, and this one not."""
+    everywhere = os.sched_getaffinity(0)
+    if len(everywhere) < 2:
+        pytest.skip("needs two CPUs")
+    context = slowed({cpu: 0.5})
+    emulation = context.__enter__()
+    try:
+        os.sched_setaffinity(emulation.burner_pids[0], everywhere)
+        wait_until_gone(emulation.burner_pids)
+    finally:
+        with pytest.raises(EmulationError, match=r"no longer slowed.*moved to another CPU"):
+            context.__exit__(None, None, None)
+
+
+def test_a_limit_on_real_time_work_that_is_lower_already(cpu: int) -> None:
+    script = f"""
+import resource
+from corepipe.emulate import slowed
+resource.setrlimit(resource.RLIMIT_RTTIME, (200_000, 200_000))
+with slowed({{{cpu}: 0.5}}) as emulation:
+    emulation.check()
+    assert resource.prlimit(emulation.burner_pids[0], resource.RLIMIT_RTTIME)[1] == 200_000
+"""
+    tried = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert tried.returncode == 0, tried.stderr
+
+
 def test_without_the_privilege(cpu: int) -> None:
     script = f"""
 import ctypes, os, resource, sys

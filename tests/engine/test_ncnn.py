@@ -22,7 +22,7 @@ from corepipe.errors import EngineError
 from corepipe.network import zoo
 from corepipe.network.load import load_network
 
-pytest.importorskip("ncnn", reason="needs ncnn: pip install 'corepipe[ncnn]'")
+pytest.importorskip("ncnn", reason="needs ncnn: pip install ncnn")
 engine = pytest.importorskip("corepipe.engine.ncnn")
 ncnn_graph = pytest.importorskip("corepipe.engine._ncnn")
 

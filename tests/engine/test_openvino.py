@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from corepipe.errors import EngineError
 from corepipe.network import zoo
 
-ov = pytest.importorskip("openvino", reason="needs openvino: pip install 'corepipe[openvino]'")
+ov = pytest.importorskip("openvino", reason="needs openvino: pip install openvino")
 openvino = pytest.importorskip("corepipe.engine.openvino")
 
 ENGINE = openvino.ENGINE

@@ -183,6 +183,23 @@ def test_defaults_for_image_like_inputs():
     assert Preprocess.for_input(tensor(1, 3, 32, 32)).shorter == 32
 
 
+def test_small_networks_see_the_whole_of_an_image_of_their_size():
+    prepare = Preprocess.for_input(tensor(1, 1, 36, 60))
+    image = np.zeros((36, 60, 3), np.uint8)
+    image[:, 0] = image[0, :] = 255
+    assert (prepare(image)[0, 0, :, 0] > 0.9).all()
+    assert (prepare(image)[0, 0, 0, :] > 0.9).all()
+
+
+def test_what_would_leave_few_values_of_whole_numbers_is_refused():
+    pixels = tensor(1, 3, 224, 224, dtype=np.uint8)
+    for options in ({"scale": 1 / 255}, {"mean": (104.0, 117.0, 123.0)}, {"std": (58.0,)}):
+        with pytest.raises(UsageError, match="takes whole numbers"):
+            Preprocess.for_input(pixels, **options)
+    assert Preprocess.for_input(pixels, color="bgr").scale == 1
+    assert Preprocess.for_input(tensor(1, 3, 224, 224, dtype=np.int8), mean=(128.0,)).mean == (128.0,) * 3
+
+
 @pytest.mark.parametrize(
     "info",
     [
@@ -296,7 +313,6 @@ def test_check_frame_adds_the_batch_axis_and_widens():
     ):
         result = check_frame(array, [info], "f")["data"]
         assert (result.shape, result.dtype) == ((1, 2, 3), F32)
-        assert result.flags.c_contiguous
         assert (result == 1).all()
     fitting = np.ones((1, 2, 3), np.float32)
     assert check_frame({"data": fitting}, [info], "f")["data"] is fitting

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,15 @@ def test_top_k_agrees_with_sorting(values, k):
     assert all(0 <= s.score <= 1 for s in best)
 
 
+def test_scores_of_a_sigmoid_are_given_as_they_are_in_every_frame():
+    """Their sum tells nothing: one frame would be taken for probabilities, the next for logits."""
+    for scores in (np.array([[0.62, 0.37, 0.01]]), np.array([[0.90, 0.85, 0.0]])):
+        stream = io.StringIO()
+        with open_sink("-", labels=LABELS, top_k=1, probabilities={"y"}, stdout=stream) as sink:
+            sink.write(0, "a", {"y": scores})
+        assert records(stream)[0]["top"][0]["score"] == scores.max()
+
+
 def test_top_k_keeps_probabilities_and_survives_what_is_not_finite():
     probabilities = np.array([0.125, 0.5, 0.375], np.float16)
     assert [s.score for s in top_k(probabilities, 3)] == [0.5, 0.375, 0.125]
@@ -244,6 +254,21 @@ def test_npz_on_a_full_disk_keeps_the_complete_frames(tmp_path, monkeypatch):
     with np.load(path) as data:
         assert data["frame_names"].tolist() == [f"f{i}" for i in range(5)]
         np.testing.assert_array_equal(data["large"][4], LOGITS[0] + 4)
+
+
+def test_an_npz_is_saved_before_ctrl_c_ends_the_run(tmp_path, monkeypatch):
+    def save_slowly(*args):
+        signal.raise_signal(signal.SIGINT)
+        save(*args)
+
+    save = npz_module._save_output
+    monkeypatch.setattr(npz_module, "_save_output", save_slowly)
+    sink = open_sink(tmp_path / "out.npz")
+    sink.write(0, "a", {"y": LOGITS})
+    with pytest.raises(KeyboardInterrupt):
+        sink.close()
+    with np.load(tmp_path / "out.npz") as data:
+        np.testing.assert_array_equal(data["y"], LOGITS)
 
 
 def test_npz_that_cannot_be_put_in_place_leaves_nothing_behind(tmp_path, monkeypatch):

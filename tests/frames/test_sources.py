@@ -1,6 +1,7 @@
 """Folders, images, patterns, videos and cameras as sources of frames."""
 
 import contextlib
+import glob
 import os
 import struct
 import subprocess
@@ -16,7 +17,9 @@ import pytest
 from corepipe.errors import FrameError, UsageError
 from corepipe.frames import Frame, FrameSource, Skipped, open_source
 from corepipe.frames import images as images_module
+from corepipe.frames import sources as sources_module
 from corepipe.frames.images import IMAGE_SUFFIXES, decode_image, image_size, natural_key
+from corepipe.frames.video import CameraSource, _CaptureSource
 
 IMAGENET = Path(__file__).parents[3] / "shared" / "images" / "imagenet"
 
@@ -117,7 +120,45 @@ def test_single_image(folder):
     bad = folder / "bad.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(FrameError, match=r"bad\.png: not an image"):
-        list(open_source(bad))
+        open_source(bad)
+
+
+def test_images_of_kinds_that_are_not_read_are_not_left_out_silently(folder, caplog):
+    (folder / "IMG_1.HEIC").touch()
+    (folder / "IMG_2.heic").touch()
+    (folder / "labels.txt").touch()
+    assert len(list(open_source(folder))) == 3
+    assert "2 images left out, of kinds that are not read: IMG_1.HEIC, IMG_2.heic" in caplog.text
+    caplog.clear()
+    assert len(list(open_source(f"{folder}/*"))) == 3
+    assert "2 images left out" in caplog.text
+
+
+def test_links_that_lead_back_do_not_multiply_what_a_pattern_finds(folder):
+    for name in ("self", "again"):
+        (folder / name).symlink_to(".")
+    (folder / "sub").mkdir()
+    (folder / "sub/frame3.png").write_bytes(encoded(".png"))
+    found = [os.path.relpath(f.name, folder) for f in open_source(f"{folder}/**/*.png")]
+    assert found == ["frame1.png", "frame2.png", "frame10.png", "sub/frame3.png"]
+    with pytest.raises(UsageError, match="no file matches"):
+        open_source(f"{folder}/**/*.jpg")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["**", "**/*.png", "**/b/*.png", "*/**/*.png", "**/**/*.png", "a/**", "**/.h/*.png", "[ab]/**/c*.png"]
+)
+def test_patterns_find_what_glob_finds(tmp_path, monkeypatch, pattern):
+    for name in ("x.png", "a/c.png", "a/b/c1.png", "b/d.png", ".h/e.png", "a/.f.png", "b/a/b/c2.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    for prefix in ("", f"{tmp_path}/"):
+        wanted = {m for m in glob.glob(prefix + pattern, recursive=True) if os.path.isfile(m)}
+        found = [m for m in sources_module._matches(prefix + pattern) if os.path.isfile(m)]
+        assert set(found) == wanted
+        assert len(found) == len(wanted)
 
 
 def test_pattern(folder):
@@ -266,6 +307,41 @@ def test_video_that_breaks_off_gives_what_is_there_and_says_so(video):
     assert source.skipped == [
         Skipped(f"clip.avi#{len(frames)}", f"the video breaks off after {len(frames)} frames; it declares 30")
     ]
+
+
+class Captured:
+    """A capture that gives these, None being a read that fails; then it always fails."""
+
+    def __init__(self, images):
+        self.images = list(images)
+        self.reads = 0
+
+    def read(self):
+        self.reads += 1
+        image = self.images.pop(0) if self.images else None
+        return image is not None, image
+
+    def release(self):
+        pass
+
+
+def test_what_follows_a_part_of_a_video_that_cannot_be_decoded_is_read(video):
+    with open_source(video) as source:
+        source._capture = Captured([picture()] * 10 + [None] * 3 + [picture()] * 17)
+        assert [f.name for f in source] == [f"clip.avi#{n}" for n in range(27)]
+        assert source.skipped == [Skipped("clip.avi#10", "what comes before this frame cannot be decoded")]
+        assert source._capture.reads < 100
+
+
+def test_a_camera_that_stops_is_an_error_after_its_frames():
+    captured = Captured([picture(), picture(), None, picture()])
+    source = CameraSource.__new__(CameraSource)
+    _CaptureSource.__init__(source, "camera:0", None, captured, None)
+    frames = []
+    with pytest.raises(FrameError, match=r"camera:0: gives no more pictures, after 3 frames; was it unplugged\?"):
+        frames.extend(source)
+    assert len(frames) == 3
+    assert len(source.skipped) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 100, b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"])

@@ -178,6 +178,48 @@ def test_if_with_a_constant_condition(make_model, divider, condition):
     same_as_before(model, network, divider)
 
 
+def test_a_range_does_not_read_a_constant_of_the_models_that_is_called_like_its_scalar(make_model, divider):
+    nodes = [
+        helper.make_node("Range", ["zero", "n", "one"], ["r"]),
+        helper.make_node("Cast", ["r"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["x", "f"], ["s"]),
+        helper.make_node("Mul", ["s", "n__scalar"], ["y"]),
+    ]
+    constants = {"zero": np.int64(0), "n": np.array([4]), "one": np.int64(1), "n__scalar": np.float32(7)}
+    network = load_network(make_model(nodes, {"x": [1, 4]}, ["y"], constants))
+    (made,) = divider.run(network.model, {"x": np.zeros((1, 4), np.float32)}).values()
+    assert made.tolist() == [[0, 7, 14, 21]]
+
+
+@pytest.mark.parametrize(
+    ("tail", "found"),
+    [
+        ([helper.make_node("Softmax", ["x"], ["y"])], {"y"}),
+        ([helper.make_node("Sigmoid", ["x"], ["a"]), helper.make_node("Flatten", ["a"], ["y"])], {"y"}),
+        ([helper.make_node("Softmax", ["x"], ["a"]), helper.make_node("Log", ["a"], ["y"])], set()),
+        (
+            [
+                helper.make_node("Softmax", ["x"], ["a"]),
+                helper.make_node("QuantizeLinear", ["a", "s"], ["q"]),
+                helper.make_node("DequantizeLinear", ["q", "s"], ["y"]),
+            ],
+            {"y"},
+        ),
+        (
+            [helper.make_node("Softmax", ["x"], ["a"]), helper.make_node("QuantizeLinear", ["a", "s"], ["y"])],
+            set(),  # a count of steps
+        ),
+    ],
+)
+def test_which_outputs_are_probabilities(make_model, tail, found):
+    used = {name for node in tail for name in node.input}
+    constants = {"s": np.float32(1 / 256)} if "s" in used else {}
+    model = make_model(tail, {"x": [1, 4]}, ["y"], constants)
+    if tail[-1].op_type == "QuantizeLinear":
+        model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    assert load_network(model).probabilities == found
+
+
 def test_range_reads_scalars(make_model, divider):
     """ONNX Runtime takes vectors of one number at run time, but refuses a model in which it can see that they are."""
     many = [onnx.helper.make_tensor_value_info("many", TensorProto.INT64, [1])]

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from corepipe.network.load import load_network
+from corepipe.errors import ModelError
+from corepipe.network.load import Limits, load_network
 
 RNG = np.random.default_rng(0)
 
@@ -201,6 +202,56 @@ def test_quantised_convolution_with_its_conversions(make_model):
     network = load_network(make_model(nodes, {"x": [1, 4, 8, 8]}, ["y"], constants))
     assert parts(network)[-1] == "DequantizeLinear+MaxPool"
     assert str(network.cuts[-2].tensors[0].dtype) == "uint8"
+
+
+def test_integers_cross_where_several_layers_read_what_is_dequantised(make_model, divider):
+    """As in a fire module: else floats would cross, and the layers behind the cut would not be run in integers."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["a"]),
+        helper.make_node("DequantizeLinear", ["wq", "s"], ["w"]),
+        helper.make_node("Conv", ["a", "w"], ["c1"]),
+        helper.make_node("QuantizeLinear", ["c1", "s", "z"], ["c1q"]),
+        helper.make_node("DequantizeLinear", ["c1q", "s", "z"], ["b"]),
+        helper.make_node("Conv", ["b", "w"], ["c2"]),
+        helper.make_node("Conv", ["b", "w"], ["c3"], pads=[0, 0, 0, 0]),
+        helper.make_node("Concat", ["c2", "c3"], ["y"], axis=1),
+    ]
+    constants = {"s": np.float32(0.1), "z": np.uint8(128), "wq": RNG.integers(-9, 9, (4, 4, 3, 3)).astype(np.int8)}
+    network = load_network(make_model(nodes, {"x": [1, 4, 9, 9]}, ["y"], constants))
+    convolutions = [layer.index for layer in network.layers if "Conv" in layer.descriptor.op_types]
+    assert len(convolutions) == 3
+    for index in convolutions[1:]:
+        crossing_now = {t.name: str(t.dtype) for t in network.cuts[index].tensors}
+        assert crossing_now.pop("c1q") == "uint8"
+        assert set(crossing_now) <= {"c2", "c3"}
+    divider.check(network, *all_cuts(network))
+
+
+def test_a_scale_that_is_dequantised_itself_stays_in_front_of_its_readers(make_model, divider):
+    nodes = [
+        helper.make_node("DequantizeLinear", ["sq", "s"], ["scale"]),
+        helper.make_node("DequantizeLinear", ["wq", "scale"], ["w"]),
+        helper.make_node("QuantizeLinear", ["x", "s"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "scale"], ["a"]),
+        helper.make_node("Conv", ["a", "w"], ["b"]),
+        helper.make_node("Mul", ["b", "scale"], ["c"]),
+        helper.make_node("Conv", ["a", "w"], ["d"]),
+        helper.make_node("Add", ["c", "d"], ["y"]),
+    ]
+    constants = {"s": np.float32(0.1), "sq": np.uint8(2), "wq": RNG.integers(-9, 9, (4, 4, 3, 3)).astype(np.int8)}
+    network = load_network(make_model(nodes, {"x": [1, 4, 9, 9]}, ["y"], constants))
+    divider.check(network, *all_cuts(network))
+
+
+def test_dequantising_at_each_reader_is_bounded(make_model):
+    adds = [helper.make_node("Add", ["a", "a"] if i == 0 else [f"b{i - 1}", "a"], [f"b{i}"]) for i in range(30)]
+    nodes = [helper.make_node("DequantizeLinear", ["x", "s"], ["a"]), *adds]
+    model = make_model(nodes, {"x": [1, 4]}, ["b29"], {"s": np.float32(0.1)})
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    assert sum(node.op_type == "DequantizeLinear" for node in load_network(model).body.graph.node) == 30
+    with pytest.raises(ModelError, match="once each reader of a DequantizeLinear has one of its own"):
+        load_network(model, limits=Limits(nodes=40))
 
 
 def test_graph_output_that_is_read_again(make_model, divider):

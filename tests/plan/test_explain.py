@@ -46,6 +46,13 @@ def test_one_more_core_is_weighed(make_table):
     )
 
 
+def test_what_is_beyond_the_limits_is_not_held_up(big_little):
+    text = " ".join(explain(plan(big_little, "routes", max_workers=1), big_little, limited=True))
+    assert "within the limits asked for" in text
+    assert "would reach" not in text
+    assert "would add" not in text
+
+
 def test_every_plan_can_be_explained(big_little):
     for name in planner_names(big_little):
         text = explain(plan(big_little, name), big_little)

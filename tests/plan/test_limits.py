@@ -255,3 +255,10 @@ def test_a_table_without_any_config_of_use_is_named(make_table, budget_s):
     for find in (lambda: plan(table, latency_budget_s=budget_s), lambda: proved_bound(table)):
         with pytest.raises(PlanError, match=r"has no config of a cluster or of all cores \(it has all2\)"):
             find()
+
+
+def test_a_worker_whose_hop_costs_nothing_is_one(make_table):
+    table = make_table({"big1": [0.010, 0.001], "little1": [0.1, 0.0]}, {"big": 1, "little": 1})
+    found = plan(table, latency_budget_s=0.012)
+    assert {hop.worker for route in found.routes for hop in route.hops} == {worker.name for worker in found.workers}
+    assert found.predicted_fps == pytest.approx(evaluate(found, table).throughput_fps)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -55,6 +56,13 @@ def rendered(topology, state=STATE):
     stream = io.StringIO()
     render_doctor(topology, Console(file=stream, width=160), state)
     return stream.getvalue()
+
+
+def test_an_emulation_is_not_taken_for_other_programs_alone():
+    (busy,) = [w for w in doctor_warnings(CHIP, STATE) if "busy" in w]
+    (slowed,) = [w for w in doctor_warnings(replace(CHIP, emulated=True), STATE) if "busy" in w]
+    assert "up to 50%)" in busy
+    assert "up to 50%; the work that slows cores here counts too)" in slowed
 
 
 def test_everything_is_shown():

@@ -199,16 +199,24 @@ def test_a_trace_of_a_recording_is_that_of_all_records_cut_off(tmp_path: Path) -
 def test_several_plans_are_processes_of_their_own(tmp_path: Path) -> None:
     later = [FrameRecord(r.frame, r.route, r.submitted_ns + 50 * MS, r.done_ns + 50 * MS, r.hops) for r in RECORDS]
     plans = [TracedPlan("pipe-it", PLAN, RECORDS), TracedPlan("mine", PLAN, later)]
-    summary = write_traces(tmp_path / "t.json", plans, simulated=True, max_frames=6)
+    summary = write_traces(tmp_path / "t.json", plans, simulated=True, max_frames=7)
     events = load(tmp_path / "t.json")
     check_nesting([e for e in events if e["pid"] == 1])
     assert {e["args"]["name"] for e in of(events, "M", name="process_name")} == {
         "pipe-it (simulated)",
         "mine (simulated)",
     }
-    assert summary.frames == {"pipe-it": 4, "mine": 2}
+    assert summary.frames == {"pipe-it": 3, "mine": 4}
     assert json.loads((tmp_path / "t.json").read_text())["otherData"]["source"] == "simulated on a cost table"
     assert len({(e["pid"], e["tid"]) for e in of(events, "M", name="thread_name")}) == 4
+
+
+def test_no_plan_of_several_is_left_empty(tmp_path: Path) -> None:
+    """Plans that ran one after the other: the frames of the first would fill a trace."""
+    plans = [TracedPlan("short", PLAN, RECORDS[:1]), TracedPlan("a", PLAN, RECORDS), TracedPlan("b", PLAN, RECORDS)]
+    summary = write_traces(tmp_path / "t.json", plans, simulated=True, max_frames=5)
+    assert summary.frames == {"short": 1, "a": 2, "b": 2}
+    assert summary.dropped == {"a": LeftOut(2, 2, 3), "b": LeftOut(2, 2, 3)}
 
 
 def test_failed_frames_show_what_they_did(tmp_path: Path) -> None:

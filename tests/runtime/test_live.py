@@ -170,6 +170,57 @@ def test_closing_the_stream_ends_the_run(chain, two_cores, make_plan, when_full)
     assert isinstance(results[-1], StreamClosedError)
 
 
+@pytest.mark.parametrize("when_full", ["wait", "drop-oldest", "error"])
+def test_closing_the_stream_ends_the_run_of_a_source_that_has_nothing(chain, two_cores, make_plan, when_full):
+    over = threading.Event()
+
+    def feed():
+        yield frame_of(chain, 1)
+        over.wait(30)
+
+    stream = Stream(chain, make_plan(chain, LONE), two_cores)
+    closing = threading.Timer(0.3, stream.close)
+    results = stream(feed(), "raise", when_full, live=True)
+    try:
+        next(results)
+        closing.start()
+        with pytest.raises(StreamClosedError):
+            next(results)
+    finally:
+        over.set()
+        closing.join()
+
+
+def test_frames_that_wait_are_those_that_were_given(chain, two_cores, make_plan):
+    """A camera's driver may hand out the same buffer again and again."""
+    buffer = frame_of(chain, 0)
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        pid = stream.worker_pids["w0"]
+        os.kill(pid, signal.SIGSTOP)
+
+        def feed():
+            for number in range(40):
+                buffer[...] = number
+                yield buffer
+                time.sleep(0.05 if number < 4 else 0.002)
+            os.kill(pid, signal.SIGCONT)
+
+        results = list(stream(feed(), "return", "drop-oldest"))
+        kept = [i for i, result in enumerate(results) if not isinstance(result, StreamFullError)]
+        assert 0 < len(kept) < 40
+        assert scaled([results[i] for i in kept], chain, stream) == kept
+
+
+def test_a_timeout_of_the_function_that_fills_a_frame_is_not_the_streams(chain, two_cores, make_plan):
+    def fill(views):
+        raise TimeoutError("the sensor")
+
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        with pytest.raises(TimeoutError, match="the sensor"):
+            list(stream([fill], live=True))
+        assert stream.dropped == 0
+
+
 @pytest.mark.parametrize("when_full", ["drop-oldest", "error"])
 def test_a_reader_that_stands_still_bounds_what_is_held(chain, two_cores, make_plan, when_full):
     def feed():

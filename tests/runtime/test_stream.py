@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import itertools
@@ -72,6 +73,65 @@ def test_futures_and_asyncio_give_the_same(chain, two_cores, make_plan):
         futures = [stream.submit(frame) for frame in frames]
         assert_equal([future.result(30) for future in futures], expected)
         assert_equal(asyncio.run(gather(stream)), expected)
+
+
+def test_a_future_that_was_cancelled_is_not_waited_for(chain, two_cores, make_plan):
+    with Stream(chain, make_plan(chain, PLANS["one worker"]), two_cores) as stream:
+        os.kill(stream.worker_pids["w0"], signal.SIGSTOP)
+        first, second = (stream.submit(frame) for frame in frames_for(chain, 2))
+        assert first.cancel()
+        os.kill(stream.worker_pids["w0"], signal.SIGCONT)
+        done, left = concurrent.futures.wait([first, second], timeout=30)
+        assert (done, left) == ({first, second}, set())
+        assert list(concurrent.futures.as_completed([first], timeout=30)) == [first]
+
+
+def test_closing_does_not_wait_for_a_callback_for_ever(chain, two_cores, make_plan, monkeypatch, caplog):
+    monkeypatch.setattr("corepipe.runtime.stream._CALLBACK_S", 0.1)
+    go_on, called = threading.Event(), threading.Event()
+    stream = Stream(chain, make_plan(chain, PLANS["one worker"]), two_cores)
+    os.kill(stream.worker_pids["w0"], signal.SIGSTOP)
+    future = stream.submit(frames_for(chain, 1)[0])
+    future.add_done_callback(lambda _: (called.set(), go_on.wait(30)))
+    os.kill(stream.worker_pids["w0"], signal.SIGCONT)
+    assert called.wait(30)
+    stream.close()
+    assert "has not returned" in caplog.text
+    go_on.set()
+    stream._deliverer.join(30)
+
+
+def test_each_future_has_an_error_of_its_own(chain, two_cores, make_plan):
+    """One that is raised for several frames would gather the tracebacks of all."""
+    with Stream(chain, make_plan(chain, PLANS["one worker"]), two_cores) as stream:
+        os.kill(stream.worker_pids["w0"], signal.SIGSTOP)
+        futures = [stream.submit(frame) for frame in frames_for(chain, 2)]
+    errors = [future.exception(30) for future in futures]
+    assert all(isinstance(error, StreamClosedError) for error in errors)
+    assert errors[0] is not errors[1]
+
+
+def test_an_async_reader_learns_that_the_stream_was_closed(chain, two_cores, make_plan):
+    async def read(stream):
+        async def frames():
+            yield frames_for(chain, 1)[0]
+            await asyncio.sleep(30)
+
+        async for _ in stream.aiter(frames()):
+            closing.start()
+
+    stream = Stream(chain, make_plan(chain, PLANS["one worker"]), two_cores)
+    closing = threading.Timer(0.3, stream.close)
+    with pytest.raises(StreamClosedError):
+        asyncio.run(read(stream))
+    closing.join()
+
+
+def test_a_program_without_an_interpreter_starts_no_workers(chain, two_cores, make_plan, monkeypatch):
+    """Each would be the program again."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(WorkerError, match="has none to start"):
+        Stream(chain, make_plan(chain, PLANS["one worker"]), two_cores)
 
 
 def test_a_frame_may_be_written_in_place(chain, two_cores, make_plan):

@@ -307,6 +307,33 @@ def test_costs_hold_for_one_governor_and_cap_only(tmp_path, make_tree, chips, fi
     assert detect(tree, machine_file=tmp_path / "m.toml").fingerprint() == again.fingerprint()
 
 
+@pytest.mark.parametrize("kind", ["thermal-cpufreq-1", "cpufreq-cpu0", "Processor"])
+def test_a_chip_that_throttles_is_the_same_machine(tmp_path, make_tree, chips, kind):
+    """Thermal control lowers the cap that a user may set: at each start it would be another machine."""
+    tree = make_tree(tmp_path, chips["kirin970"])
+    before = detect(tree)
+    device = tree / "sys/class/thermal/cooling_device0"
+    device.mkdir(parents=True)
+    (device / "type").write_text(kind + "\n")
+    (device / "cur_state").write_text("0\n")
+    assert detect(tree) == before
+    (device / "cur_state").write_text("3\n")
+    for number in range(4, 8):
+        (tree / CPU / f"cpu{number}/cpufreq/scaling_max_freq").write_text("1500000\n")
+    hot = detect(tree)
+    assert hot.fingerprint() == before.fingerprint()
+    assert [w for w in hot.warnings if f"throttling now ({kind})" in w]
+    (device / "type").write_text("pwm-fan\n")
+    assert detect(tree).fingerprint() != before.fingerprint()
+
+
+def test_hyperthreads_that_are_switched_off_are_no_cores(tmp_path, make_tree, chips):
+    files = {f"{CPU}/online": "0-1", f"{CPU}/smt/control": "off"}
+    topology = detect(make_tree(tmp_path, replace(chips["pi5"], files=files)))
+    assert topology.hidden == ("CPUs 2-3: offline, and SMT is switched off",)
+    assert topology.warnings == ()
+
+
 def test_restriction(tmp_path, make_tree, chips):
     tree = make_tree(tmp_path, replace(chips["kirin970"], governor="powersave"))
     topology = detect(tree, restrict_to=parse_cpu_list("0-1,4"))

@@ -87,6 +87,20 @@ def test_override_keeps_what_was_detected(tmp_path, make_tree, chips):
     assert topology.warnings == detected.warnings
 
 
+def test_a_file_for_this_machine_keeps_what_the_system_holds_it_to(tmp_path, make_tree, chips):
+    files = {"sys/fs/cgroup/cpu.max": "200000 100000", "proc/device-tree/model": "Board 1"}
+    tree = make_tree(tmp_path / "tree", replace(chips["kirin970"], governor="powersave", files=files))
+    detected = detect(tree)
+    assert detected.quota_cpus == 2
+    topology = detect(tree, machine_file=write(tmp_path, HIKEY))
+    assert topology.quota_cpus == 2
+    assert {c.governor for c in topology.clusters} == {"powersave"}
+    assert set(detected.warnings) < set(topology.warnings)
+    assert [w for w in topology.warnings if "is taken to describe this machine: it says 'HiKey 970'" in w]
+    named = detect(tree, machine_file=write(tmp_path, HIKEY.replace("HiKey 970", "Board 1")))
+    assert set(named.warnings) == set(detected.warnings)  # it is what the system calls itself
+
+
 def test_override_leaves_no_cluster_called_cpu(tmp_path, make_tree, chips):
     text = 'override = true\n[[cluster]]\nname = "little"\ncpus = [1]\ncapacity = 0.4'
     topology = detect(make_tree(tmp_path / "tree", chips["pi5"]), machine_file=write(tmp_path, text))
@@ -182,6 +196,8 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "large").write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(DocumentError, match="larger than 1 MiB"):
         MachineFile.read(tmp_path / "large")
+    (tmp_path / "bom").write_bytes(b"\xef\xbb\xbf" + HIKEY.encode())
+    assert len(MachineFile.read(tmp_path / "bom").cluster) == 2
     (tmp_path / "latin").write_bytes(b'machine = "\xe9"')
     with pytest.raises(DocumentError, match="UTF-8"):
         MachineFile.read(tmp_path / "latin")

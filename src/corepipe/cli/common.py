@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from typer.core import TyperGroup
 
 from corepipe.document import write_atomically
-from corepipe.errors import UsageError
+from corepipe.errors import CorepipeError, UsageError
 from corepipe.report.html import visible
 from corepipe.report.terminal import say
 
@@ -67,7 +68,9 @@ Model = Annotated[str, typer.Argument(help="An ONNX file, or a network of the zo
 Shapes = Annotated[
     list[str] | None, typer.Option("--shape", help="Fix an input's shape: name:1x3x224x224. May be repeated.")
 ]
-Cores = Annotated[str | None, typer.Option("--cores", help="Stay within these logical CPUs: 0-3,6.")]
+Cores = Annotated[
+    str | None, typer.Option("--cores", help="Stay within these logical CPUs (cores, on a cost table): 0-3,6.")
+]
 Json = Annotated[str | None, typer.Option("--json", help="Write the results as JSON to this file, or - for stdout.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure anew instead of using kept costs.")]
 Planner = Annotated[
@@ -140,9 +143,14 @@ def machine_at_hand(cores: str | None) -> Any:
     """The same to run or measure on: it must be at hand, and what would spoil the figures is said on stderr."""
     topology = topology_of(cores)
     topology.check_at_hand()
+    warn_of(topology)
+    return topology
+
+
+def warn_of(topology: Any) -> None:
+    """Say on stderr what would spoil figures of this machine."""
     for warning in topology.warnings:
         say(log, f"warning: {warning}")
-    return topology
 
 
 def costs_of(
@@ -173,7 +181,8 @@ def costs_of(
     from corepipe import api
 
     how = "start again without --no-cache to go on" if no_cache else "start again to go on"
-    with resumable(how), ProgressBar() as on_progress:
+    begun = f"measuring the costs of {network.name} on this machine, for some minutes perhaps"
+    with resumable(how), ProgressBar(begun) as on_progress:
         found = api.find_costs(
             network,
             topology,
@@ -208,9 +217,14 @@ def trace_plans(path: Path | None, results: Any, layers: Any, *, simulated: bool
         return
     from corepipe.report.trace import TracedPlan, write_traces
 
-    traced = [TracedPlan(r.name, r.plan, r.records) for r in results]
+    traced = [TracedPlan(r.name, r.plan, r.records) for r in results if r.same_as is None]
     summary = write_traces(path, traced, simulated=simulated, counters=counters, layers=layers)
     say(log, f"{path}: {summary.describe()}; open it in ui.perfetto.dev")
+
+
+def say_left_out(name: str, error: CorepipeError) -> None:
+    """Say on stderr which plan is not compared, and why."""
+    say(log, f"without {name}: {error}")
 
 
 def refuse(context: typer.Context, when: str, *parameters: str) -> None:
@@ -260,9 +274,14 @@ def is_given(context: typer.Context, parameter: str) -> bool:
 
 
 class ProgressBar:
-    """A live bar on a terminal, nothing elsewhere."""
+    """A live bar on a terminal; elsewhere at most one line, when the work begins.
 
-    def __init__(self) -> None:
+    Args:
+        begun: that line.
+    """
+
+    def __init__(self, begun: str | None = None) -> None:
+        self._begun = begun
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -275,6 +294,9 @@ class ProgressBar:
         )
 
     def __enter__(self) -> Callable[[float, str], None]:
+        if not log.is_terminal:
+            tell = functools.cache(lambda: say(log, self._begun) if self._begun else None)
+            return lambda share, text: tell()
         self._bar.start()
         task = self._bar.add_task("", total=1.0)
         return lambda share, text: self._bar.update(task, completed=share, description=visible(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,12 +36,13 @@ from corepipe.cli.common import (
     read_plan,
     refuse,
     refuse_for_costs,
+    say_left_out,
     trace_plans,
     write_json,
 )
 from corepipe.cli.simulated import Contentions, FrameCount, Jitter, Seed, Slots, bench_simulated, options_of
 from corepipe.document import check_writable
-from corepipe.errors import CorepipeError, FrameError, NotTrustworthyError, UsageError
+from corepipe.errors import CorepipeError, FrameError, NotTrustworthyError, UsageError, WorkerError
 from corepipe.report.terminal import say
 
 if TYPE_CHECKING:
@@ -113,12 +115,23 @@ def bench(
         check_cores(plan, topology)
     frames, said = bench_frames(network, input_spec, _say_skipped)
     table = costs_of(network, topology, no_cache, engines=engine, batch=batch, calibration=calibration, force=force)
-    plans = bench_plans(table, names, own)
+    plans = bench_plans(table, names, own, None if only else say_left_out)
+    failures: dict[str, CorepipeError] = {}
+
+    def failed(name: str, error: CorepipeError) -> None:
+        if only or name in own or not isinstance(error, WorkerError):
+            raise error
+        failures[name] = error
+        say_left_out(name, error)
+
     say(log, f"frames: {said}")
     with ProgressBar() as on_progress, _sampler(topology, trace) as sampler:
         results = compare.compare(
-            network, plans, topology, table, frames, rounds=rounds, slice_s=seconds, on_progress=on_progress
-        )
+            network, plans, topology, table, frames,
+            rounds=rounds, slice_s=seconds, on_progress=on_progress, on_failure=failed,
+        )  # fmt: skip
+    if failures and (not results or own.keys() - {result.name for result in results}):
+        raise next(iter(failures.values()))  # with a plan goes what is the same by another name
     data = reporting.bench_json(results, network, topology, table, command_line(), said)
     if json_to != "-":
         reporting.render_bench(results, f"{network.name} on {reporting.machine_title(topology)}", out())
@@ -142,11 +155,14 @@ def bench(
 def _to_run(context: typer.Context, results: Sequence[PlanResult], files: Mapping[str, Path]) -> list[str]:
     """The commands that run the fastest plan; `routes` where nothing is clearly faster, as it follows the machine."""
     from corepipe import plan as planners
-    from corepipe.compare import fastest
+    from corepipe.compare import clearly_faster, fastest
 
     if not any(result.outputs_equal for result in results):
         return []
-    best = fastest(sorted(results, key=lambda result: result.name != planners.BEST))
+    best = fastest(results)
+    followed = next((r for r in results if r.name == planners.BEST and r.outputs_equal), best)
+    if not clearly_faster(best, followed):
+        best = followed
     given = as_given(context, "shape", "cores", "engine", "batch", "calibration", "force")
     where = as_given(context, "shape", "cores")
     model = context.params["model"]
@@ -154,8 +170,10 @@ def _to_run(context: typer.Context, results: Sequence[PlanResult], files: Mappin
     if best.name in files:
         return [f"To run it: {shlex.join([*run, '--plan', str(files[best.name]), *where])}"]
     if best.name == planners.EXACT:
-        plan = shlex.join(["corepipe", "plan", model, "--tolerance", "0", "-o", "plan.json", *given])
-        return [f"To run it: {plan}", f"      then: {shlex.join([*run, '--plan', 'plan.json', *where])}"]
+        names = (f"plan{number}.json" for number in ("", *range(2, 1000)))
+        file = next((name for name in names if not os.path.lexists(name)), "plan.json")
+        plan = shlex.join(["corepipe", "plan", model, "--tolerance", "0", "-o", file, *given])
+        return [f"To run it: {plan}", f"      then: {shlex.join([*run, '--plan', file, *where])}"]
     planner = [] if best.name == planners.BEST else ["--planner", best.name]
     return [f"To run it: {shlex.join([*run, *planner, *given])}"]
 
@@ -271,7 +289,9 @@ def run(
         with (
             _sampler(topology, trace) as sampler,
             Stream(network, chosen, topology, on_record=recording.add if trace or report else None) as stream,
-            io.open_sink(output, outputs=network.outputs, labels=names, top_k=top) as sink,  # replaces an older file
+            io.open_sink(  # replaces an older file
+                output, outputs=network.outputs, labels=names, top_k=top, probabilities=network.probabilities
+            ) as sink,
         ):
             changes: list[Change] = []
             if follow and table is not None and planner == planners.BEST:

@@ -35,6 +35,7 @@ from corepipe.cli.common import (
     refuse,
     refuse_for_costs,
     topology_of,
+    warn_of,
     write_json,
 )
 from corepipe.document import check_writable
@@ -161,7 +162,8 @@ def plan(
         typer.Option(
             min=0,
             max=1,
-            help="Share of throughput that routes may give up for one engine, fewer workers or hops; usually 0.02.",
+            help="Share of throughput that routes may give up for fewer workers or hops, usually 0.02 (and 0.1 for one "
+            "engine alone); 0 gives up none.",
         ),
     ] = None,
     tried: Annotated[
@@ -226,6 +228,8 @@ def plan(
             table = _predicted(network, machine).table
         else:
             topology = machine_at_hand(cores) if tried else topology_of(cores)
+            if not tried and not predicted:
+                warn_of(topology)
             planners.check_planner(planner, [c.name for c in topology.clusters])
             table = costs_of(
                 network, topology, no_cache, engines=engine, batch=batch, predict=predicted, calibration=calibration,
@@ -248,7 +252,8 @@ def plan(
         use += ["--plan", str(output), *as_given(context, "shape", *(() if machine or table_file else ("cores",)))]
         say(log, f"plan written to {output}; use it with: {shlex.join(['corepipe', *use])}")
     if not write_json(json_to, found.to_json):
-        render_plan(found, table, out())
+        limited = any(limit is not None for limit in (latency_budget_ms, memory_budget_mb, max_workers))
+        render_plan(found, table, out(), limited=limited)
 
 
 def _fastest(network: Network, topology: Topology, table: CostTable, plans: Mapping[str, Plan]) -> Plan:

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from corepipe.cli.common import Json, Report, Trace, app, command_line, out, read_plan, trace_plans, write_json
+from corepipe.cli.common import (
+    Json,
+    Report,
+    Trace,
+    app,
+    command_line,
+    out,
+    read_plan,
+    say_left_out,
+    trace_plans,
+    write_json,
+)
 from corepipe.document import check_writable
 
 FrameCount = Annotated[int | None, typer.Option("--frames", min=1, help="How many frames to feed in a simulation.")]
@@ -59,7 +70,8 @@ def bench_simulated(
     table = CostTable.read(path)
     own = read_plans(files)
     names = bench_names([c.name for c in table.machine.clusters], only, list(own))
-    _simulate(table, bench_plans(table, names, own), options, trace, report, json_to)
+    plans = bench_plans(table, names, own, None if only else say_left_out)
+    _simulate(table, plans, options, trace, report, json_to)
 
 
 @app.command()

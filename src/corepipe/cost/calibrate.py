@@ -33,8 +33,12 @@ from corepipe.cost.predict.fit import fit
 from corepipe.cost.predict.layout import samples
 from corepipe.cost.profile import table_machine
 from corepipe.cost.table import EngineName
+from corepipe.errors import UsageError
 from corepipe.network.model import Network, Segment
 from corepipe.topology.model import CoreConfig, Topology
+
+CALIBRATED = ("onnxruntime", "openvino")
+"""The engines that have the operators of all networks of the set; ncnn has no LayerNormalization, for one."""
 
 MOST_SPREAD = 0.08
 """A calibration whose networks' times vary more than this (median, half the interquartile range) is marked."""
@@ -78,10 +82,16 @@ def calibrate(
         The calibration. Where the machine was too noisy, `trustworthy` is false: keep it, and say so.
 
     Raises:
+        UsageError: the engine lacks operators of the set.
         TopologyError: the machine is not at hand.
         WorkerError: a measuring process failed; the message says on which config.
         EngineError: the engine refuses a network of the set.
     """
+    if engine.name not in CALIBRATED:
+        raise UsageError(
+            f"{engine.name} cannot be calibrated: the networks of the calibration need operators that it lacks; its "
+            f"costs are measured (corepipe profile), those of {' and '.join(CALIBRATED)} can be predicted"
+        )
     count = networks or _ROUNDS * kind_count()
     kept = done if done is not None and done.set_version == SET_VERSION else None
     partial = kept or PartialCalibration(set_version=SET_VERSION)

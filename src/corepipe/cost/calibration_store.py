@@ -25,6 +25,7 @@ class CalibrationStore:
 
     def __init__(self, cache: TableCache | None = None) -> None:
         self._folder = (cache or TableCache()).folder
+        self._said_unwritable = False
 
     def path(self, topology: Topology, engine: EngineName) -> Path:
         """Where this machine's calibration lies."""
@@ -43,7 +44,7 @@ class CalibrationStore:
         """
         path = self.path(topology, engine)
         self._make_folder()
-        calibration.write(path)
+        calibration.write(path, private=True)
         self._partial(topology, engine).unlink(missing_ok=True)
         return path
 
@@ -65,9 +66,11 @@ class CalibrationStore:
         """Keep what has been measured so far; a folder that cannot be written is no error."""
         try:
             self._make_folder()
-            partial.write(self._partial(topology, engine))
+            partial.write(self._partial(topology, engine), private=True)
         except (OSError, DocumentError) as error:
-            _log.warning("cannot keep what was measured (%s); an interrupted calibration starts anew", error)
+            if not self._said_unwritable:
+                _log.warning("cannot keep what was measured (%s); an interrupted calibration starts anew", error)
+            self._said_unwritable = True
 
     def _partial(self, topology: Topology, engine: EngineName) -> Path:
         path = self.path(topology, engine)

@@ -81,6 +81,7 @@ class Burners:
         self._measured: list[float] = []
         self._error: BaseException | None = None
         self._lost: str | None = None
+        self._looking = threading.Lock()
         self._started = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="corepipe-emulation", daemon=True)
@@ -163,6 +164,10 @@ class Burners:
                     stream.close()
 
     def _look(self) -> None:
+        with self._looking:
+            self._look_at_each()
+
+    def _look_at_each(self) -> None:
         for core, slot, burner in self._burners:
             if self._lost is None and not self._stop.is_set() and burner.poll() is not None:
                 last_words = _last_words(burner) or f"code {burner.returncode}"
@@ -193,16 +198,21 @@ class Burners:
     def _spawn(self, role: str, core: SlowedCore, *arguments: object) -> subprocess.Popen[bytes]:
         if self._stop.is_set():
             raise EmulationError("slowing cores was interrupted")
-        return subprocess.Popen(
-            child_command(role, *arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=[core.fd],
-            start_new_session=True,
-            bufsize=0,
-            cwd="/",
-        )
+        try:
+            return subprocess.Popen(
+                child_command(role, *arguments),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[core.fd],
+                start_new_session=True,
+                bufsize=0,
+                cwd="/",
+            )
+        except OSError as error:
+            raise EmulationError(
+                f"{core.name} cannot be slowed: its helper process cannot be started: {error.strerror or error}"
+            ) from None
 
     def _expect(self, process: subprocess.Popen[bytes], word: str, cpu: int, timeout_s: float) -> list[str]:
         words = _read_line(process, timeout_s).split()
@@ -251,6 +261,7 @@ def _refusal(cpu: int, reason: str, detail: str) -> str:
         return (
             f"{name_cpus([cpu])} cannot be slowed: no right to real-time scheduling (needs CAP_SYS_NICE or an rtprio "
             f"limit of at least 2); run as root, start the container with `--cap-add SYS_NICE`, or allow it with "
-            f"'rtprio 2' in /etc/security/limits.conf (`ulimit -r` shows it)"
+            f"'rtprio 2' in /etc/security/limits.conf (`ulimit -r` shows it); a control group may forbid it too, even "
+            f"to root (cpu.rt_runtime_us of 0)"
         )
     return f"CPU {cpu} cannot be slowed: the system does not let a process run on it (offline, or outside the cpuset)"

@@ -72,7 +72,11 @@ def _go_real_time(cpu: int, priority: int) -> None:
     except OSError:
         _refuse("cpu", cpu)
     # A process that runs longer than this without sleeping is killed by the kernel: it can never hold a core for good.
-    resource.setrlimit(resource.RLIMIT_RTTIME, (300_000, 400_000))
+    soft, hard = 300_000, 400_000
+    most = resource.getrlimit(resource.RLIMIT_RTTIME)[1]
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except OSError as error:
@@ -99,6 +103,9 @@ def _burn(owner: int, cpu: int, period_ns: int, slot: int, control: memoryview[f
     while True:
         count += 1
         if os.getppid() != owner or (count % 64 == 0 and lifeline.poll(0)):
+            break
+        if count % 64 == 0 and os.sched_getaffinity(0) != {cpu}:
+            print("moved to another CPU: this one went offline, or the mask was changed", flush=True)
             break
         due_ns = int(control[0] * period_ns)
         if due_ns <= 0:

@@ -10,8 +10,8 @@ from corepipe.errors import EngineError, UnknownNameError
 
 _ENGINES = {
     "onnxruntime": ("corepipe.engine.onnxruntime", "install it anew: pip install --force-reinstall onnxruntime"),
-    "openvino": ("corepipe.engine.openvino", "install it: pip install 'corepipe[openvino]'"),
-    "ncnn": ("corepipe.engine.ncnn", "install it: pip install 'corepipe[ncnn]'"),
+    "openvino": ("corepipe.engine.openvino", "install it: pip install openvino"),
+    "ncnn": ("corepipe.engine.ncnn", "install it: pip install ncnn"),
 }
 """Module, and what to do where its library does not load."""
 

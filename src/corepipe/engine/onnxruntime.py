@@ -163,8 +163,12 @@ def _split_runs(events: list[dict[str, Any]], runs: int) -> list[list[KernelTime
         raise EngineError(f"onnxruntime: the profile holds {len(spans)} runs of {runs}")
     kernels = sorted((e for e in events if e["name"].endswith(_KERNEL_SUFFIX)), key=lambda e: e["ts"])
     grouped: list[list[KernelTime]] = [[] for _ in spans]
-    run = 0
+    run, until = 0, 0
     for event in kernels:
+        if event["ts"] < until:
+            continue
+        if event.get("args", {}).get("op_name") in ("If", "Loop", "Scan"):
+            until = event["ts"] + event["dur"]  # what runs inside has events of its own
         while run + 1 < runs and event["ts"] >= spans[run + 1][0]:
             run += 1
         grouped[run].append(KernelTime(node_of(event["name"].removesuffix(_KERNEL_SUFFIX)), event["dur"] * 1e-6))

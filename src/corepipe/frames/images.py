@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -16,14 +17,18 @@ from numpy.typing import NDArray
 from corepipe.errors import FrameError
 from corepipe.frames.model import Frame, FrameSource, Skipped, display_name, plural, reason_of
 
+_log = logging.getLogger("corepipe")
+
 cv2.setNumThreads(1)
 # OpenCV 4 has this function at the top, OpenCV 5 in a module; 0 is silence.
 (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)
 
 IMAGE_SUFFIXES = (
-    ".bmp", ".dib", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+    ".bmp", ".dib", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """Suffixes (lower case) of files that are taken for images."""
+
+_UNREAD_SUFFIXES = (".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".svg", ".tga")
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded."""
@@ -172,6 +177,9 @@ class ImageSource(FrameSource):
         files: what each frame is called, and its file.
         single: a lone file: not being able to read it is an error at once.
         on_skip: called for each file that is skipped.
+
+    Raises:
+        FrameError: a lone file cannot be read.
     """
 
     def __init__(
@@ -184,16 +192,19 @@ class ImageSource(FrameSource):
     ) -> None:
         super().__init__(name, len(files), on_skip)
         self._files = files
-        self._single = single
+        self._lone: NDArray[np.uint8] | None = None
+        if single:
+            try:
+                self._lone = _decode(_read_file(files[0][1]))
+            except FrameError as error:
+                raise FrameError(f"{name}: {error}") from None
 
     def _produce(self) -> Generator[Frame, None, None]:
         readable = 0
         for name, path in self._files:
             try:
-                image = _decode(_read_file(path))
+                image = _decode(_read_file(path)) if self._lone is None else self._lone
             except FrameError as error:
-                if self._single:
-                    raise FrameError(f"{self.name}: {error}") from None
                 self._skip(name, str(error))
                 continue
             readable += 1
@@ -250,8 +261,17 @@ def folder_source(path: Path, name: str, on_skip: Callable[[Skipped], None] | No
         elif others:
             hint = f"it holds {_some(others)}"
         raise FrameError(f"{name}: no image in this folder; {hint} (images: {', '.join(IMAGE_SUFFIXES)})")
+    warn_of_images(name, others)
     ordered = sorted(files, key=natural_key)
     return ImageSource(name, [(display_name(f), path / f) for f in ordered], on_skip=on_skip)
+
+
+def warn_of_images(name: str, left_out: Iterable[str]) -> None:
+    """Say which files that are left out of `name` are images, of kinds that are not read."""
+    unread = [file for file in left_out if file.lower().endswith(_UNREAD_SUFFIXES)]
+    if unread:
+        count = plural(len(unread), "image")
+        _log.warning("%s: %s left out, of kinds that are not read: %s", name, count, _some(unread))
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -25,7 +25,7 @@ class Score(NamedTuple):
     Attributes:
         class_index: from 0.
         label: its text, `class 17` where none is known.
-        score: softmax over the classes, or the output itself where that sums to 1; NaN if the output is no number.
+        score: softmax over the classes, or the output itself where that is a probability; NaN if that is no number.
     """
 
     class_index: int
@@ -75,7 +75,9 @@ def class_output(shapes: Mapping[str, Sequence[int] | None], labels: Sequence[st
     return next(iter(found)) if len(found) == 1 else None
 
 
-def top_k(scores: NDArray[Any], k: int, labels: Sequence[str] | None = None) -> list[Score]:
+def top_k(
+    scores: NDArray[Any], k: int, labels: Sequence[str] | None = None, *, probabilities: bool = False
+) -> list[Score]:
     """The `k` best classes, best first; equal ones in the order of their index, NaN last.
 
     Args:
@@ -83,14 +85,12 @@ def top_k(scores: NDArray[Any], k: int, labels: Sequence[str] | None = None) -> 
             anything else goes through a softmax.
         k: how many; fewer if there are fewer classes.
         labels: text of each class.
+        probabilities: whether the network is known to end in a softmax or sigmoid: then all are taken as they are.
     """
     values = np.asarray(scores, dtype=np.float64).reshape(-1)
-    probabilities = _softmax(values) if _are_logits(values) else values
+    shown = values if probabilities or not _are_logits(values) else _softmax(values)
     ranked = np.argsort(-np.where(np.isnan(values), -np.inf, values), kind="stable")[:k]
-    return [
-        Score(int(i), labels[i] if labels and i < len(labels) else f"class {i}", float(probabilities[i]))
-        for i in ranked
-    ]
+    return [Score(int(i), labels[i] if labels and i < len(labels) else f"class {i}", float(shown[i])) for i in ranked]
 
 
 def _are_logits(values: NDArray[np.float64]) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import tempfile
+import threading
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +22,8 @@ from corepipe.frames.model import display_name
 from corepipe.frames.sinks import Outputs, Sink, writing
 
 _PIECE = 2**22
+_MOST_OF_ERROR = 160
+"""Characters of an error that are kept: in an array each takes as much as the longest."""
 
 
 @dataclass
@@ -70,7 +75,7 @@ class NpzSink(Sink):
         self._indices.append(index)
 
     def _fail(self, index: int | None, frame: str, message: str) -> None:
-        self._failed.append((frame, message))
+        self._failed.append((frame, message if len(message) <= _MOST_OF_ERROR else f"{message[:_MOST_OF_ERROR]}..."))
 
     def close(self) -> None:
         """Write the file.
@@ -84,7 +89,7 @@ class NpzSink(Sink):
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         try:
             if self._names or self._failed:
-                with writing(self.name):
+                with _uninterrupted(), writing(self.name, "; an .npz needs room for its outputs twice"):
                     self._save(temporary)
                     os.replace(temporary, self._path)
         finally:
@@ -110,6 +115,26 @@ class NpzSink(Sink):
                         np.lib.format.write_array(entry, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C and the like off until the results are saved: nothing else holds them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(signal.getsignal(number)):
+            before[number] = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for deferred, handler in before.items():
+            signal.signal(deferred, handler)
+        for one in came:
+            signal.raise_signal(one)
 
 
 def _unnamed_file(folder: Path) -> IO[bytes]:

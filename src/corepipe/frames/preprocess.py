@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as _field
@@ -32,6 +33,9 @@ LETTERBOX_GREY = 114
 
 _SMALL = 64
 """Up to this many pixels a side, networks look at the whole image (CIFAR, MNIST), not at its middle."""
+
+_MOST_ALIKE = 32
+"""Where more of the 256 pixel values become one in an integer input, they were rounded or cut off by mistake."""
 
 _MAX_SCALED_PIXELS = 16_000_000
 """An image that would grow beyond this on its way to a crop (a line of pixels, say) loses its far ends first."""
@@ -160,8 +164,15 @@ class Preprocess:
             )
         options = {"size": size, "layout": layout, "color": color, "dtype": tensor.dtype}
         if max(size) <= _SMALL:
-            options["shorter"] = max(size)
-        return cls(**(options | _normalisation(tensor.dtype, color, overrides) | overrides))
+            options["shorter"] = min(size)  # scaled to cover the input, no more
+        made = cls(**(options | _normalisation(tensor.dtype, color, overrides) | overrides))
+        alike = max(max(Counter(values).values()) for values in made._table.tolist())
+        if tensor.dtype.kind in "iu" and alike > _MOST_ALIKE:
+            raise UsageError(
+                f"input {tensor.name!r}, {tensor}, takes whole numbers, and by this scale, mean and std many pixels "
+                f"become the same; leave them out where it takes plain pixels"
+            )
+        return made
 
     def describe(self) -> str:
         """One line that says all of it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corepipe.errors import CorepipeError, UsageError
-from corepipe.frames.labels import class_count, class_output, top_k
+from corepipe.frames.labels import Score, class_count, class_output, top_k
 from corepipe.frames.model import display_name, reason_of
 from corepipe.network.model import TensorInfo
 
@@ -92,27 +93,54 @@ class Sink(ABC):
 
 
 @contextlib.contextmanager
-def writing(name: str) -> Iterator[None]:
-    """Turns errors of the system into one clear `CorepipeError` that names `name`."""
+def writing(name: str, if_full: str = "") -> Iterator[None]:
+    """Turns errors of the system into one clear `CorepipeError` that names `name`, and says more of a full disk."""
     try:
         yield
     except BrokenPipeError:
         raise CorepipeError(f"{name}: the program that reads the results has gone") from None
     except OSError as error:
-        raise CorepipeError(f"{name}: cannot write results: {reason_of(error)}") from None
+        more = if_full if error.errno == errno.ENOSPC else ""
+        raise CorepipeError(f"{name}: cannot write results: {reason_of(error)}{more}") from None
 
 
 class _LineSink(Sink):
-    """Writes text to a file of its own, or to a stream that it leaves open."""
+    """Writes text to a file of its own, or to a stream that it leaves open.
 
-    def __init__(self, path: Path | None, stream: TextIO | None) -> None:
+    Args:
+        path: the file; None for the stream.
+        stream: None for the process's own standard output.
+        labels: text of each class.
+        count: how many classes to give.
+        probabilities: outputs that are probabilities as they are.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        stream: TextIO | None,
+        labels: Sequence[str] | None,
+        count: int,
+        probabilities: Container[str] = (),
+    ) -> None:
         super().__init__("<stdout>" if path is None else display_name(path))
+        self._labels = labels
+        self._count = count
+        self._probabilities = probabilities
         self._own = path is not None
         with writing(self.name):
             if path is not None:
                 stream = path.open("w", encoding="utf-8")
         self._stream = stream or sys.stdout
         self._broken = False
+
+    def _best(self, outputs: Outputs) -> tuple[str | None, list[Score]]:
+        """The output that holds class scores, and its best ones."""
+        best = class_output({n: a.shape for n, a in outputs.items()}, self._labels)
+        if best is None:
+            return None, []
+        given = best in self._probabilities
+        return best, top_k(outputs[best], self._count, self._labels, probabilities=given)
 
     def _emit(self, text: str) -> None:
         self._broken = True
@@ -137,16 +165,10 @@ class _LineSink(Sink):
 class TextSink(_LineSink):
     """For people: the name of each frame, and under it the best classes or a summary of each output."""
 
-    def __init__(self, path: Path | None, stream: TextIO | None, labels: Sequence[str] | None, count: int) -> None:
-        super().__init__(path, stream)
-        self._labels = labels
-        self._count = count
-
     def _write(self, index: int, frame: str, outputs: Outputs) -> None:
         lines = [_clean(frame)]
-        best = class_output({n: a.shape for n, a in outputs.items()}, self._labels)
-        if best is not None:
-            scores = top_k(outputs[best], self._count, self._labels)
+        _, scores = self._best(outputs)
+        if scores:
             lines += [f"  score {s.score:.4f}  {_clean(s.label)}" for s in scores]
         else:
             for name, array in outputs.items():
@@ -168,16 +190,10 @@ class JsonlSink(_LineSink):
     `values` only up to `MAX_VALUES` of them. A failed frame has `"error"` instead. What is not finite becomes null.
     """
 
-    def __init__(self, path: Path | None, stream: TextIO | None, labels: Sequence[str] | None, count: int) -> None:
-        super().__init__(path, stream)
-        self._labels = labels
-        self._count = count
-
     def _write(self, index: int, frame: str, outputs: Outputs) -> None:
         record: dict[str, Any] = {"frame": frame, "index": index}
-        best = class_output({n: a.shape for n, a in outputs.items()}, self._labels)
-        if best is not None:
-            scores = top_k(outputs[best], self._count, self._labels)
+        best, scores = self._best(outputs)
+        if scores:
             record["top"] = [
                 {
                     "class": s.class_index,
@@ -236,6 +252,7 @@ def open_sink(
     outputs: Sequence[TensorInfo] | None = None,
     labels: Sequence[str] | None = None,
     top_k: int = 5,
+    probabilities: Container[str] = (),
     stdout: TextIO | None = None,
 ) -> Sink:
     """Open what the user names as the place for results.
@@ -246,6 +263,8 @@ def open_sink(
         outputs: the network's outputs; with them, labels that do not fit are refused at once.
         labels: text of each class, see `read_labels`.
         top_k: how many classes to give.
+        probabilities: names of outputs that a softmax or sigmoid makes (`Network.probabilities`); of others it is told
+            frame by frame: none negative, sum 1.
         stdout: a stream instead of the process's own standard output.
 
     Raises:
@@ -259,14 +278,14 @@ def open_sink(
     check_sink(spec, outputs=outputs, labels=labels, top_k=top_k, stdout=stdout)
     path = result_file(spec)
     if path is None:
-        return (JsonlSink if spec == "-" else TextSink)(None, stdout, labels, top_k)
+        return (JsonlSink if spec == "-" else TextSink)(None, stdout, labels, top_k, probabilities)
     if path.suffix.lower() == ".txt":
-        return TextSink(path, None, labels, top_k)
+        return TextSink(path, None, labels, top_k, probabilities)
     if path.suffix.lower() == ".npz":
         from corepipe.frames.npz import NpzSink
 
         return NpzSink(path)
-    return JsonlSink(path, None, labels, top_k)
+    return JsonlSink(path, None, labels, top_k, probabilities)
 
 
 def result_file(spec: str | os.PathLike[str] | None) -> Path | None:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from corepipe.errors import FrameError, UsageError
 from corepipe.frames.arrays import NpySource, NpzSource, PipeSource
-from corepipe.frames.images import IMAGE_SUFFIXES, ImageSource, folder_source, is_image_name, natural_key
+from corepipe.frames.images import (
+    IMAGE_SUFFIXES,
+    ImageSource,
+    folder_source,
+    is_image_name,
+    natural_key,
+    warn_of_images,
+)
 from corepipe.frames.model import Frame, FrameSource, Skipped, display_name, reason_of
 from corepipe.frames.video import VIDEO_SUFFIXES, CameraSource, VideoSource, camera_number
 from corepipe.network.model import TensorInfo
@@ -101,12 +109,54 @@ def _file_source(
 
 def _pattern_source(pattern: str, name: str, on_skip: Callable[[Skipped], None] | None) -> FrameSource:
     """The images that match a glob pattern (`**` searches sub-folders)."""
-    matches = [m for m in glob.glob(pattern, recursive=True) if not os.path.isdir(m)]
+    matches = [m for m in _matches(pattern) if not os.path.isdir(m)]
     images = sorted(filter(is_image_name, matches), key=natural_key)
     if not images:
         found = f"none of the {len(matches)} matching files is an image" if matches else "no file matches"
         raise UsageError(f"{name}: {found} (a pattern takes images: {', '.join(IMAGE_SUFFIXES)})")
+    warn_of_images(name, matches)
     return ImageSource(name, [(display_name(m), Path(m)) for m in images], on_skip=on_skip)
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What matches, in no order; with `**` no folder twice, as links may lead back to where they are."""
+    if "**" not in pattern:
+        yield from glob.iglob(pattern)
+        return
+    parts = Path(pattern).parts
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    yield from set(_below(os.path.join(*parts[:fixed]) if fixed else "", parts[fixed:], set()))
+
+
+def _below(folder: str, parts: Sequence[str], seen: set[tuple[str, int]]) -> Iterator[str]:
+    """Paths in a folder that match the parts of a pattern; `seen` are folders by the parts that were left for them."""
+    here = (os.path.realpath(folder), len(parts))
+    if here in seen:
+        return
+    seen.add(here)
+    try:
+        names = os.listdir(folder or ".")
+    except OSError:
+        return
+    part, *rest = parts
+    if part == "**":
+        shown = [name for name in names if not name.startswith(".")]
+        if rest:
+            yield from _below(folder, rest, seen)
+        else:
+            yield from (os.path.join(folder, name) for name in shown)
+        for name in shown:
+            if os.path.isdir(path := os.path.join(folder, name)):
+                yield from _below(path, parts, seen)
+        return
+    for name in fnmatch.filter(names, part):
+        if name.startswith(".") and not part.startswith("."):
+            continue
+        path = os.path.join(folder, name)
+        if not rest:
+            yield path
+        elif os.path.isdir(path):
+            yield from _below(path, rest, seen)
 
 
 def _standard_input(stream: BinaryIO | None, inputs: Sequence[TensorInfo] | None) -> FrameSource:

@@ -24,8 +24,14 @@ VIDEO_SUFFIXES = (
 _FFMPEG_SETTINGS = {
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
     "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;file",
+    "OPENCV_FFMPEG_THREADS": "1",
 }
-"""FFmpeg keeps quiet, and a video file cannot make it open a network address."""
+"""FFmpeg keeps quiet and off the workers' cores, and a video file cannot make it open a network address."""
+
+_FAILED_READS = 64
+"""After so many in a row a video has ended, whatever it declares."""
+_FAILED_GRABS = 1
+"""The same of a camera: each may take the ten seconds after which OpenCV gives up."""
 
 
 @contextlib.contextmanager
@@ -56,27 +62,38 @@ class _CaptureSource(FrameSource):
     def _release(self) -> None:
         self._capture.release()
 
-    def _ended(self, count: int) -> None:
-        """Judge an end after `count` frames."""
+    def _patience(self, count: int) -> int:
+        """How many reads may fail in a row after `count` frames before that is the end."""
+        raise NotImplementedError
+
+    def _ended(self, count: int, lost: int) -> None:
+        """Judge an end after `count` frames, `lost` more having failed on the way."""
 
     def _produce(self) -> Generator[Frame, None, None]:
-        count = 0
+        count = failed = lost = 0
         while not self._closed:
             try:
                 good, image = self._capture.read()
             except (cv2.error, MemoryError):
                 good = False
             if not good or image is None:
-                break
+                failed += 1
+                if failed > self._patience(count + lost):
+                    break
+                continue
+            if failed:
+                self._skip(f"{self.name}#{count}", "what comes before this frame cannot be decoded")
+                lost += failed
+                failed = 0
             if image.ndim == 2:
                 image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
             yield Frame(f"{self.name}#{count}", image, is_image=True)
             count += 1
-        self._ended(count)
+        self._ended(count, lost)
 
 
 class VideoSource(_CaptureSource):
-    """A video file. One that breaks off gives the frames before the break, and a record in `skipped`.
+    """A video file. What of it cannot be decoded, or where it breaks off, is recorded in `skipped`.
 
     Raises:
         FrameError: it cannot be opened, or its pictures are larger than `MAX_PIXELS`.
@@ -104,11 +121,14 @@ class VideoSource(_CaptureSource):
         declared = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         super().__init__(name, int(declared) if 0 < declared < 1e9 else None, capture, on_skip)
 
-    def _ended(self, count: int) -> None:
+    def _patience(self, count: int) -> int:
+        return _FAILED_READS if self.length is not None and count < self.length else 0
+
+    def _ended(self, count: int, lost: int) -> None:
         if not count:
             raise FrameError(f"{self.name}: no frame of this video can be decoded")
         # Containers without an index estimate their length; being off by a few frames is no sign of damage.
-        if self.length is not None and self.length - count > max(2, self.length // 50):
+        if self.length is not None and self.length - count - lost > max(2, self.length // 50):
             self._skip(
                 f"{self.name}#{count}",
                 f"the video breaks off after {plural(count, 'frame')}; it declares {self.length}",
@@ -119,7 +139,7 @@ class CameraSource(_CaptureSource):
     """A camera by number; it never ends by itself.
 
     Raises:
-        FrameError: there is no such camera, or it cannot be opened.
+        FrameError: there is no such camera, or it cannot be opened; later, where it gives no more pictures.
     """
 
     live = True
@@ -137,12 +157,15 @@ class CameraSource(_CaptureSource):
             raise FrameError(f"{name}: cannot be opened; is it connected, and not in use by another program?")
         super().__init__(name, None, capture, on_skip)
 
-    def _ended(self, count: int) -> None:
+    def _patience(self, count: int) -> int:
+        return _FAILED_GRABS if count else 0
+
+    def _ended(self, count: int, lost: int) -> None:
         if self._closed:
             return
         if not count:
             raise FrameError(f"{self.name}: gives no picture; is it in use by another program?")
-        self._skip(f"{self.name}#{count}", "the camera stopped giving pictures")
+        raise FrameError(f"{self.name}: gives no more pictures, after {plural(count, 'frame')}; was it unplugged?")
 
 
 def camera_number(spec: str) -> int | None:

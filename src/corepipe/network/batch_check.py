@@ -115,7 +115,7 @@ def check_batch(
         raise UsageError(f"{network.name}: {len(frames)} frames for a batch of {batch}; give as many")
     compared = _expose(network, singles)
     _expose(many, together)
-    limit = _tolerance(network, compared) if tolerance is None else tolerance
+    limit = rounding(network, compared) if tolerance is None else tolerance
     joined = {t.name: np.concatenate([frame[t.name] for frame in frames]) for t in singles.inputs}
     given = [{t.name: frame[t.name] for t in singles.inputs} for frame in frames]
     names = [tensor.name for tensor in compared]
@@ -176,8 +176,11 @@ def _expose(network: Network, segment: Segment) -> list[TensorInfo]:
     return [*inner, *segment.outputs]
 
 
-def _tolerance(network: Network, tensors: Sequence[TensorInfo]) -> float:
-    """What rounding may amount to."""
+def rounding(network: Network, tensors: Sequence[TensorInfo]) -> float:
+    """What rounding may amount to in tensors of a network, relative to the largest magnitude in one.
+
+    A step of a quantised tensor is 1/255 of its range, and sums that differ in the last place may fall on either side.
+    """
     if any(op in _QUANTISING for layer in network.layers for op in layer.descriptor.op_types):
         return _TOLERANCE_QUANTISED
     return _TOLERANCE_HALF if any(t.dtype == np.float16 for t in tensors) else TOLERANCE

@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from corepipe.errors import ModelError
 from corepipe.network.graph import (
     STANDARD_DOMAINS,
+    all_nodes,
     attribute_tensors,
     element_bits,
     human_bytes,
@@ -261,8 +262,8 @@ def _check_functions(model: ModelProto, name: str, limits: Limits) -> None:
         if key not in known:
             body = bodies[key]
             count, held = grown(body.node, depth + 1)
-            names = sum(len(node.input) + len(node.output) for node in _all_nodes(body.node))
-            references = sum(bool(a.ref_attr_name) for node in _all_nodes(body.node) for a in node.attribute)
+            names = sum(len(node.input) + len(node.output) for node in all_nodes(body.node))
+            references = sum(bool(a.ref_attr_name) for node in all_nodes(body.node) for a in node.attribute)
             held += body.ByteSize() + names * argument + references * attribute
             known[key] = max(count, 1), held
         return known[key]
@@ -282,7 +283,7 @@ def _check_functions(model: ModelProto, name: str, limits: Limits) -> None:
         return count, held
 
     count, held = grown(model.graph.node, 0)
-    added = count - sum(1 for _ in _all_nodes(model.graph.node))
+    added = count - sum(1 for _ in all_nodes(model.graph.node))
     if added > limits.inlined_nodes or held > limits.inlined_bytes:
         raise ModelError(
             f"{name}: inlining its functions adds {added} nodes and {human_bytes(held)}, at most "
@@ -300,7 +301,7 @@ def _longest_arguments(model: ModelProto, functions: Container[_FunctionKey], na
     names = [0]
     attributes = [item.ByteSize() for function in model.functions for item in function.attribute_proto]
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        for node in _all_nodes(nodes):
+        for node in all_nodes(nodes):
             if _key(node) in functions:
                 if next(subgraphs(node), None) is not None:
                     raise ModelError(
@@ -408,7 +409,7 @@ def _check_domains(model: ModelProto, name: str) -> None:
     bodies = [model.graph.node, *(f.node for f in model.functions)]
     unknown: dict[str, set[str]] = {}
     for nodes in bodies:
-        for node in _all_nodes(nodes):
+        for node in all_nodes(nodes):
             if node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in local:
                 unknown.setdefault(node.domain, set()).add(node.op_type)
     if unknown:
@@ -419,13 +420,6 @@ def _check_domains(model: ModelProto, name: str) -> None:
             else "export the model with standard operators"
         )
         raise ModelError(f"{name}: operators of unknown domains ({listed}); {hint}")
-
-
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for graph in subgraphs(node):
-            yield from _all_nodes(graph.node)
 
 
 def title(node: NodeProto) -> str:

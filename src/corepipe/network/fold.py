@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from corepipe.network.check import Limits
+from corepipe.network.dequantise import dequantise_at_readers
 from corepipe.network.graph import (
     UNKNOWN,
     TensorType,
@@ -87,8 +88,9 @@ def fold(model: ModelProto, name: str, limits: Limits, known: Mapping[str, Tenso
     for value in model.graph.output:
         folder.types.setdefault(value.name, tensor_type(value.type.tensor_type.elem_type))
     _prune(model.graph)
-    _name_nodes(model.graph)
     types = {tensor: type_of(proto) for tensor, proto in folder.types.items()}
+    dequantise_at_readers(model.graph, types, name, limits.nodes)
+    _name_nodes(model.graph)
     _write_types(model.graph, types)
     return types
 
@@ -132,6 +134,7 @@ class _Folder:
         self.steps = _STEP_BUDGET
         self.readable = _READ_BUDGET_BYTES + 2 * self.budget
         self.taken = self.inputs | set(self.constants) | {o for node in self.graph.node for o in node.output}
+        self.scalars: dict[str, str] = {}
         self.branches = 0
         self.renamed: dict[str, str] = {}
         self.aliases: dict[str, list[str]] = {}
@@ -171,13 +174,14 @@ class _Folder:
             tensor = self.constants.get(name)
             if tensor is None or not tensor.dims or math.prod(tensor.dims) != 1:
                 continue
-            scalar = f"{name}__scalar"
-            if scalar not in self.constants:
-                if scalar in self.taken:
-                    continue
+            if name not in self.scalars:
+                scalar = f"{name}__scalar"
+                while scalar in self.taken:
+                    scalar += "_"
                 self.taken.add(scalar)
+                self.scalars[name] = scalar
                 self._add(scalar, onnx.numpy_helper.from_array(self._value(name).reshape(())))
-            node.input[index] = scalar
+            node.input[index] = self.scalars[name]
 
     def _bypass(self, node: NodeProto) -> bool:
         """Drop a node that only passes its first input on."""

@@ -35,6 +35,11 @@ INTEGER_TYPES = frozenset(
 )  # fmt: skip
 
 
+_SAME_VALUES = frozenset({
+    "Cast", "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Unsqueeze",
+})  # fmt: skip
+
+
 class TensorType:
     """Element type (0 where unknown or not a tensor) and shape (None where it depends on the data)."""
 
@@ -140,6 +145,14 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes, and those of the graphs inside them."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from all_nodes(graph.node)
+
+
 def attribute_tensors(node: NodeProto) -> Iterator[TensorProto]:
     """The tensors among a node's attributes."""
     for attribute in node.attribute:
@@ -169,6 +182,20 @@ def reads(node: NodeProto) -> tuple[str, ...]:
     for graph in subgraphs(node):
         names.update(captures(graph))
     return tuple(names)
+
+
+def probability_outputs(graph: GraphProto) -> frozenset[str]:
+    """Floating-point outputs that a Softmax or Sigmoid makes, quantised or reshaped in between or not."""
+    maker = {output: node for node in graph.node for output in node.output}
+
+    def made_by(name: str) -> bool:
+        while (node := maker.get(name)) is not None and node.op_type in _SAME_VALUES and node.input:
+            name = node.input[0]
+        return node is not None and node.op_type in ("Softmax", "Sigmoid")
+
+    floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+    ends = (value.name for value in graph.output if value.type.tensor_type.elem_type in floats)
+    return frozenset(name for name in ends if made_by(name))
 
 
 def rename_reads(node: NodeProto, renamed: Mapping[str, str]) -> None:

@@ -26,8 +26,8 @@ def check_frame(
         name: of the frame, for messages.
 
     Returns:
-        By input name, in the network's order: C-contiguous arrays of exactly the inputs' shapes and types. Arrays that
-        fit already are passed on without a copy.
+        By input name, in the network's order: arrays of exactly the inputs' shapes and types. Arrays that fit already
+        are passed on without a copy, contiguous or not.
 
     Raises:
         FrameError: an input is missing, unknown, or of another shape or type.
@@ -66,7 +66,7 @@ def _fitted(array: NDArray[Any], tensor: TensorInfo, name: str) -> NDArray[Any]:
                 f"{name}: input {tensor.name!r}: expected {tensor}, found {_as_tensor(array)}, whose values do not fit"
             )
         array = cast
-    return np.ascontiguousarray(array) if array.ndim else array
+    return array
 
 
 def _as_tensor(array: NDArray[Any]) -> TensorInfo:
@@ -79,7 +79,7 @@ def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
     if array.dtype.kind not in "?biuf" or dtype.kind not in "?biuf":
         return None
     if np.can_cast(array.dtype, dtype, "safe"):
-        return array.astype(dtype)
+        return array.astype(dtype, order="C")
     with np.errstate(all="ignore"):
         cast = array.astype(dtype)
         if array.dtype.kind == "f":

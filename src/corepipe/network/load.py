@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -23,11 +23,11 @@ from corepipe.network.fold import fold, forget_shapes, skeleton
 from corepipe.network.graph import (
     STANDARD_DOMAINS,
     TensorType,
+    all_nodes,
     human_bytes,
     is_standard,
     replace_nodes,
     set_type,
-    subgraphs,
     type_name,
     type_of,
 )
@@ -272,7 +272,7 @@ def _align_opsets(model: ModelProto, name: str) -> None:
             if item.version != versions[domain]:
                 changed[domain] = item.version
                 item.version = versions[domain]
-        for node in _with_inner(function.node):
+        for node in all_nodes(function.node):
             domain = _domain(node.domain)
             if domain not in changed or (node.domain, node.op_type) in own:
                 continue
@@ -287,14 +287,6 @@ def _align_opsets(model: ModelProto, name: str) -> None:
 def _domain(name: str) -> str:
     """A domain by one name where it has two."""
     return "" if name in STANDARD_DOMAINS else name
-
-
-def _with_inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes, and those of the graphs inside them."""
-    for node in nodes:
-        yield node
-        for graph in subgraphs(node):
-            yield from _with_inner(graph.node)
 
 
 def _since(kind: str, domain: str, version: int) -> int | None:

@@ -164,6 +164,13 @@ class Network:
         return {t.name: t for cut in self.cuts for t in cut.tensors} | {t.name: t for t in self.outputs}
 
     @property
+    def probabilities(self) -> frozenset[str]:
+        """Outputs that are probabilities: a softmax or sigmoid makes them."""
+        from corepipe.network.graph import probability_outputs
+
+        return probability_outputs(self.body.graph)
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of one frame."""
         return sum(layer.descriptor.flops for layer in self.layers)

@@ -18,7 +18,7 @@ _FINE_LAYERS = 240
 _NOTHING_FPS = 5e-3
 
 
-def explain(plan: Plan, table: CostTable) -> list[str]:
+def explain(plan: Plan, table: CostTable, *, limited: bool = False) -> list[str]:
     """Sentences about a plan, all figures by the cost table.
 
     They tell the bottleneck and the loads, how far the bound is, what was given up for a simpler plan, why the plan
@@ -28,6 +28,7 @@ def explain(plan: Plan, table: CostTable) -> list[str]:
     Args:
         plan: any plan of the table's network.
         table: the costs.
+        limited: whether a budget or a number of workers was asked for: what plans without it would reach is left out.
 
     Raises:
         PlanError: plan and table are of different networks, or the table lacks a config.
@@ -36,7 +37,7 @@ def explain(plan: Plan, table: CostTable) -> list[str]:
     found = evaluate(plan, table)
     sentences = [*_bottleneck(plan, found), *_bound(plan, found), *_given_up(plan)]
     fine = finer(table, max(2, _FINE_LAYERS // table.layer_count))
-    if searchable(fine):
+    if searchable(fine) and not limited:
         sentences += _against_pipeline(found.throughput_fps, table, fine)
         sentences += _against_replicas(found.throughput_fps, table)
         sentences += _what_would_help(plan, found.throughput_fps, table, fine)

@@ -279,7 +279,9 @@ def _fewest_workers(program: RouteProgram, best: Mix, sets: WorkerSets, referenc
 
 def _used(mix: Mix) -> Floats:
     """How many workers of each config a mix needs for its loads, shape (T,)."""
-    return np.minimum(np.maximum(np.ceil(mix.loads - 1e-7), mix.loads > 0), mix.workers)
+    named = mix.loads > 0
+    named[[t for rate, path in mix.routes if rate > 0 for t, _, _ in path]] = True  # a hop may cost nothing
+    return np.minimum(np.maximum(np.ceil(mix.loads - 1e-7), named), mix.workers)
 
 
 def _single_configs(table: CostTable) -> list[CoreConfig]:

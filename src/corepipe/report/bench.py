@@ -13,7 +13,7 @@ from rich.console import Console
 
 from corepipe import __version__
 from corepipe.api import engine_names
-from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult, Trial
+from corepipe.compare import STABLE_SPREAD, PlanResult, Trial
 from corepipe.cost.table import CostTable, EngineName
 from corepipe.network.model import Network
 from corepipe.report.terminal import plain, say, titled
@@ -128,7 +128,7 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
     elif all(result.outputs_equal for result in results):
         sentences.append(
             f"All outputs equal the whole model's: largest difference {worst:.1e} of the largest magnitude "
-            f"(tolerance {RELATIVE_TOLERANCE:g})."
+            f"(tolerance {results[0].tolerance:g})."
         )
     return sentences
 
@@ -184,6 +184,7 @@ def results_json(results: Sequence[PlanResult]) -> list[dict[str, Any]]:
             "same_as": r.same_as,
             "outputs_equal": r.outputs_equal,
             "largest_relative_error": r.largest_error if math.isfinite(r.largest_error) else None,
+            "tolerance": r.tolerance,
             "bottleneck": r.bottleneck,
             "busy": r.busy,
             "hops": [

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from corepipe import engine
+from corepipe.emulate.child import BURNER_PRIORITY
 from corepipe.errors import EngineError
 from corepipe.report.terminal import plain
 from corepipe.runtime.huge_pages import obstacle
@@ -98,7 +99,7 @@ def check_realtime() -> Check:
 
     def attempt() -> Check:
         try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(BURNER_PRIORITY))
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         except OSError as error:
             hint = "run as root, grant CAP_SYS_NICE or raise `ulimit -r`"
@@ -136,9 +137,8 @@ def doctor_warnings(topology: Topology, state: SystemState) -> list[str]:
     if busy:
         most = max(busy.values())
         verb = "is" if len(busy) == 1 else "are"
-        warnings.append(
-            f"{name_cpus(busy)} {verb} busy with other work (up to {most:.0%}): stop other programs before measuring"
-        )
+        how = f"up to {most:.0%}{'; the work that slows cores here counts too' if topology.emulated else ''}"
+        warnings.append(f"{name_cpus(busy)} {verb} busy with other work ({how}): stop other programs before measuring")
     if not state.pinning.works and topology.pinnable:
         warnings.append(f"workers cannot be kept on their cores ({state.pinning.reason})")
     if not any(state.engines.values()):

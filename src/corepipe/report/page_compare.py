@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from corepipe.compare import RELATIVE_TOLERANCE, STABLE_SPREAD, PlanResult
+from corepipe.compare import STABLE_SPREAD, PlanResult
 from corepipe.report.bench import bottleneck
 from corepipe.report.html import Html, join, tag
 from corepipe.report.sources import Sheet, milliseconds, number, percent
@@ -67,8 +67,10 @@ def comparison(sheet: Sheet) -> Html:
     if sheet.simulated:
         notes.append("Outputs are not compared in a simulation.")
     elif any(r.outputs_equal for r in sheet.results):
-        notes.append(f"Outputs are equal where they differ from the whole model's by at most {RELATIVE_TOLERANCE:g} "
-                     f"of the largest magnitude.")  # fmt: skip
+        notes.append(
+            f"Outputs are equal where they differ from the whole model's by at most "
+            f"{sheet.results[0].tolerance:g} of the largest magnitude."
+        )
     return join(
         tag("div", head, *rows, class_="compare"),
         legend,

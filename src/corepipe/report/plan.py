@@ -21,7 +21,7 @@ def hop_text(hop: Hop, plan: Plan) -> str:
     return f"{hop.worker} [{', '.join(texts)}]"
 
 
-def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
+def render_plan(plan: Plan, table: CostTable, console: Console, *, limited: bool = False) -> None:
     """The routes with their rates, the load of each worker, and why the plan is as it is."""
     evaluation = evaluate(plan, table)
     routes = titled(f"{plan.network.name}: {plan.planner}")
@@ -38,5 +38,5 @@ def render_plan(plan: Plan, table: CostTable, console: Console) -> None:
         cores = ",".join(map(str, worker.cores))
         bar = "█" * round(load * width)
         console.print(plain(f"{worker.name:>12} cores {cores:<12} {bar:<{width}} {load:4.0%}"))
-    for sentence in explain(plan, table):
+    for sentence in explain(plan, table, limited=limited):
         say(console, sentence)

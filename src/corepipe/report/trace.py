@@ -151,12 +151,17 @@ def write_traces(
 
 
 def _earliest(plans: Sequence[TracedPlan], count: int) -> list[tuple[list[FrameRecord], list[FrameRecord]]]:
-    """For each plan the frames among the first `count` of all plans, and its others, in order of submission."""
-    tagged = ((r.submitted_ns, r.frame, index, r) for index, traced in enumerate(plans) for r in traced.records)
-    parts: list[tuple[list[FrameRecord], list[FrameRecord]]] = [([], []) for _ in plans]
-    for number, (_, _, index, record) in enumerate(sorted(tagged, key=lambda item: item[:3])):
-        parts[index][number >= count].append(record)
-    return parts
+    """For each plan its earliest frames, `count` of all plans together, and its others, in order of submission.
+
+    Each plan gets the same number; what one has no frames for goes to the others.
+    """
+    parts: dict[int, tuple[list[FrameRecord], list[FrameRecord]]] = {}
+    for done, index in enumerate(sorted(range(len(plans)), key=lambda i: len(plans[i].records))):
+        records = sorted(plans[index].records, key=lambda r: (r.submitted_ns, r.frame))
+        share = count // (len(plans) - done)
+        parts[index] = records[:share], records[share:]
+        count -= len(parts[index][0])
+    return [parts[index] for index in range(len(plans))]
 
 
 def _dropped(others: Sequence[FrameRecord], left_out: LeftOut | None) -> LeftOut | None:

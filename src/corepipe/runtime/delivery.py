@@ -1,4 +1,4 @@
-"""The thread that ends futures, so that their callbacks hold up neither the collector nor whoever closes the stream.
+"""The thread that ends futures, so that their callbacks do not hold up the collector.
 
 Futures that only the stream itself knows have no callbacks; where no other waits to be ended before them, the collector
 ends them, which saves a frame the way through one more thread.
@@ -6,6 +6,7 @@ ends them, which saves a frame the way through one more thread.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
@@ -77,7 +78,10 @@ class Ended(NamedTuple):
             else:
                 self.future.set_result(self.output)
         except InvalidStateError:
-            pass
+            if isinstance(self.future, Future) and self.future.cancelled():
+                # Who waits for several futures is only told of a cancelled one by this.
+                with contextlib.suppress(Exception):
+                    self.future.set_running_or_notify_cancel()
 
 
 Deliveries = SimpleQueue[Ended | None]

@@ -28,6 +28,10 @@ Writer = Callable[[dict[str, Array]], None]
 """Fills a frame's input arrays in place."""
 
 
+class NoRoomError(TimeoutError):
+    """The stream had no room: not what a function that fills the inputs may raise itself."""
+
+
 class Feeding:
     """Feeds frames into the plan that is at work last, from any thread.
 
@@ -72,7 +76,7 @@ class Feeding:
         try:
             with state.lock:
                 if not state.wait_for_room(timeout, deep=deep):
-                    raise TimeoutError(f"the stream had no room within {timeout} s")
+                    raise NoRoomError(f"the stream had no room within {timeout} s")
                 state.check_open()
                 lane = state.lanes[-1]
                 done = "taking"

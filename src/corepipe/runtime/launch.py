@@ -75,6 +75,11 @@ class Child:
         self._queued: list[dict[str, Any]] = []
         self._error = ""
         self.ended = False
+        if getattr(sys, "frozen", False) or not sys.executable:  # workers would be the user's program again
+            raise WorkerError(
+                f"worker {name}: workers are processes of the Python interpreter, and this program (frozen, or "
+                f"embedded) has none to start"
+            )
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
         path = [p for p in sys.path if isinstance(p, str) and p]
         with (
@@ -195,9 +200,9 @@ class Child:
 
     def release(self) -> None:
         """Tell the child to end, without waiting for it."""
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        fd, self._lifeline = self._lifeline, -1  # first: Ctrl-C may come between, and this be called again
+        if fd >= 0:
+            os.close(fd)
 
     def close(self, timeout_s: float = 2.0) -> None:
         """End the child: close the lifeline, wait, then kill."""
@@ -207,7 +212,7 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self.status_fd >= 0:
-            os.close(self.status_fd)
-            self.status_fd = -1
+        fd, self.status_fd = self.status_fd, -1
+        if fd >= 0:
+            os.close(fd)
         self.ended = True

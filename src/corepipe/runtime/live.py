@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+
 from corepipe.errors import CorepipeError, FrameError, StreamFullError, UnknownNameError
+from corepipe.runtime.feeding import NoRoomError
 
 if TYPE_CHECKING:
     from corepipe.runtime.stream import Stream
@@ -27,6 +30,9 @@ WAITING = 2
 _MOST_UNREAD = 65_536
 """Frames that the reader has not taken, nearly all of them dropped; then the source waits after all."""
 
+LOOK_S = 0.5
+"""How often who waits for the source looks whether the stream is still open."""
+
 _JOIN_S = 1.0
 
 
@@ -40,7 +46,9 @@ def check_choice(what: str, name: str, choices: object) -> None:
         raise UnknownNameError(what, name, get_args(choices))
 
 
-def run_live(stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_error: OnError) -> Iterator[Any]:
+def run_live(
+    stream: Stream, frames: Iterable[Any], when_full: WhenFull, on_error: OnError
+) -> Generator[Any, None, None]:
     """Results in the order of the frames; the source is read at its own pace, in a thread of its own.
 
     Args:
@@ -96,6 +104,19 @@ class _Taken:
     ran: bool = False
 
 
+def _copied(frame: Any) -> Any:
+    """A frame that waits: the source may fill the same arrays with the next one."""
+    if callable(frame):
+        return frame
+    with contextlib.suppress(Exception):  # what is no array is refused when it is its turn
+        if isinstance(frame, Mapping):
+            return {name: np.array(array) for name, array in frame.items()}
+        if isinstance(frame, list | tuple):
+            return [np.array(array) for array in frame]
+        return np.array(frame)
+    return frame
+
+
 class _Intake:
     """Reads the source, keeps the newest frames, and gives the stream what it and the reader have room for."""
 
@@ -127,12 +148,14 @@ class _Intake:
         The first call starts the reading, so that who calls has all that may interrupt it in one place.
 
         Raises:
+            StreamClosedError, WorkerError: the stream ended while the source had nothing.
             Exception: what the source raised.
         """
         while self._unstarted and not self.stopped:
             self._unstarted.popleft().start()
         with self._lock:
-            self._changed.wait_for(lambda: self._unread or self._ended)
+            while not self._changed.wait_for(lambda: self._unread or self._ended, LOOK_S):
+                self._stream.state.check_open()  # the source may have nothing for long
             if not self._unread:
                 if self._failure is not None:
                     raise self._failure
@@ -192,6 +215,7 @@ class _Intake:
         Threads are woken only where one may wait for this frame: under overload that would be at each dropped one,
         on cores that have no time for it.
         """
+        frame = _copied(frame)
         with self._lock:
             if self.stopped:
                 return
@@ -224,9 +248,9 @@ class _Intake:
                 self._changed.notify_all()
         try:
             if not taken.ran:
-                raise TimeoutError
+                raise NoRoomError
             self._stream.feeding.submit(frame, taken.future, None if self._waits else 0, own=True)
-        except TimeoutError:
+        except NoRoomError:
             self._stream.dropped += 1
             with self._lock:
                 self._running -= taken.ran

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from corepipe.errors import CorepipeError, FrameError
 from corepipe.runtime.delivery import Outcome
-from corepipe.runtime.live import OnError
+from corepipe.runtime.live import LOOK_S, OnError
 
 if TYPE_CHECKING:
     from corepipe.runtime.stream import Stream
 
 
-def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> Iterator[Any]:
+def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> Generator[Any, None, None]:
     """Results in the order of the frames; the source is read in the caller's thread, as there is room.
 
     Args:
@@ -73,7 +73,7 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> It
 
 async def run_async(
     stream: Stream, frames: Iterable[Any] | AsyncIterable[Any], on_error: OnError
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """The same for asyncio; the source is read, and frames are fed, in other threads.
 
     Args:
@@ -98,7 +98,7 @@ async def run_async(
 
     feeder = asyncio.create_task(feed())
     try:
-        while (future := await fed.get()) is not None:
+        while (future := await _next_fed(stream, fed)) is not None:
             with contextlib.suppress(CorepipeError):
                 await asyncio.wrap_future(future)
             room.release()
@@ -106,6 +106,21 @@ async def run_async(
         await feeder
     finally:
         feeder.cancel()
+
+
+async def _next_fed(stream: Stream, fed: asyncio.Queue[Future[Any] | None]) -> Future[Any] | None:
+    """What was fed next, once something was; the stream may end before that.
+
+    Raises:
+        StreamClosedError, WorkerError: it did.
+    """
+    while fed.empty():
+        try:
+            async with asyncio.timeout(LOOK_S):
+                return await fed.get()
+        except TimeoutError:
+            stream.state.check_open()
+    return fed.get_nowait()
 
 
 def _forget_unfed(waiting: deque[Outcome]) -> None:

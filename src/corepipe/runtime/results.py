@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-
-from numpy.typing import NDArray
 
 from corepipe.errors import CorepipeError, FrameError
 from corepipe.network.model import Network
@@ -17,8 +16,11 @@ from corepipe.runtime.lane import Flight, Lane
 from corepipe.runtime.record import FrameRecord, records_of
 from corepipe.runtime.state import State
 
-Output = NDArray[Any] | dict[str, NDArray[Any]]
-"""One result: an array where the network has one output, else arrays by output name."""
+Output = Any
+"""One result: an array where the network has one output, else a dict of arrays by output name.
+
+As a union every use of either would have to ask which it is, for what the network says once.
+"""
 
 _log = logging.getLogger("corepipe")
 
@@ -99,8 +101,8 @@ class Results:
             lanes = self._state.lanes
             flights = [flight for lane in lanes for flight in lane.flights.values()]
             frames = [frame for f in flights for frame in (*f.frames, *(frame for frame, _ in f.waiting))]
-            failed = {frame.sequence: Ended(frame.future, error=error) for frame in frames}
-            failed |= {sequence: Ended(ended.future, error=error) for sequence, ended in self._ended.items()}
+            failed = {frame.sequence: Ended(frame.future, error=_own(error)) for frame in frames}
+            failed |= {number: Ended(ended.future, error=_own(error)) for number, ended in self._ended.items()}
             # Put before they are forgotten: where Ctrl-C cuts this short, it is done again.
             for _, ended in sorted(failed.items()):
                 self._deliveries.put(ended)
@@ -168,4 +170,11 @@ class Results:
 
 
 def _failed_together(flight: Flight, error: CorepipeError) -> list[Ended]:
-    return [Ended(frame.future, error=error, own=frame.own) for frame in flight.frames]
+    return [Ended(frame.future, error=_own(error), own=frame.own) for frame in flight.frames]
+
+
+def _own(error: CorepipeError) -> CorepipeError:
+    """The error for one frame: one that is raised in several places would hold the tracebacks of all of them."""
+    one = copy.copy(error)
+    one.__cause__ = error.__cause__
+    return one

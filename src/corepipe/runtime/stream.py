@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from concurrent.futures import Future
+from typing import Literal, overload
 
 from corepipe.errors import CorepipeError, PlanError, StreamClosedError, WorkerError
 from corepipe.network.model import Network
@@ -29,6 +31,10 @@ from corepipe.runtime.state import State
 from corepipe.topology.model import Topology
 
 _FILLING_S = 5.0
+_CALLBACK_S = 5.0
+"""How long closing waits for what one result was called back with."""
+
+_log = logging.getLogger("corepipe")
 
 _open_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
@@ -169,7 +175,8 @@ class Stream:
 
         Returns:
             A future that ends, in the order of submission, with the result or with a `FrameError`. Its callbacks run
-            in a thread that ends all futures: they may submit frames, but not wait for results.
+            in a thread that ends all futures: they may submit frames, but not wait for results. Where it is cancelled,
+            its frame is run all the same.
 
         Raises:
             FrameError: the frame does not fit the inputs; nothing was submitted.
@@ -182,13 +189,27 @@ class Stream:
         self.feeding.submit(frame, future, timeout)
         return future
 
+    @overload
+    def __call__(
+        self,
+        frames: Iterable[Frame | Writer],
+        on_error: Literal["raise"] = "raise",
+        when_full: WhenFull = "wait",
+        live: bool = False,
+    ) -> Generator[Output, None, None]: ...
+
+    @overload
+    def __call__(
+        self, frames: Iterable[Frame | Writer], on_error: OnError, when_full: WhenFull = "wait", live: bool = False
+    ) -> Generator[Output | CorepipeError, None, None]: ...
+
     def __call__(
         self,
         frames: Iterable[Frame | Writer],
         on_error: OnError = "raise",
         when_full: WhenFull = "wait",
         live: bool = False,
-    ) -> Iterator[Output | CorepipeError]:
+    ) -> Generator[Output | CorepipeError, None, None]:
         """Run frames from any iterable; results come in the same order.
 
         At most a bounded number of frames is under way, so a slow reader stops the feeding.
@@ -218,11 +239,23 @@ class Stream:
             return run_live(self, frames, when_full, on_error)
         return run_in_order(self, frames, on_error)
 
+    @overload
+    def aiter(
+        self,
+        frames: Iterable[Frame | Writer] | AsyncIterable[Frame | Writer],
+        on_error: Literal["raise"] = "raise",
+    ) -> AsyncGenerator[Output, None]: ...
+
+    @overload
+    def aiter(
+        self, frames: Iterable[Frame | Writer] | AsyncIterable[Frame | Writer], on_error: OnError
+    ) -> AsyncGenerator[Output | CorepipeError, None]: ...
+
     def aiter(
         self,
         frames: Iterable[Frame | Writer] | AsyncIterable[Frame | Writer],
         on_error: OnError = "raise",
-    ) -> AsyncIterator[Output | CorepipeError]:
+    ) -> AsyncGenerator[Output | CorepipeError, None]:
         """The same for asyncio: `async for output in stream.aiter(frames)`; the event loop is never blocked.
 
         Queues stay short, as they do for `submit`.
@@ -317,6 +350,9 @@ class Stream:
     def close(self) -> None:
         """Stop the workers; frames under way end with `StreamClosedError`. Safe to call again.
 
+        Callbacks of results are waited for, but for none longer than some seconds. Not for signal handlers, which may
+        run in the middle of a call of the same stream: let them raise an exception, or tell another thread.
+
         Ctrl-C ends a wait in it at once; what is left is done all the same, and then it raises.
         """
         if getattr(self, "_collector", None) is None:  # it did not open
@@ -382,7 +418,12 @@ class Stream:
 
     def _wait_for_deliverer(self) -> None:
         if threading.current_thread() is not self._deliverer:
-            self._deliverer.join()
+            delivered = -1
+            while self._deliverer.is_alive() and self.state.delivered > delivered:
+                delivered = self.state.delivered
+                self._deliverer.join(_CALLBACK_S)
+            if self._deliverer.is_alive():
+                _log.warning("the callback of a result has not returned; the stream is closed without waiting for it")
 
 
 def _started(name: str, target: Callable[..., object], *arguments: object) -> threading.Thread:

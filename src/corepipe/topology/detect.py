@@ -89,7 +89,8 @@ def describe(machine: LinuxMachine, wanted: frozenset[int] | None = None) -> Top
             f"({', '.join(sorted(set(reasons.values())))}); widen the mask or the cpuset"
         )
     clusters = _kept(grouping.clusters, usable)
-    hidden = [f"{name_cpus(machine.offline)}: offline"] if machine.offline else []
+    why = "offline, and SMT is switched off" if machine.smt_off else "offline"
+    hidden = [f"{name_cpus(machine.offline)}: {why}"] if machine.offline else []
     hidden += _hidden(grouping.clusters, reasons)
     in_use = usable if wanted is None else usable & wanted
     return Topology(
@@ -164,7 +165,7 @@ def _with_quota_warning(topology: Topology) -> Topology:
 def _warnings(
     machine: LinuxMachine, grouping: Grouping, usable: frozenset[int], in_use: frozenset[int]
 ) -> Iterable[str]:
-    if machine.offline:
+    if machine.offline and not (machine.smt_off and len(machine.offline) <= len(machine.cpus)):
         yield f"{name_cpus(machine.offline)} offline: the machine has more cores than can be measured now"
     online = len({cpu.siblings for cpu in machine.cpus.values()})
     cores = len({machine.cpus[n].siblings for n in usable})
@@ -174,6 +175,11 @@ def _warnings(
         yield (
             f"the machine does not tell how fast its core types are: capacities are estimated {grouping.estimated}; "
             f"they order the clusters, measured costs do not depend on them"
+        )
+    if machine.throttled:
+        yield (
+            f"the chip is throttling now ({', '.join(machine.throttled)}): costs measured now are of a hot chip; "
+            f"let it cool first"
         )
     for cluster in grouping.clusters:
         cpus = [machine.cpus[n] for n in cluster.cpus if n in in_use]

@@ -70,6 +70,8 @@ class LinuxMachine:
         vendor: x86 vendor id (`GenuineIntel`), empty on other architectures.
         description: CPU model or board.
         live: whether it is the running machine.
+        throttled: the cooling devices that hold CPUs back at this moment; caps are left out then.
+        smt_off: hyperthreads are switched off: CPUs that are offline are no cores.
     """
 
     cpus: Mapping[int, Cpu]
@@ -79,6 +81,8 @@ class LinuxMachine:
     vendor: str = ""
     description: str = ""
     live: bool = False
+    throttled: tuple[str, ...] = ()
+    smt_off: bool = False
 
 
 def read_linux(root: Path) -> LinuxMachine:
@@ -106,6 +110,10 @@ def read_linux(root: Path) -> LinuxMachine:
     policies = _policies(root, online)
     cpus = {n: _read_cpu(root, n, frozenset(online), kinds.get(n, ""), policies.get(n), info) for n in online}
     cpus = {n: replace(cpu, siblings=_mutual(cpu, cpus)) for n, cpu in cpus.items()}
+    throttled = _throttled(root)
+    if throttled:
+        # Thermal control lowers the same cap as a user does, and moves it all the time.
+        cpus = {n: replace(cpu, limit_khz=None) for n, cpu in cpus.items()}
     return LinuxMachine(
         cpus=_without_doubtful_midr(cpus, info),
         offline=offline,
@@ -114,6 +122,8 @@ def read_linux(root: Path) -> LinuxMachine:
         vendor=info.vendor,
         description=_description(root, info),
         live=live,
+        throttled=throttled,
+        smt_off=read_text(root / _CPUS / "smt/control") in ("off", "forceoff"),
     )
 
 
@@ -238,6 +248,16 @@ def _read_cpu(root: Path, number: int, online: frozenset[int], kind: str, policy
         preference=_word(policy / "energy_performance_preference"),
         domain=tuple(n for n in _domain(policy) if n in online),
     )
+
+
+def _throttled(root: Path) -> tuple[str, ...]:
+    """Cooling devices of CPUs that are at work."""
+    found = []
+    for device in _children(root / "sys/class/thermal", "cooling_device"):
+        kind = read_text(device / "type") or ""
+        if re.match(r"thermal-cpufreq-|cpufreq-|Processor$", kind) and read_number(device / "cur_state"):
+            found.append(kind)
+    return tuple(dict.fromkeys(found))
 
 
 def _word(path: Path) -> str | None:

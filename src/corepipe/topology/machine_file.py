@@ -132,7 +132,7 @@ class MachineFile(Part):
         """
         data = read_limited(path, MAX_FILE_BYTES, "machine file")
         try:
-            return cls.from_toml(data.decode("utf-8"), str(path))
+            return cls.from_toml(data.decode("utf-8-sig"), str(path))
         except UnicodeDecodeError as error:
             raise DocumentError(f"{path}: not a machine file: not UTF-8 text ({error})") from None
 

@@ -40,35 +40,41 @@ def _alone(file: MachineFile, source: str, here: Topology | None) -> Topology:
             f"it can be made and simulated, not run"
         )
         warnings = (text,)
-    elif here and not here.pinnable:
-        warnings = here.warnings
+    elif here:
+        warnings = tuple(w for w in here.warnings if "capacities are estimated" not in w)
+        if file.machine and file.machine != here.machine and not file.emulated:
+            text = f"{source} is taken to describe this machine: it says {file.machine!r}, the system {here.machine!r}"
+            warnings = (*warnings, text)
+    own = here if here and not missing else None
     top = max((c.max_mhz or 0 for c in file.cluster), default=0)
     return Topology(
-        clusters=by_capacity(_described(c, top) for c in file.cluster),
-        pinnable=not missing and here is not None and here.pinnable,
-        at_hand=not missing and here is not None and here.at_hand,
+        clusters=by_capacity(_described(c, top, own) for c in file.cluster),
+        pinnable=own is not None and own.pinnable,
+        at_hand=own is not None and own.at_hand,
         source=source,
         machine=file.machine or "",
-        quota_cpus=file.quota_cpus,
+        quota_cpus=own.quota_cpus if own and file.quota_cpus is None else file.quota_cpus,
         emulated=file.emulated,
         warnings=warnings,
     )
 
 
-def _described(cluster: FileCluster, top_mhz: float) -> Cluster:
+def _described(cluster: FileCluster, top_mhz: float, here: Topology | None) -> Cluster:
+    """A cluster of the file; what the system holds it to now is taken from the machine at hand, if it is that one."""
     capacity = cluster.capacity
     if capacity is None:
         capacity = max(0.001, round(cluster.max_mhz / top_mhz, 4)) if cluster.max_mhz else 1.0
     packages = cluster.packages or (0,) * len(cluster.groups)
     siblings = cluster.siblings or cluster.groups
+    detected = next((c for c in here.clusters if set(c.cpus) & set(cluster.all_cpus)), None) if here else None
     return Cluster(
         name=cluster.name,
         cores=_sorted(map(Core, cluster.groups, packages, siblings)),
         capacity=capacity,
         core_name=cluster.core_name or "",
         max_mhz=cluster.max_mhz,
-        governor=cluster.governor,
-        limit_mhz=cluster.limit_mhz,
+        governor=detected.governor if detected and cluster.governor is None else cluster.governor,
+        limit_mhz=detected.limit_mhz if detected and cluster.limit_mhz is None else cluster.limit_mhz,
         caches=cluster.caches,
     )
 

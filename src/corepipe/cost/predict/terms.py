@@ -209,7 +209,7 @@ def _single(sample: Sample, tiling: Tiling) -> float:
     width = max(1, math.isqrt(sample.m))
     pad = (sample.kernel[-1] - 1) if sample.kernel else 0
     if _volume(sample) == 1 and all(stride == 1 for stride in sample.strides):
-        return (sample.m % tiling.outputs) / sample.m
+        return (sample.m % tiling.outputs) / max(sample.m, 1)  # 0 where the input's shape depends on the data
     edge = min(width, math.ceil(pad / max(sample.strides[-1], 1)) if sample.strides else pad)
     return (edge + (width - edge) % tiling.outputs) / width
 
@@ -231,7 +231,7 @@ def _matrix(found: Terms, kind: str, sample: Sample, caches: Caches, distance: f
         return
     macs = float(sample.m) * sample.k * _padded(sample.n, 16) * sample.groups
     found.more("matrix.macs", macs)
-    found.more("matrix.single_macs", macs * (sample.m % 12) / sample.m)
+    found.more("matrix.single_macs", macs * (sample.m % 12) / max(sample.m, 1))
     if sample.bytes_weights < weights:
         found.more("matrix.packed_bytes", weights)
     found.more("matrix.products", sample.groups)
