@@ -45,20 +45,30 @@ def test_costs_are_measured_once_and_kept_privately(chain, here, measured):
     assert len(measured) == 2 * len(profiling.core_configs(here))
 
 
-def test_an_engine_that_dies_is_done_without(chain, here, monkeypatch, caplog):
+@pytest.fixture
+def failing_ncnn(monkeypatch):
+    """ONNX Runtime and an ncnn whose measuring fails with an error; gives the configs that it was asked for."""
+
+    def install(error):
+        names = (api.engine_name(), EngineName(name="ncnn", version="0"))
+        monkeypatch.setattr(api, "engine_names", lambda engines=None: names)
+        real, asked = profiling._measure_config, []
+
+        def measure(network, topology, config, engine):
+            if engine == "ncnn":
+                asked.append(config)
+                raise error
+            return real(network, topology, config, engine)
+
+        monkeypatch.setattr(profiling, "_measure_config", measure)
+        return asked
+
+    return install
+
+
+def test_an_engine_that_dies_is_done_without(chain, here, failing_ncnn, caplog):
     """Its library does not load here, or the memory is too small for it: that may be otherwise at the next start."""
-    names = (api.engine_name(), EngineName(name="ncnn", version="0"))
-    monkeypatch.setattr(api, "engine_names", lambda engines=None: names)
-    real = profiling._measure_config
-
-    def measure(network, topology, config, engine):
-        if engine == "ncnn":
-            asked.append(config)
-            raise WorkerError("probe: killed by signal 9")
-        return real(network, topology, config, engine)
-
-    asked = []
-    monkeypatch.setattr(profiling, "_measure_config", measure)
+    asked = failing_ncnn(WorkerError("probe: killed by signal 9"))
     table = api.costs(chain, here)
     assert [one.name for one in table.engines] == ["onnxruntime"]
     assert "plans do without ncnn: probe: killed by signal 9" in caplog.text
@@ -75,19 +85,8 @@ def test_an_engine_that_dies_is_done_without(chain, here, monkeypatch, caplog):
         api.costs(chain, here, engines=["onnxruntime", "ncnn"], use_cache=False)
 
 
-def test_an_engine_that_refuses_is_not_asked_again_for_a_day(chain, here, measured, monkeypatch, caplog):
-    names = (api.engine_name(), EngineName(name="ncnn", version="0"))
-    monkeypatch.setattr(api, "engine_names", lambda engines=None: names)
-    real = profiling._measure_config
-
-    def measure(network, topology, config, engine):
-        if engine == "ncnn":
-            asked.append(config)
-            raise EngineError("it has no such layer")
-        return real(network, topology, config, engine)
-
-    asked = []
-    monkeypatch.setattr(profiling, "_measure_config", measure)
+def test_an_engine_that_refuses_is_not_asked_again_for_a_day(chain, here, failing_ncnn, caplog):
+    asked = failing_ncnn(EngineError("it has no such layer"))
     first = api.find_costs(chain, here)
     assert "measured" in first.source
     assert caplog.text.count("plans do without ncnn: it has no such layer") == 1

@@ -103,12 +103,17 @@ def open(
     return Stream(network, plan if isinstance(plan, Plan) else Plan.read(plan), topology)
 
 
+def measuring(network: Network) -> str:
+    """What is said when the costs of a network begin to be measured."""
+    return f"measuring the costs of {network.name} on this machine, for some minutes perhaps"
+
+
 def _said(network: Network, topology: Topology) -> Progress:
     """Log that costs are measured when the first of them are, and what would spoil them."""
 
     @functools.cache
     def say() -> None:
-        _log.warning("measuring the costs of %s on this machine, for some minutes perhaps", network.name)
+        _log.warning("%s", measuring(network))
         for warning in topology.warnings:
             _log.warning("%s", warning)
 

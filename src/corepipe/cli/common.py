@@ -181,8 +181,7 @@ def costs_of(
     from corepipe import api
 
     how = "start again without --no-cache to go on" if no_cache else "start again to go on"
-    begun = f"measuring the costs of {network.name} on this machine, for some minutes perhaps"
-    with resumable(how), ProgressBar(begun) as on_progress:
+    with resumable(how), ProgressBar(api.measuring(network)) as on_progress:
         found = api.find_costs(
             network,
             topology,

@@ -9,7 +9,7 @@ from corepipe.cache import TableCache
 from corepipe.cost.calibration import Calibration
 from corepipe.cost.calibration_store import CalibrationStore
 from corepipe.cost.predict.table import Prediction, predict_table
-from corepipe.cost.table import MAX_BATCH, CostTable, EngineName, merged
+from corepipe.cost.table import CostTable, EngineName, check_batch_size, merged
 from corepipe.errors import UsageError
 from corepipe.network.model import Network
 from corepipe.topology.model import Topology
@@ -94,6 +94,5 @@ def sizes(batch: int) -> tuple[int, ...]:
     Raises:
         UsageError: it is out of range.
     """
-    if not 1 <= batch <= MAX_BATCH:
-        raise UsageError(f"batch {batch}: give a number of frames from 1 to {MAX_BATCH}")
+    check_batch_size(batch)
     return (1,) if batch == 1 else (1, batch)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from corepipe.document import Document, Part
-from corepipe.errors import PlanError, UnknownNameError
+from corepipe.errors import PlanError, UnknownNameError, UsageError
 from corepipe.topology.model import ALL_CORES, CoreConfig
 
 MAX_COST_S = 1e6
@@ -304,6 +304,16 @@ class CostTable(Document):
         if cut in (0, self.layer_count):
             return self.hop.edge_s
         return (self.hop.fixed_s + self.hop.per_byte_s * self.network.cut_bytes[cut]) / 2
+
+
+def check_batch_size(batch: int) -> None:
+    """Refuse a number of frames at once that tables and plans cannot hold.
+
+    Raises:
+        UsageError: it is out of range.
+    """
+    if not 1 <= batch <= MAX_BATCH:
+        raise UsageError(f"batch {batch}: give a number of frames from 1 to {MAX_BATCH}")
 
 
 def merged(tables: Sequence[CostTable]) -> CostTable:

@@ -165,16 +165,13 @@ class Burners:
 
     def _look(self) -> None:
         with self._looking:
-            self._look_at_each()
-
-    def _look_at_each(self) -> None:
-        for core, slot, burner in self._burners:
-            if self._lost is None and not self._stop.is_set() and burner.poll() is not None:
-                last_words = _last_words(burner) or f"code {burner.returncode}"
-                self._lost = (
-                    f"CPU {core.cpus[slot]} is no longer slowed: its burner process {burner.pid} ended "
-                    f"({last_words}); what was measured since is not valid, run it again"
-                )
+            for core, slot, burner in self._burners:
+                if self._lost is None and not self._stop.is_set() and burner.poll() is not None:
+                    last_words = _last_words(burner) or f"code {burner.returncode}"
+                    self._lost = (
+                        f"CPU {core.cpus[slot]} is no longer slowed: its burner process {burner.pid} ended "
+                        f"({last_words}); what was measured since is not valid, run it again"
+                    )
 
     def _start_burners(self) -> None:
         for core in self._cores:

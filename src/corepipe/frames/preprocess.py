@@ -166,8 +166,7 @@ class Preprocess:
         if max(size) <= _SMALL:
             options["shorter"] = min(size)  # scaled to cover the input, no more
         made = cls(**(options | _normalisation(tensor.dtype, color, overrides) | overrides))
-        alike = max(max(Counter(values).values()) for values in made._table.tolist())
-        if tensor.dtype.kind in "iu" and alike > _MOST_ALIKE:
+        if tensor.dtype.kind in "iu" and any(max(Counter(v).values()) > _MOST_ALIKE for v in made._table.tolist()):
             raise UsageError(
                 f"input {tensor.name!r}, {tensor}, takes whole numbers, and by this scale, mean and std many pixels "
                 f"become the same; leave them out where it takes plain pixels"

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from corepipe.cost.table import MAX_BATCH, CostTable
-from corepipe.errors import PlanError, UnknownNameError, UsageError
+from corepipe.cost.table import CostTable, check_batch_size
+from corepipe.errors import PlanError, UnknownNameError
 from corepipe.plan import routes
 from corepipe.plan.build import best_of
 from corepipe.plan.explain import explain
@@ -148,8 +148,8 @@ def plan(
     limits = Limits(latency_budget_s, memory_budget_bytes, layer_weight_bytes, max_workers, cores)
     table = limits.restricted(table)
     limits = dataclasses.replace(limits, cores=None)
-    if batch is not None and not 1 <= batch <= MAX_BATCH:
-        raise UsageError(f"batch {batch}: give a number of frames from 1 to {MAX_BATCH}")
+    if batch is not None:
+        check_batch_size(batch)
     sizes = table.batches if batch is None else (batch,)
     if planner == BEST:
         if tolerance is None:
