@@ -130,7 +130,7 @@ def vim3_tables(
 
 def hikey970_tables(fill: Fill, *, hop: HopCosts = HOP, busy_factor: float = 1.0) -> dict[str, CostTable]:
     """Modelled cost tables of the HiKey 970 by network; arguments as for `vim3_tables`."""
-    networks = {name: load_network(zoo.build(name)) for name in HIKEY_FPS}
+    networks = {name: load_network(zoo.build(name), keep_strides=True) for name in HIKEY_FPS}
     rates = [fit_rates(networks, {name: fps[cluster] for name, fps in HIKEY_FPS.items()}) for cluster in (0, 1)]
     tables = {}
     for name, network in networks.items():

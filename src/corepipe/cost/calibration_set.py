@@ -34,7 +34,7 @@ def calibration_network(index: int) -> Network:
     kind = kinds[index % len(kinds)]
     seed = zlib.crc32(f"{SET_VERSION}-{index}".encode())
     graph = KINDS[kind](Draw(seed, f"calibration-{index}-{kind}"))
-    return load_network(graph.model())
+    return load_network(graph.model(), keep_strides=True)
 
 
 def kind_count() -> int:

@@ -124,7 +124,8 @@ def node_flops(node: NodeProto, types: Types) -> int:
     given = math.prod(_shape(types, node.input[0])) if node.input and _known(types, node.input[0]) else 0
     made = sum(types.get(output, UNKNOWN).elements or 0 for output in node.output if output)
     if kind in POOLS:
-        return given if kind.startswith("Global") else made * math.prod(ints_attribute(node, "kernel_shape") or (1,))
+        window = math.prod(ints_attribute(node, "kernel_shape") or (1,))
+        return given if kind.startswith("Global") else made * window * (window > 1)
     if kind == "LRN":
         return made * (2 * int_attribute(node, "size", 1) + 3)
     if kind in ("LSTM", "GRU", "RNN"):

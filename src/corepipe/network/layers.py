@@ -38,7 +38,11 @@ _LAYER_NORM = (
 
 
 def build_layers(
-    model: ModelProto, types: dict[str, TensorType], name: str, limits: Limits
+    model: ModelProto,
+    types: dict[str, TensorType],
+    name: str,
+    limits: Limits,
+    thinning: frozenset[str] = frozenset(),
 ) -> tuple[tuple[Layer, ...], tuple[Cut, ...]]:
     """Divide a folded model into layers, and put its nodes into their order.
 
@@ -50,6 +54,7 @@ def build_layers(
         types: types of the main graph's tensors.
         name: what messages call the model.
         limits: for the bytes alive at a cut.
+        thinning: names of nodes that only thin out what another node reads; they belong to the layer behind them.
 
     Returns:
         L layers and L + 1 cuts.
@@ -63,16 +68,17 @@ def build_layers(
     copies.node.extend(model.graph.node[i] for i in order)
     del model.graph.node[:]
     model.graph.node.extend(copies.node)
-    graph = _Graph(model.graph, types)
+    graph = _Graph(model.graph, types, thinning)
     return _assemble(graph, _group(graph), name, limits)
 
 
 class _Graph:
     """What the order and the grouping need to know of the nodes, computed once."""
 
-    def __init__(self, graph: GraphProto, types: dict[str, TensorType]) -> None:
+    def __init__(self, graph: GraphProto, types: dict[str, TensorType], thinning: frozenset[str] = frozenset()) -> None:
         self.nodes: Sequence[NodeProto] = list(graph.node)
         self.types = types
+        self.thinning = thinning
         self.inputs = [value.name for value in graph.input]
         self.outputs = [value.name for value in graph.output]
         self.constants = {tensor.name for tensor in graph.initializer}
@@ -232,6 +238,8 @@ def _waits(graph: _Graph, at: int) -> bool:
     """Whether a node belongs to the layer after it."""
     node = graph.nodes[at]
     if not graph.varies[at] or _is_tiny(graph, at) or node.op_type in _VIEWS or node.op_type == "DequantizeLinear":
+        return True
+    if node.name in graph.thinning:
         return True
     if node.op_type != "Pad":
         return False

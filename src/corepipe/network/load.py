@@ -33,6 +33,7 @@ from corepipe.network.graph import (
 )
 from corepipe.network.layers import LAYERS_VERSION, build_layers
 from corepipe.network.model import Network
+from corepipe.network.strides import move_strides_up
 
 __all__ = ["Limits", "load_network", "open_network", "parse_shape"]
 
@@ -71,6 +72,7 @@ def load_network(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    keep_strides: bool = False,
 ) -> Network:
     """Read, check, fold and divide a model.
 
@@ -81,6 +83,8 @@ def load_network(
         shapes: input shapes by input name. A size that the model declares as 0 counts as dynamic, as exporters write
             it for an unknown batch; where it does mean an empty tensor, give the 0.
         limits: what the model may ask for.
+        keep_strides: whether convolutions keep their strides; else what strided 1x1 convolutions skip is not computed
+            (see `corepipe.network.strides`).
 
     Raises:
         ModelError: the model is unreadable, refused or unsupported; the message says which part of it.
@@ -94,10 +98,10 @@ def load_network(
     if isinstance(source, ModelProto):
         model = ModelProto()
         model.CopyFrom(source)
-        return _prepare(model, model.graph.name or "model", None, shapes or {}, limits)
+        return _prepare(model, model.graph.name or "model", None, shapes or {}, limits, keep_strides)
     path = Path(source)
     name = os.fsencode(path.stem).decode("utf-8", "replace")  # as models and plans can hold it
-    return _prepare(_read(path, limits), name, path, shapes or {}, limits)
+    return _prepare(_read(path, limits), name, path, shapes or {}, limits, keep_strides)
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -156,12 +160,17 @@ def _read(path: Path, limits: Limits) -> ModelProto:
 
 
 def _prepare(
-    model: ModelProto, name: str, path: Path | None, shapes: Mapping[str, Sequence[int]], limits: Limits
+    model: ModelProto,
+    name: str,
+    path: Path | None,
+    shapes: Mapping[str, Sequence[int]],
+    limits: Limits,
+    keep_strides: bool = False,
 ) -> Network:
     """Turn a model that nobody else holds into a network."""
     label = str(path) if path else name
     try:
-        return _divide(model, name, label, path.parent if path else None, shapes, limits)
+        return _divide(model, name, label, path.parent if path else None, shapes, limits, keep_strides)
     except UnicodeError:
         # protobuf checks that strings are UTF-8 only when they are looked at.
         raise ModelError(f"{label}: holds a name that is not text; the file is damaged, export it again") from None
@@ -174,6 +183,7 @@ def _divide(
     folder: Path | None,
     shapes: Mapping[str, Sequence[int]],
     limits: Limits,
+    keep_strides: bool,
 ) -> Network:
     del model.training_info[:]
     check_structure(model, label, limits)
@@ -192,7 +202,8 @@ def _divide(
         if not types[value.name].can_cross:
             kind = type_name(types[value.name].elem_type)
             raise ModelError(f"{label}: the output {value.name!r} has element type {kind}, which is not supported")
-    layers, cuts = build_layers(model, types, label, limits)
+    thinning = frozenset() if keep_strides else move_strides_up(model, types, limits.nodes)
+    layers, cuts = build_layers(model, types, label, limits, thinning)
     inputs = tuple(types[value.name].info(value.name) for value in model.graph.input)
     outputs = tuple(types[value.name].info(value.name) for value in model.graph.output)
     return Network(name, _digest(model), model, inputs, outputs, layers, cuts)

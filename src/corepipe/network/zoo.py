@@ -22,6 +22,7 @@ Which variant each is, and what was published about it:
 - `mobilenet`: MobileNet v1, width 1.0, Howard et al., arXiv 1704.04861: 4.2 M parameters, 569 M MACs (table 4).
 - `resnet50`: He et al., arXiv 1512.03385, version 1: the stride is in the first 1x1 convolution of a stage. 3.8 G
   MACs (table 1), 25.5 M parameters (Sze et al.). With the stride in the 3x3 one ("v1.5") it would be 4.1 G MACs.
+  Of the 3.86 G of this network loading drops a tenth, which those strides skip (`corepipe.network.strides`).
 - `squeezenet`: SqueezeNet v1.0, Iandola et al., arXiv 1602.07360: 1,248,424 parameters (table 1). The authors'
   Caffe network takes 227 x 227 and pads conv10 by 1; they give 1.72 GFLOPs an image, which is 0.86 G MACs.
 """

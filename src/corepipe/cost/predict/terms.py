@@ -62,6 +62,8 @@ _FREE = frozenset({
     "BatchNormalization", "Relu", "Reshape", "Flatten", "Identity", "Dropout", "Squeeze", "Unsqueeze", "Constant",
     "Cast", "Shape",
 })  # fmt: skip
+_THINNING = "AveragePool"
+"""Beside the main operator of a layer of another kind it only thins out; see `corepipe.network.strides`."""
 _FUSED = {"Clip": "clip", "LeakyRelu": "leaky", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSigmoid": "clip"}
 _FUNCTIONS = {
     "Sigmoid": "sigmoid", "Tanh": "tanh", "Erf": "erf", "Exp": "exp", "Log": "exp", "Sqrt": "sqrt", "Pow": "pow",
@@ -173,10 +175,19 @@ def _stream(found: Terms, name: str, amount: float, distance: float, caches: Cac
 def _before(found: Terms, sample: Sample, caches: Caches) -> None:
     """Operators before the main one: kernels of their own that move what the main one reads."""
     for name in sample.op_types[: sample.op_types.index(_main(sample))]:
-        if name not in _FREE:
+        if name == _THINNING:
+            _thin(found, sample.bytes_in, caches)
+        elif name not in _FREE:
             found.more("call", 1)
             found.more("move.bytes", 2 * sample.bytes_in)
             found.pass_over("copying", 2 * sample.bytes_in, caches)
+
+
+def _thin(found: Terms, bytes_in: float, caches: Caches) -> None:
+    """A pool over single pixels, which reads about a quarter and writes as much."""
+    found.more("call", 1)
+    found.more("move.bytes", bytes_in / 2)
+    found.pass_over("copying", bytes_in / 2, caches)
 
 
 def _convolution(found: Terms, kind: str, sample: Sample, tiling: Tiling, caches: Caches) -> None:
@@ -293,6 +304,8 @@ def _tail(found: Terms, sample: Sample, caches: Caches) -> None:
             found.more("silu.elements", elements)
             at += 1
             fusing = False
+        elif name == _THINNING:
+            _thin(found, 4 * sample.bytes_out, caches)
         elif name in _FREE or (name in ("Mul", "Div") and at == 1 and names[main] in MATMULS):
             continue
         elif name in ("Add", "Sum") and fusing:
