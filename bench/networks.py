@@ -79,7 +79,8 @@ def show(results: list[dict[str, Any]]) -> None:
                 continue
             gains[plan].append(row["throughput_fps"] / base)
             mark = "" if row["stable"] else " ?"
-            cells.append(f"{row['throughput_fps']:.4g} / {row['predicted_fps']:.4g}{mark}")
+            predicted = "-" if row["predicted_fps"] is None else f"{row['predicted_fps']:.4g}"
+            cells.append(f"{row['throughput_fps']:.4g} / {predicted}{mark}")
         table.add_row(result["model"]["name"], *cells)
     table.add_section()
     means = [math.exp(sum(map(math.log, g)) / len(g)) if g else math.nan for g in gains.values()]

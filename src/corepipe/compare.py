@@ -18,14 +18,15 @@ import psutil
 from numpy.typing import NDArray
 
 from corepipe import engine
+from corepipe.baseline import Baseline, EngineAlone
 from corepipe.cost.table import CostTable
 from corepipe.errors import CorepipeError
 from corepipe.network.batch_check import relative_error, rounding, runs_on
 from corepipe.network.model import Network
-from corepipe.plan.limits import weight_bytes
+from corepipe.plan.limits import loading_bytes
 from corepipe.plan.model import Hop, Plan, Route, evaluate, hop_s
 from corepipe.runtime.dispatch import Dispatcher
-from corepipe.runtime.record import FrameRecord
+from corepipe.runtime.record import FrameRecord, HopTime
 from corepipe.runtime.results import Output
 from corepipe.runtime.stream import Stream
 from corepipe.topology.memory import available_memory
@@ -91,6 +92,8 @@ class PlanResult:
         short_slices: slices that had to end before there were enough frames; their figures are rough.
         same_as: the plan, measured under another name, that this one equals; None if it was measured itself.
         tolerance: the largest difference that counts as equal.
+        alone: whether it is no plan but an engine by itself (`corepipe.baseline`): `plan` is the one that comes
+            nearest, and predictions are NaN.
     """
 
     name: str
@@ -109,6 +112,7 @@ class PlanResult:
     short_slices: int = 0
     same_as: str | None = None
     tolerance: float = RELATIVE_TOLERANCE
+    alone: bool = False
 
     @property
     def outputs_equal(self) -> bool:
@@ -144,10 +148,11 @@ class Trial:
 
 @dataclass(eq=False)
 class _Contender:
-    """A plan with its stream and what was measured so far."""
+    """A plan with its stream, or an engine by itself, and what was measured so far."""
 
     name: str
     plan: Plan
+    baseline: Baseline | None = None
     records: list[FrameRecord] = field(default_factory=list)
     slices: list[float] = field(default_factory=list)
     kept: list[FrameRecord] = field(default_factory=list)
@@ -158,7 +163,7 @@ class _Contender:
     short_slices: int = 0
     largest_error: float = 0.0
     peak_rss_bytes: int = 0
-    stream: Stream | None = None
+    stream: Stream | EngineAlone | None = None
 
     def check(self, output: Any, expected: Mapping[str, NDArray[Any]]) -> None:
         """Hold an output against the whole model's."""
@@ -179,6 +184,7 @@ def compare(
     race: bool = False,
     on_progress: Callable[[float, str], None] = lambda share, text: None,
     on_failure: Callable[[str, CorepipeError], None] | None = None,
+    baselines: Sequence[Baseline] = (),
 ) -> list[PlanResult]:
     """Measure plans against each other.
 
@@ -202,6 +208,7 @@ def compare(
         on_progress: told of the progress.
         on_failure: told of a plan that cannot run, which is left out with those that equal it; None to raise its
             error.
+        baselines: engines to be measured by themselves beside the plans; their results come first.
 
     Raises:
         FrameError: the network failed on a frame.
@@ -209,7 +216,8 @@ def compare(
     """
     expected = _reference(network, frames)
     twins = _twins(plans)
-    contenders = [_Contender(name, plan) for name, plan in plans.items() if name not in twins]
+    contenders = [_Contender(one.name, one.plan(network, topology), one) for one in baselines]
+    contenders += [_Contender(name, plan) for name, plan in plans.items() if name not in twins]
     keep_open = _fits_in_memory(network, [one.plan for one in contenders])
     most_rounds = max(rounds, most_rounds)
     steps = most_rounds * len(contenders)
@@ -248,7 +256,7 @@ def compare(
     for name, twin in twins.items():
         if twin in results:
             results[name] = _as_twin(results[twin], name, plans[name])
-    return [results[name] for name in plans if name in results]
+    return [results[name] for name in (*(one.name for one in baselines), *plans) if name in results]
 
 
 def trial(
@@ -406,6 +414,8 @@ def _as_twin(result: PlanResult, name: str, plan: Plan) -> PlanResult:
 def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> float:
     """Long enough for two dozen frames beside those that fill the stream."""
     plan = contender.plan
+    if contender.baseline is not None:  # no costs tell how fast it is
+        return least
     fps = evaluate(plan, table).throughput_fps
     return max(least, (_least_frames(plan) + _filling(plan)) / fps)
 
@@ -429,6 +439,12 @@ def _open(
     until: contextlib.ExitStack,
 ) -> None:
     """Start a plan's stream, which ends with `until`, and check its outputs of all frames."""
+    if contender.baseline is not None:
+        alone = until.enter_context(contextlib.closing(EngineAlone(contender.baseline, network, topology, frames)))
+        contender.stream = alone
+        for result, want in zip(alone.outputs, expected, strict=True):
+            contender.check(result, want)
+        return
     stream = Stream(network, contender.plan, topology, on_record=contender.records.append)
     contender.stream, contender.restarts_counted = until.enter_context(stream), 0
     for output, want in zip(stream(frames), expected, strict=True):
@@ -444,6 +460,9 @@ def _run_slice(
     stream = contender.stream
     assert stream is not None
     contender.records.clear()
+    if isinstance(stream, EngineAlone):
+        _run_slice_alone(contender, stream, seconds)
+        return
     filling, least = _filling(stream.plan), _least_frames(stream.plan)
     began = ended = time.monotonic_ns()
 
@@ -467,17 +486,34 @@ def _run_slice(
     else:
         contender.short_slices += 1
         since, counted = began, done
-    span = (counted[-1].computed_ns - since) * 1e-9
-    contender.slices.append(len(counted) / span)
-    contender.kept.extend(counted)
-    contender.seconds += span
-    contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(stream))
+    _keep(contender, counted, since)
     contender.restarts += stream.restarts - contender.restarts_counted
     contender.restarts_counted = stream.restarts
 
 
+def _run_slice_alone(contender: _Contender, alone: EngineAlone, seconds: float) -> None:
+    calls = alone.run(seconds, _FRAMES_PER_SLICE, _LONGER * seconds)
+    (worker,), layers = contender.plan.workers, contender.plan.network.layers
+    for number, (began, ended) in enumerate(calls):
+        hop = HopTime(worker.name, 0, layers, began, ended)
+        contender.records.append(FrameRecord(number, 0, began, ended, (hop,)))
+    contender.short_slices += len(calls) < _FRAMES_PER_SLICE
+    _keep(contender, contender.records, calls[0][0])
+
+
+def _keep(contender: _Contender, counted: Sequence[FrameRecord], since: int) -> None:
+    """Add the frames that a slice counts, which began at `since`."""
+    assert contender.stream is not None
+    span = (counted[-1].computed_ns - since) * 1e-9
+    contender.slices.append(len(counted) / span)
+    contender.kept.extend(counted)
+    contender.seconds += span
+    contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(contender.stream))
+
+
 def _result(contender: _Contender, network: Network, table: CostTable) -> PlanResult:
     plan = contender.plan
+    alone = contender.baseline is not None
     busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
     for record in contender.kept:
         for time_ in record.hops:
@@ -489,10 +525,10 @@ def _result(contender: _Contender, network: Network, table: CostTable) -> PlanRe
         plan=plan,
         throughput_fps=statistics.median(contender.slices),
         throughput_spread_fps=(min(contender.slices), max(contender.slices)),
-        predicted_fps=evaluate(plan, table).throughput_fps,
+        predicted_fps=math.nan if alone else evaluate(plan, table).throughput_fps,
         latency_s=(p50, p90, p99),
         busy=busy,
-        hops=hop_checks(plan, contender.kept, table),
+        hops=hop_checks(plan, contender.kept, None if alone else table),
         peak_rss_bytes=contender.peak_rss_bytes,
         largest_error=contender.largest_error,
         slices_fps=tuple(contender.slices),
@@ -500,6 +536,7 @@ def _result(contender: _Contender, network: Network, table: CostTable) -> PlanRe
         short_slices=contender.short_slices,
         records=tuple(sorted(contender.records, key=lambda record: record.frame)),
         tolerance=max(RELATIVE_TOLERANCE, rounding(network, list(network.tensors.values()))),
+        alone=alone,
     )
 
 
@@ -529,17 +566,17 @@ def _error_of(got: NDArray[Any], want: NDArray[Any]) -> float:
 
 
 def _fits_in_memory(network: Network, plans: Iterable[Plan]) -> bool:
-    """Whether the workers of all plans may be loaded at once (weights twice: as read, and packed by the engine)."""
+    """Whether the workers of all plans may be loaded at once."""
     weights = [layer.descriptor.bytes_weights for layer in network.layers]
-    total = sum(sum(weight_bytes(plan, weights).values()) for plan in plans)
-    return 2 * total < _MEMORY_SHARE * available_memory()
+    return sum(loading_bytes(plan, weights) for plan in plans) < _MEMORY_SHARE * available_memory()
 
 
-def _resident(stream: Stream) -> int:
+def _resident(stream: Stream | EngineAlone) -> int:
     """Bytes of memory that the workers hold: each one's own, and the shared slots once."""
     total = 0
     for pid in stream.worker_pids.values():
         with contextlib.suppress(psutil.Error):
             memory = psutil.Process(pid).memory_info()
             total += memory.rss - getattr(memory, "shared", 0)
-    return total + stream.pool.arena.held_bytes if total else 0
+    slots = 0 if isinstance(stream, EngineAlone) else stream.pool.arena.held_bytes
+    return total + slots if total else 0

@@ -84,8 +84,10 @@ def bench(
     force: Force = False,
     json_to: Json = None,
 ) -> None:
-    """Compare, on this machine: the engine's default way, one cluster alone, replicas, and the pipelined plans."""
+    """Compare, on this machine: the engine by itself, all cores, one cluster alone, replicas, and pipelined plans."""
     from corepipe import compare
+    from corepipe.api import engine_names
+    from corepipe.baseline import Baseline
     from corepipe.bench_setup import bench_frames, bench_names, bench_plans, read_plans
     from corepipe.report import bench as reporting
     from corepipe.runtime.pool import check_cores, check_fits
@@ -109,13 +111,15 @@ def bench(
     refuse_for_costs(context, calibration)
     network, topology = network_of(str(model), shape), machine_at_hand(cores)
     own = read_plans(plan_file or ())
-    names = bench_names([c.name for c in topology.clusters], only or (), list(own))
+    engines = [one.name for one in engine_names(engine)]
+    names = bench_names([c.name for c in topology.clusters], only or (), list(own), engines)
     for plan in own.values():
         check_fits(plan, network)
         check_cores(plan, topology)
     frames, said = bench_frames(network, input_spec, _say_skipped)
     table = costs_of(network, topology, no_cache, engines=engine, batch=batch, calibration=calibration, force=force)
-    plans = bench_plans(table, names, own, None if only else say_left_out)
+    baselines = {one.name: one for one in (Baseline(name, str(model)) for name in engines)}
+    plans = bench_plans(table, [n for n in names if n not in baselines], own, None if only else say_left_out)
     failures: dict[str, CorepipeError] = {}
 
     def failed(name: str, error: CorepipeError) -> None:
@@ -129,6 +133,7 @@ def bench(
         results = compare.compare(
             network, plans, topology, table, frames,
             rounds=rounds, slice_s=seconds, on_progress=on_progress, on_failure=failed,
+            baselines=[baselines[name] for name in names if name in baselines],
         )  # fmt: skip
     if failures and (not results or own.keys() - {result.name for result in results}):
         raise next(iter(failures.values()))  # with a plan goes what is the same by another name
@@ -146,7 +151,7 @@ def bench(
         records = {r.name: r.records for r in results}
         command = " ".join(command_line())
         write_page(report, network, topology, table, results, records, command=command, frames=said)
-    if not all(result.outputs_equal for result in results):
+    if not all(result.outputs_equal or result.alone for result in results):
         raise CorepipeError("a plan's outputs differ from the whole model's; see the table above")
     if not all(result.stable for result in results):
         raise NotTrustworthyError("some figures are unstable (marked ?); close other programs and try again")
@@ -157,6 +162,7 @@ def _to_run(context: typer.Context, results: Sequence[PlanResult], files: Mappin
     from corepipe import plan as planners
     from corepipe.compare import clearly_faster, fastest
 
+    results = [result for result in results if not result.alone]
     if not any(result.outputs_equal for result in results):
         return []
     best = fastest(results)

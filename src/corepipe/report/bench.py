@@ -39,7 +39,7 @@ def render_bench(results: Sequence[PlanResult], title: str, console: Console, *,
     """A table of all plans and, in sentences, what it means.
 
     Args:
-        results: the engine's default way first.
+        results: an engine by itself first, or its default way.
         title: network and machine.
         console: where to print.
         simulated: whether nothing was run; there are no outputs and no memory then.
@@ -54,7 +54,7 @@ def render_bench(results: Sequence[PlanResult], title: str, console: Console, *,
             plain(result.name if result.same_as is None else f"{result.name} (= {result.same_as})"),
             *_throughput(result),
             f"{result.throughput_fps / default.throughput_fps:.2f}x",
-            f"{result.predicted_fps:.4g}",
+            "-" if result.alone else f"{result.predicted_fps:.4g}",
             *(f"{value * 1e3:.1f}" for value in result.latency_s),
             f"{result.peak_rss_bytes / 1e6:.0f}" if result.peak_rss_bytes else "-",
             _outputs(result, simulated),
@@ -91,14 +91,18 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
     """What the results mean, in sentences."""
     default, best = results[0], best_result(results)
     what = "the engine's default way (all-cores" if default.name == DEFAULT else f"the first ({default.name}"
+    if default.alone:
+        what = f"the engine by itself ({default.name}"
     sentences = [f"Best: {best.name} at {best.throughput_fps:.4g} frames/s"]
     if best is not default:
         sentences[0] += f", {best.throughput_fps / default.throughput_fps:.2f}x {what}, {default.throughput_fps:.4g})"
     sentences[0] += "."
+    if best.alone:
+        sentences[0] += " No plan is faster here than the engine by itself, as it is by default."
     if default.name == DEFAULT and not simulated:
         sentences.append(
             f"{DEFAULT} runs as all plans here do, with what corepipe has of huge pages and quicker operators; the "
-            f"engine by itself may be slower."
+            f"engine by itself (engine:NAME) may be slower."
         )
     rivals = [r.name for r in results if r is not best and r.same_as != best.name and best.same_as != r.name]
     close = [n for n in rivals if _overlap(best, next(r for r in results if r.name == n))]
@@ -175,7 +179,8 @@ def results_json(results: Sequence[PlanResult]) -> list[dict[str, Any]]:
             "plan": r.name,
             "throughput_fps": r.throughput_fps,
             "throughput_spread_fps": list(r.throughput_spread_fps),
-            "predicted_fps": r.predicted_fps,
+            "engine_alone": r.alone,
+            "predicted_fps": None if r.alone else r.predicted_fps,
             "bound_fps": r.plan.bound_fps,
             "latency_ms": dict(zip(("p50", "p90", "p99"), (v * 1e3 for v in r.latency_s), strict=True)),
             "peak_rss_mb": r.peak_rss_bytes / 1e6,
@@ -191,7 +196,7 @@ def results_json(results: Sequence[PlanResult]) -> list[dict[str, Any]]:
                 {
                     "worker": h.worker,
                     "layers": [h.start, h.stop],
-                    "predicted_ms": h.predicted_s * 1e3,
+                    "predicted_ms": None if r.alone else h.predicted_s * 1e3,
                     "measured_ms": h.measured_s * 1e3,
                 }
                 for h in r.hops
@@ -272,12 +277,15 @@ def _bound(results: Sequence[PlanResult]) -> list[str]:
     bound = next((r.plan.bound_fps for r in results if r.plan.bound_fps), None)
     if bound is None:
         return []
-    gaps = ", ".join(f"{r.name} {max(0.0, 1 - r.predicted_fps / bound):.1%}" for r in results if r.same_as is None)
+    plans = [r for r in results if r.same_as is None and not r.alone]
+    gaps = ", ".join(f"{r.name} {max(0.0, 1 - r.predicted_fps / bound):.1%}" for r in plans)
     return [f"By the cost table no plan can exceed {bound:.4g} frames/s; predictions below that: {gaps}."]
 
 
 def _prediction_off(result: PlanResult) -> list[str]:
     """Which stage makes the difference where a plan is slower or faster than the table says."""
+    if result.alone:
+        return []
     ratio = result.throughput_fps / result.predicted_fps
     if _OFF_BY <= ratio <= 1 / _OFF_BY:
         return []

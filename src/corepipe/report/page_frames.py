@@ -150,7 +150,7 @@ def _hop(sheet: Sheet, hop: Hop, checks: dict[tuple[str, int, int], HopCheck]) -
 
 
 def _workers(sheet: Sheet, result: PlanResult) -> Html:
-    loads = evaluate(result.plan, sheet.table).load if sheet.table is not None else {}
+    loads = {} if sheet.table is None or result.alone else evaluate(result.plan, sheet.table).load
     heads = [
         tag("th", "worker"), tag("th", "cores"), tag("th", "layers it holds"),
         tag("th", "load ", sheet.table_source.pill()), tag("th", "computing ", sheet.run.pill()),
