@@ -37,12 +37,23 @@ def test_costs_are_measured_once_and_kept_privately(chain, here, measured):
     first = api.costs(chain, here)
     again = api.costs(chain, here)
     assert first == again
-    assert len(measured) == len(profiling.core_configs(here))
+    assert len(measured) == len(profiling.profiled_configs(here))
     folder = TableCache().folder
     assert {path.name.rsplit(".", 2)[1] for path in folder.iterdir() if path.name != LOCK} == {"costs", "hop"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     api.costs(chain, here, use_cache=False)
-    assert len(measured) == 2 * len(profiling.core_configs(here))
+    assert len(measured) == 2 * len(profiling.profiled_configs(here))
+
+
+def test_a_chip_that_slows_down_while_it_is_measured_is_told_of(chain, here, monkeypatch, caplog):
+    monkeypatch.setattr(api, "cooling_devices_at_work", lambda: ("thermal-cpufreq-1", "thermal-cpufreq-0"))
+    api.costs(chain, here, engines=["onnxruntime"])
+    assert "slowed down (thermal-cpufreq-0, thermal-cpufreq-1)" in caplog.text
+    assert "--no-cache" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(api, "cooling_devices_at_work", lambda: ())
+    api.costs(chain, here, engines=["onnxruntime"], use_cache=False)
+    assert "slowed down" not in caplog.text
 
 
 @pytest.fixture
@@ -189,7 +200,7 @@ def test_an_interrupted_profile_is_resumed_from_the_cache(chain, two_cores, meas
     interrupted_costs(chain, two_cores)
     assert len(measured) == 1
     api.costs(chain, two_cores)
-    assert len(measured) == len(profiling.core_configs(two_cores))
+    assert len(measured) == len(profiling.profiled_configs(two_cores))
     assert not [name for name in os.listdir(TableCache().folder) if "partial" in name]
 
 
@@ -218,7 +229,7 @@ def test_what_another_network_has_left_is_not_gone_on_with(chain, two_cores, mea
     kept, taken = (path.with_name(path.name.replace(".costs.", ".partial.")) for path in paths)
     os.replace(kept, taken)
     assert api.costs(other, two_cores).layer_count == 3
-    assert len(measured) == 1 + len(profiling.core_configs(two_cores))
+    assert len(measured) == 1 + len(profiling.profiled_configs(two_cores))
 
 
 def test_a_very_long_network_name_is_no_error(make_chain, here, tmp_path, measured):

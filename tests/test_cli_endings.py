@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
@@ -111,6 +110,17 @@ main()
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def wait_until_idle(process, seconds):
+    """Until its workers have computed something and then nothing for two seconds."""
+    used = [0.0]
+
+    def rested():
+        used.append(sum(child.cpu_times().user for child in psutil.Process(process.pid).children()))
+        return used[-1] == used[-2] > 0.2
+
+    wait_until(rested, seconds, every=2)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, code):
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -118,9 +128,7 @@ def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, cod
     out = tmp_path / "out.npz"
     process, feed = fed_run(out)
     feed(30)
-    children = psutil.Process(process.pid).children
-    wait_until(lambda: sum(child.cpu_times().user for child in children()) > 0.2, 60, every=0.05)
-    time.sleep(2)
+    wait_until_idle(process, 60)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
@@ -128,6 +136,13 @@ def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, cod
     assert "interrupted: the results so far are written" in err
     with np.load(out) as results:
         assert len(results["frame_names"]) == 30
+
+
+def test_more_files_are_asked_for_where_few_are_allowed():
+    code = "from corepipe import cli; cli._allow_more_files(); import resource; print(*resource.getrlimit(7))"
+    done = subprocess.run(["sh", "-c", f"ulimit -S -n 300; exec {sys.executable} -c '{code}'"], stdout=subprocess.PIPE)
+    soft, hard = map(int, done.stdout.split())
+    assert soft == (8192 if hard < 0 else min(8192, hard))
 
 
 def test_no_file_takes_the_number_of_a_closed_standard_stream():

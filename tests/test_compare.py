@@ -286,6 +286,15 @@ def test_plans_of_a_network_too_large_for_memory_are_opened_one_at_a_time(chain,
     assert all(r.outputs_equal for r in results)
 
 
+def test_memory_is_counted_by_processes_too(chain, two_cores, table, monkeypatch):
+    """Of small networks the engines take more than the weights."""
+    plans = [replicas_per_core(table)] * 4
+    workers = 4 * len(plans[0].workers)
+    for available, fits in ((workers * 60 * 2**20, False), (workers * 200 * 2**20, True)):
+        monkeypatch.setattr(comparing, "available_memory", lambda available=available: available)
+        assert comparing._fits_in_memory(chain, plans) == fits
+
+
 @pytest.mark.parametrize(
     ("got", "want", "error"),
     [

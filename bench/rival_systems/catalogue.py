@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from corepipe.topology.model import Topology
@@ -69,10 +69,6 @@ class Setting:
     def with_huge_pages(self) -> Setting:
         """The same with huge pages."""
         return replace(self, huge_pages=True)
-
-    def to_json(self) -> dict[str, Any]:
-        """For a result file."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

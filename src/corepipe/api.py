@@ -29,6 +29,7 @@ from corepipe.network.model import Network
 from corepipe.plan.model import Plan
 from corepipe.runtime.stream import Stream
 from corepipe.topology import Topology, detect
+from corepipe.topology.linux import cooling_devices_at_work
 from corepipe.topology.model import ALL_CORES
 
 _log = logging.getLogger("corepipe")
@@ -55,8 +56,8 @@ def open(
     """Open a model as a stream of frames over this machine's cores.
 
     The first time, the network's layers are measured with every engine on every core config (up to some minutes, which
-    a warning in the log says), or predicted where `corepipe calibrate` has run; measured costs are kept in the user's
-    cache folder.
+    a warning in the log says), or predicted where each of the engines was calibrated, for single frames; measured costs
+    are kept in the user's cache folder.
 
     Args:
         model: path of an ONNX file, or the name of a network of the zoo.
@@ -66,7 +67,7 @@ def open(
         cores: the logical CPUs that may be used; by default all that this process may use.
         engines: the engines that may be used, such as `["onnxruntime"]`; by default all that are installed.
         batch: how many frames may be run at once, where that pays: more throughput, more latency.
-        use_cache: whether measured costs may be read from the cache.
+        use_cache: whether kept costs and the machine's calibration may be used.
 
             `planner`, `engines`, `batch` and `use_cache` are for finding a plan, and cannot be given with one.
         follow: whether the plan is corrected while it runs where cores turn out slower or faster than their costs say
@@ -252,12 +253,17 @@ def _aligned(
         version=hashlib.sha256(repr(modes).encode()).hexdigest()[:16],
     )
     path = cache.path(network, topology, together, table.batches[-1])
+    if use_cache and (known := cache.refusal(path)) is not None:
+        _log.warning("%s (as at an earlier start; --no-cache tries again)", known)
+        return table
     try:
         return cache.kept_or_measured(
             path, network, lambda: align(network, topology, table, on_progress=on_progress), use_kept=use_cache
         )
     except (WorkerError, EngineError) as error:  # the whole network in every mode may be more than the memory takes
-        _log.warning("%s: its engines were not held against each other, plans may be off: %s", network.name, error)
+        text = f"{network.name}: its engines were not held against each other, plans may be off: {error}"
+        cache.keep_refusal(path, text, FAILURE_S)
+        _log.warning("%s", text)
         return table
 
 
@@ -281,8 +287,10 @@ def _costs(
     """
     cache = TableCache()
     path, hop_path = cache.path(network, topology, name, batch), cache.hop_path(topology, engine_name())
+    cooling: set[str] = set()
 
     def keep(partial: PartialProfile) -> None:
+        cooling.update(cooling_devices_at_work())
         if not use_cache:
             forget()
         cache.save_partial(path, hop_path, partial)
@@ -306,6 +314,13 @@ def _costs(
                 "programs and measure anew with --no-cache",
                 network.name,
                 ", ".join(noisy),
+            )
+        if cooling:
+            _log.warning(
+                "the chip slowed down (%s) while the costs of %s were measured, which are those of a hot chip: cool "
+                "it, or lower its highest frequency, and measure anew with --no-cache",
+                ", ".join(sorted(cooling)),
+                network.name,
             )
         return table
 

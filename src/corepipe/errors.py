@@ -1,4 +1,4 @@
-"""Every exception that corepipe raises, in one tree.
+"""Every exception of corepipe's own, in one tree (a full stream's `submit` raises Python's `TimeoutError`).
 
     CorepipeError
     ├── UsageError            the caller asked for something that cannot be (exit code 2)

@@ -12,6 +12,7 @@ from corepipe import api
 from corepipe.cost import align as aligning
 from corepipe.cost.profile import table_machine, table_network
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Mode, Provenance
+from corepipe.errors import WorkerError
 from corepipe.plan.division import Divider
 from corepipe.plan.model import HopPart
 from corepipe.topology.model import CoreConfig
@@ -216,6 +217,26 @@ def test_costs_of_two_engines_are_measured_merged_and_kept(chain, here, monkeypa
     monkeypatch.setattr(api, "profile", None)
     assert api.costs(chain, here, engines=["onnxruntime", "openvino"]) == first
     assert [e.name for e in api.costs(chain, here).engines] == ["onnxruntime"]
+
+
+def test_what_could_not_be_held_against_each_other_is_not_tried_at_each_start(chain, here, monkeypatch, caplog):
+    tried = []
+
+    def fail(*_, **__):
+        tried.append(1)
+        raise WorkerError("too little memory")
+
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(api, "align", fail)
+    both = ["onnxruntime", "openvino"]
+    first = api.costs(chain, here, engines=both)
+    assert "plans may be off: too little memory" in caplog.text
+    assert api.costs(chain, here, engines=both) == first
+    assert api.find_costs(chain, here, engines=both).table == first
+    assert len(tried) == 1
+    assert "at an earlier start" in caplog.text
+    api.costs(chain, here, engines=both, use_cache=False)
+    assert len(tried) == 2
 
 
 def test_an_engine_that_refuses_the_network_is_left_out(here, make_plan, chain, monkeypatch, caplog):

@@ -19,6 +19,7 @@ from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import EngineError, WorkerError
 from corepipe.network.load import load_network, open_network
 from corepipe.plan import plan
+from corepipe.topology.model import Cluster, Core, Topology
 
 
 @pytest.fixture
@@ -28,10 +29,18 @@ def quick(monkeypatch):
     monkeypatch.setattr(profiling, "measure_hop", lambda topology: HopCosts(fixed_s=1e-5))
 
 
+def test_of_a_large_cluster_not_every_count_is_measured():
+    cores = [Core((number,)) for number in range(28)]
+    machine = Topology(clusters=(Cluster("big", tuple(cores[:20])), Cluster("little", tuple(cores[20:]))))
+    counts = {name: [c.count for c in measuring.profiled_configs(machine) if c.cluster == name]
+              for name in ("big", "little", "all")}  # fmt: skip
+    assert counts == {"big": [*range(1, 9), 12, 16, 20], "little": [*range(1, 9)], "all": [28]}
+
+
 def test_a_profile_holds_every_layer_on_every_config(chain, here, quick):
     shares = []
     table = profiling.profile(chain, here, engine_name(), on_progress=lambda share, text: shares.append(share))
-    assert [costs.config for costs in table.configs] == [str(c) for c in measuring.core_configs(here)]
+    assert [costs.config for costs in table.configs] == [str(c) for c in measuring.profiled_configs(here)]
     for costs in table.configs:
         assert len(costs.layer_s) == len(chain.layers)
         assert all(seconds > 0 for seconds in costs.layer_s)
@@ -56,7 +65,7 @@ def test_an_interrupted_profile_goes_on_where_it_stopped(chain, two_cores, quick
     real = profiling._measure_config
     monkeypatch.setattr(profiling, "_measure_config", lambda *args: measured.append(str(args[2])) or real(*args))
     table = profiling.profile(chain, two_cores, engine_name(), done=kept[0])
-    assert measured == [str(c) for c in measuring.core_configs(two_cores)[1:]]
+    assert measured == [str(c) for c in measuring.profiled_configs(two_cores)[1:]]
     assert table.configs[0].segment_s == kept[0].configs[0].segment_s
     assert all(costs.passes == 2 for costs in table.configs)
 

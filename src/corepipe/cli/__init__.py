@@ -54,6 +54,9 @@ _INTERRUPTED = 130
 _NO_OUTPUT = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF)
 """What printing ends with where nobody takes it; files are opened under their own names."""
 
+_FILES = 8192
+"""As many as any system allows that has such a limit."""
+
 _stopped_by: list[int] = []
 
 
@@ -67,6 +70,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Entry point: errors become one message and an exit code (1 failed, 2 wrong usage, 3 not trustworthy)."""
     _fill_standard_descriptors()
+    _allow_more_files()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _stop)
@@ -88,6 +92,17 @@ def _fill_standard_descriptors() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+
+
+def _allow_more_files() -> None:
+    """Some systems let a process open 256 files unless it asks for more: too few for several plans of many workers."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _run() -> None:

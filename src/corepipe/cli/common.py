@@ -92,7 +92,7 @@ Engines = Annotated[
     list[str] | None,
     typer.Option("--engine", help="An engine that may be used. May be repeated. By default all installed ones."),
 ]
-OneEngine = Annotated[str, typer.Option("--engine", help="The engine, such as onnxruntime, openvino or ncnn.")]
+OneEngine = Annotated[str, typer.Option("--engine", help="The engine: onnxruntime or openvino.")]
 Batch = Annotated[
     int,
     typer.Option("--batch", min=1, max=1024, help="How many frames may run at once, where that gives throughput."),

@@ -30,6 +30,10 @@ MIN_RUNS = 5
 PROFILE_RUNS = (8, 60)
 """Least and most runs of a profile."""
 
+_EVERY_COUNT = 8
+_COUNTS = (12, 16, 24, 32, 48, 64, 96, 128)
+"""Of a cluster every count up to the first is measured, then these, and the whole cluster."""
+
 _MARK = "corepipeL"
 """Before the number of its layer in a node's name: names of tensors, which engines make names of, may look alike."""
 
@@ -262,11 +266,21 @@ def loaded(others: Sequence[MeasuringProcess], segment: int = 0) -> Iterator[Non
 
 
 def core_configs(topology: Topology) -> tuple[CoreConfig, ...]:
-    """The configs that a table has: every cluster and count, and all cores together."""
+    """The configs that a table may have: every cluster and count, and all cores together."""
     configs = topology.core_configs()
     if len(topology.clusters) > 1:
         configs += (CoreConfig(ALL_CORES, len(topology.cores)),)
     return configs
+
+
+def profiled_configs(topology: Topology) -> tuple[CoreConfig, ...]:
+    """The configs that a profile measures: of large clusters not every count, which would take hours."""
+    sizes = {cluster.name: len(cluster.cores) for cluster in topology.clusters}
+    return tuple(
+        config
+        for config in core_configs(topology)
+        if config.count <= _EVERY_COUNT or config.count in (*_COUNTS, sizes.get(config.cluster, config.count))
+    )
 
 
 def cores_of(topology: Topology, config: CoreConfig) -> tuple[int, ...]:

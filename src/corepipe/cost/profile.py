@@ -15,12 +15,12 @@ from corepipe.cost.hop import measure_hop
 from corepipe.cost.measuring import (
     MeasuringProcess,
     Progress,
-    core_configs,
     cores_of,
     layer_seconds,
     loaded,
     loads,
     name_by_layer,
+    profiled_configs,
     scaled,
     smallest_segment,
     split_evenly,
@@ -101,7 +101,7 @@ def profile(
         BatchError: the network does not allow batches.
     """
     whole = batched(network, batch)
-    configs = core_configs(topology)
+    configs = profiled_configs(topology)
     partial = done or PartialProfile()
     measured = {costs.config: costs for costs in partial.configs}
     steps = 2 * len(configs) + 1

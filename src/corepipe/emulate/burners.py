@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from corepipe.errors import EmulationError
+from corepipe.runtime.arena import anonymous_file
 from corepipe.topology.cpulist import name_cpus
 
 CHILD = Path(__file__).with_name("child.py")
@@ -44,8 +45,7 @@ class SlowedCore:
         self.max_share = max_share
         self.name = f"core {cpus[0]}"
         self.period_ns = round(1e9 * max(PERIOD_S, _LEAST_SLICE_S / (1 - speed)))
-        self.fd = os.memfd_create("corepipe-emulate")
-        os.ftruncate(self.fd, mmap.PAGESIZE)
+        self.fd = anonymous_file(mmap.PAGESIZE, "emulate")
         self._memory = mmap.mmap(self.fd, mmap.PAGESIZE)
         self.control = memoryview(self._memory).cast("d")
         self._before = [0.0] * len(self.control)

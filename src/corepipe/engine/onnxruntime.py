@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from corepipe.engine._onnxruntime_lrn import node_of, spell_out
 from corepipe.engine.base import DynamicOutput, KernelTime, as_engine_error, brief, check_memory
-from corepipe.errors import CorepipeError, EngineError
+from corepipe.errors import CorepipeError, EngineError, WorkerError
 
 _KERNEL_SUFFIX = "_kernel_time"
 _FATAL = 4
@@ -57,10 +58,7 @@ class OnnxRuntimeEngine:
         between: Callable[[], None] = lambda: None,
     ) -> Sequence[Sequence[KernelTime]]:
         """See `Engine.profile`."""
-        with (
-            as_engine_error("onnxruntime: profiling failed"),
-            tempfile.TemporaryDirectory(prefix="corepipe-") as folder,
-        ):
+        with _temporary_folder() as folder, as_engine_error("onnxruntime: profiling failed"):
             options = _options(threads)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
@@ -69,7 +67,31 @@ class OnnxRuntimeEngine:
             for _ in range(runs):
                 session.run(None, dict(inputs))
                 between()
-            return _split_runs(json.loads(Path(session.end_profiling()).read_bytes()), runs)
+            return _split_runs(_events(Path(session.end_profiling())), runs)
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[str]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="corepipe-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise WorkerError(
+            f"onnxruntime's profiler needs a temporary folder: {error.strerror or error}; let the environment variable "
+            f"TMPDIR name one that can be written"
+        ) from None
+    with folder as path:
+        yield path
+
+
+def _events(file: Path) -> Any:
+    """What the profiler wrote, which no model is to be blamed for if it is not whole."""
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        raise WorkerError(
+            f"onnxruntime's profiler could not write to {file.parent}; make room there, or let the environment "
+            f"variable TMPDIR name another folder"
+        ) from None
 
 
 class _Session:

@@ -18,6 +18,7 @@ from corepipe.errors import CorepipeError, StreamClosedError, WorkerError
 from corepipe.follow.decide import Decider
 from corepipe.follow.observe import Observer
 from corepipe.follow.probe import Probe, Speeds, core_speeds
+from corepipe.plan.limits import loading_bytes
 from corepipe.plan.model import Plan
 from corepipe.runtime.record import FrameRecord
 from corepipe.runtime.stream import Stream
@@ -155,14 +156,14 @@ class Follower:
 
 
 def _check_memory(stream: Stream, plan: Plan) -> None:
-    """While another plan is loaded both are in memory, its weights twice for a moment: as a model and in the engine.
+    """While another plan is loaded both are in memory.
 
     Raises:
         WorkerError: that much is not to be had.
     """
     layers = [layer.descriptor.bytes_weights for layer in stream.network.layers]
     arena = stream.pool.arena.held_bytes * plan.batch // stream.plan.batch
-    needed = 2 * sum(planners.weight_bytes(plan, layers).values()) + arena
+    needed = loading_bytes(plan, layers) + arena
     available = available_memory()
     if needed > available:
         raise WorkerError(

@@ -136,7 +136,8 @@ def plan(
 
     Raises:
         UnknownNameError: no such planner, or no such cluster.
-        UsageError: a limit is not above zero, or the batch is out of range.
+        UsageError: a limit is not above zero, the batch is out of range, or a memory budget comes without
+            `layer_weight_bytes`.
         PlanError: nothing meets the limits (the message names the smallest budget that works), the one plan of a
             planner that does not search within limits exceeds them, or the table lacks the configs that it needs.
 

@@ -42,11 +42,6 @@ class Mix:
     routes: tuple[tuple[float, Path], ...]
     loads: Floats
 
-    @property
-    def bound_fps(self) -> float:
-        """What no mix on these workers can exceed."""
-        return float(self.prices @ self.workers)
-
 
 class RouteProgram:
     """Column generation on one set of workers after the other, with a common pool of routes.

@@ -11,6 +11,10 @@ from corepipe.errors import PlanError, UsageError
 from corepipe.plan.build import restrict
 from corepipe.plan.model import Plan, hop_load_s
 
+_PROCESS_BYTES = 60 * 2**20
+_COPIES = 3
+"""Of weights while a worker loads. Both by what workers of the zoo's networks hold."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -99,6 +103,11 @@ def weight_bytes(plan: Plan, layer_weight_bytes: Sequence[int]) -> dict[str, int
         worker.name: sum(sum(layer_weight_bytes[s.start : s.stop]) for s in plan.segments_of(worker.name))
         for worker in plan.workers
     }
+
+
+def loading_bytes(plan: Plan, layer_weight_bytes: Sequence[int]) -> int:
+    """About what a plan's workers take while they load: each is a process, and holds weights as read and as packed."""
+    return sum(_PROCESS_BYTES + _COPIES * held for held in weight_bytes(plan, layer_weight_bytes).values())
 
 
 def in_ms(seconds: float) -> str:

@@ -11,6 +11,7 @@ Slot: header (error text, times of each hop, number of frames) | tensors, each a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import math
 import mmap
@@ -36,6 +37,7 @@ MAX_RANK = 15
 DYNAMIC_CAPACITY = 16 * 2**20
 """Bytes reserved for an output whose shape depends on the data (address space; memory only as it is written)."""
 
+_MFD_CLOEXEC = 1
 _PAGE = 4096
 _ERROR_BYTES = 1024
 _TIMES_OFFSET = _ERROR_BYTES
@@ -113,14 +115,29 @@ def anonymous_file(size: int, what: str) -> int:
         WorkerError: the system has no room for it.
     """
     with or_worker_error(f"cannot get {size >> 20} MiB of shared memory for {what}"), contextlib.ExitStack() as undo:
-        if sys.platform in ("linux", "android"):
-            fd = os.memfd_create(f"corepipe-{what}", os.MFD_CLOEXEC)
-        else:
-            with tempfile.TemporaryFile(prefix="corepipe-") as file:
+        fd = _memory_file(f"corepipe-{what}")
+        if fd is None:
+            folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
+            with tempfile.TemporaryFile(prefix="corepipe-", dir=folder) as file:
                 fd = os.dup(file.fileno())
         undo.callback(os.close, fd)
         os.ftruncate(fd, max(size, 1))
         undo.pop_all()
+    return fd
+
+
+def _memory_file(name: str) -> int | None:
+    """A descriptor of nameless memory; None where the system has none."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    if sys.platform not in ("linux", "android"):
+        return None
+    create = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)  # this Python was built where it lacked
+    if create is None:
+        return None
+    fd: int = create(name.encode(), _MFD_CLOEXEC)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return fd
 
 

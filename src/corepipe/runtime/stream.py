@@ -174,9 +174,10 @@ class Stream:
             timeout: seconds to wait for room; None to wait as long as it takes.
 
         Returns:
-            A future that ends, in the order of submission, with the result or with a `FrameError`. Its callbacks run
-            in a thread that ends all futures: they may submit frames, but not wait for results. Where it is cancelled,
-            its frame is run all the same.
+            A future that ends, in the order of submission, with the result, with a `FrameError`, or, where the whole
+            stream ended, with a `StreamClosedError` or `WorkerError`. Its callbacks run in a thread that ends all
+            futures: they may submit frames, but not wait for results. Where it is cancelled, its frame is run all the
+            same.
 
         Raises:
             FrameError: the frame does not fit the inputs; nothing was submitted.
@@ -263,6 +264,7 @@ class Stream:
         Raises:
             UnknownNameError: there is no such choice.
             FrameError: one frame failed, at its turn.
+            StreamClosedError, WorkerError: the stream ended early.
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
         check_choice("on_error", on_error, OnError)

@@ -110,7 +110,7 @@ def read_linux(root: Path) -> LinuxMachine:
     policies = _policies(root, online)
     cpus = {n: _read_cpu(root, n, frozenset(online), kinds.get(n, ""), policies.get(n), info) for n in online}
     cpus = {n: replace(cpu, siblings=_mutual(cpu, cpus)) for n, cpu in cpus.items()}
-    throttled = _throttled(root)
+    throttled = cooling_devices_at_work(root)
     if throttled:
         # Thermal control lowers the same cap as a user does, and moves it all the time.
         cpus = {n: replace(cpu, limit_khz=None) for n, cpu in cpus.items()}
@@ -250,8 +250,8 @@ def _read_cpu(root: Path, number: int, online: frozenset[int], kind: str, policy
     )
 
 
-def _throttled(root: Path) -> tuple[str, ...]:
-    """Cooling devices of CPUs that are at work."""
+def cooling_devices_at_work(root: Path = Path("/")) -> tuple[str, ...]:
+    """Kinds of cooling devices that slow CPUs down at the moment, as the system tells; not all systems do."""
     found = []
     for device in _children(root / "sys/class/thermal", "cooling_device"):
         kind = read_text(device / "type") or ""

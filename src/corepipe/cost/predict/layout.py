@@ -137,7 +137,7 @@ def _places(network: Network, idle: Collection[int], block: int) -> list[_Place]
         kind = node.op_type
         result = False
         if kind == "Conv":
-            mode = _convolution(node, types, weights, block)
+            mode = _convolution(node, weights, block)
             if mode == "blocked":
                 want_blocked(node.input[0], layer)
             else:
@@ -172,9 +172,7 @@ def _places(network: Network, idle: Collection[int], block: int) -> list[_Place]
     return places
 
 
-def _convolution(
-    node: NodeProto, types: Mapping[str, TensorType], weights: Mapping[str, tuple[int, ...]], block: int
-) -> str:
+def _convolution(node: NodeProto, weights: Mapping[str, tuple[int, ...]], block: int) -> str:
     """`blocked`, `plain`, or `enters` for one of few input channels that reads plain and writes blocked."""
     weight = weights.get(node.input[1], ())
     groups = int_attribute(node, "group", 1)
