@@ -117,6 +117,8 @@ def rivals(data: dict[str, Any]) -> str:
                    for network, rows in networks.items() if COREPIPE in rows)  # fmt: skip
         means.append(f"{value:.2f} of the bound{above if over else ''}")
     missed = [text for text, met in goals({**data, "geomean": found}) if not met]
+    parts = [f"{', '.join(run['networks'])} in a run that began {run['environment']['date'][:16].replace('T', ' ')}"
+             for run in data.get("earlier_runs", ())]  # fmt: skip
     engines = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if name != "corepipe")
     lines.append("")
     lines.append(
@@ -125,6 +127,7 @@ def rivals(data: dict[str, Any]) -> str:
         f"By geometric mean corepipe reaches {', '.join(means) or 'no comparable figure'}. "
         + (f"Goals missed: {'; '.join(missed)}. " if missed else "")
         + "".join(f"Absent: {_absent(one)}. " for one in data["absent"])
+        + "".join(f"Measured apart: {part} UTC. " for part in parts)
         + f"{how.capitalize()}; {env['cpu']}, {env['cpus']} CPUs, fp32, {batch}, {engines}, {env['date'][:10]}."
     )
     return "\n".join(lines)

@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--screen-seconds", type=float, default=Times.screen_s, help="length of a trial's slice")
     parser.add_argument("--timeout", type=float, default=Times.load_s, help="seconds to convert, load and compile")
     parser.add_argument("--json", type=Path, help="write the results to this file and a plot beside it (.png)")
+    parser.add_argument("--with", dest="earlier", type=Path, help="a result that has the networks not measured now")
     parser.add_argument("--no-cache", action="store_true", help="measure corepipe's costs anew")
     return parser
 
@@ -122,6 +123,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     topology = detect()
     batches = options.batch
     largest = max((1, *batches))
+    kind = {"schema_version": 1, "emulated": topology.emulated, "slow": options.slowed, "batch": largest}
+    earlier = json.loads(options.earlier.read_text()) if options.earlier else None
+    if earlier is not None:
+        result.check_alike(earlier, kind)
     settings = catalogue.settings(topology)
     wanted = tuple(options.only) or ("",)
     left_out = dict.fromkeys(s.system for s in settings if not s.system.startswith(wanted))
@@ -141,6 +146,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             measured[name] = measure(settings, own, folder, batches, times, say)
         measured[name].absent += [{"system": system, "reason": "left out by --only"} for system in left_out]
         data = result.document(measured, topology.emulated, largest) | {"environment": about, "slow": options.slowed}
+        if earlier is not None:
+            data = result.extended(earlier, data)
         say(f"corepipe {result.in_words(data, name)}")
         if options.json:
             write_atomically(options.json, json.dumps(data, indent=1) + "\n")

@@ -59,6 +59,40 @@ def document(measured: Mapping[str, Measured], emulated: bool, batch: int) -> di
     return made
 
 
+def check_alike(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Hold an earlier result against what is to be measured.
+
+    Raises:
+        SystemExit: they cannot stand in one table.
+    """
+    for key in ("schema_version", "emulated", "slow", "batch"):
+        if earlier.get(key) != data[key]:
+            raise SystemExit(f"the earlier result is of another {key}: {earlier.get(key)}, not {data[key]}")
+
+
+def extended(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with the networks that another one holds and it does not; `earlier_runs` tells where those are from."""
+    own = networks_of(data)
+    kept = [network for network in networks_of(earlier) if network not in own]
+    made = dict(data)
+    for key in ("rows", "runners_up", "screening"):
+        made[key] = [row for row in earlier[key] if row["network"] in kept] + data[key]
+    made["bound_fps"] = {network: earlier["bound_fps"][network] for network in kept} | data["bound_fps"]
+    absent = [
+        {"system": one["system"], "network": network, "reason": one["reason"]}
+        for of, networks in ((earlier, kept), (data, own))
+        for one in of["absent"]
+        for network in networks
+        if network in one.get("networks", networks)
+    ]
+    made["absent"] = _merged(absent, [*kept, *own])
+    run = {"networks": kept, "environment": earlier["environment"]}
+    made["earlier_runs"] = [*earlier.get("earlier_runs", ()), run] if kept else []
+    made["geomean"] = geomeans(made)
+    made["goals"] = [{"goal": text, "met": met} for text, met in goals(made)]
+    return made
+
+
 def _merged(absent: list[dict[str, Any]], networks: Sequence[str]) -> list[dict[str, Any]]:
     """Systems that are absent everywhere for the same reason once, without a network."""
     merged: dict[tuple[str, str], list[str]] = {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -253,3 +254,23 @@ def test_ratios_are_taken_round_by_round():
     of = result.ratio(own, row("ncnn", 22, 11, 33))
     assert (of.low, of.median, of.high) == pytest.approx((10 / 11,) * 3)
     assert result.ratio(own, row("ncnn", 20, 20, 20)).low < 1 < result.ratio(own, row("ncnn", 20, 20, 20)).high
+
+
+def test_networks_of_an_earlier_run_are_kept_and_told_of(data):
+    result, readme = module("rival_systems.result"), module("readme")
+    later = copy.deepcopy(data)
+    for key in ("rows", "runners_up", "screening"):
+        later[key] = [row for row in later[key] if row["network"] == "squeezenet"]
+    later["bound_fps"] = {"squeezenet": 95.0}
+    later["environment"] = data["environment"] | {"date": "2026-11-25T00:00:00Z"}
+    both = result.extended(data, later)
+    assert result.networks_of(both) == ["alexnet", "squeezenet"]
+    assert both["bound_fps"] == {"alexnet": 100.0, "squeezenet": 95.0}
+    assert len(both["rows"]) == len(data["rows"])
+    assert both["absent"] == data["absent"]
+    assert both["geomean"] == result.geomeans(both) != data["geomean"]
+    assert both["earlier_runs"] == [{"networks": ["alexnet"], "environment": data["environment"]}]
+    assert "Measured apart: alexnet in a run that began 2026-11-24 00:00 UTC" in readme.rivals(both)
+    assert "Measured apart" not in readme.rivals(data)
+    with pytest.raises(SystemExit, match="another slow"):
+        result.check_alike(data | {"slow": None}, later)
