@@ -87,7 +87,7 @@ def bench(
     """Compare, on this machine: the engine by itself, all cores, one cluster alone, replicas, and pipelined plans."""
     from corepipe import compare
     from corepipe.api import engine_names
-    from corepipe.baseline import Baseline
+    from corepipe.baseline import ENGINES, Baseline
     from corepipe.bench_setup import bench_frames, bench_names, bench_plans, read_plans
     from corepipe.report import bench as reporting
     from corepipe.runtime.pool import check_cores, check_fits
@@ -118,7 +118,7 @@ def bench(
         check_cores(plan, topology)
     frames, said = bench_frames(network, input_spec, _say_skipped)
     table = costs_of(network, topology, no_cache, engines=engine, batch=batch, calibration=calibration, force=force)
-    baselines = {one.name: one for one in (Baseline(name, str(model)) for name in engines)}
+    baselines = {one.name: one for one in (Baseline(name, str(model)) for name in engines if name in ENGINES)}
     plans = bench_plans(table, [n for n in names if n not in baselines], own, None if only else say_left_out)
     failures: dict[str, CorepipeError] = {}
 
@@ -135,7 +135,7 @@ def bench(
             rounds=rounds, slice_s=seconds, on_progress=on_progress, on_failure=failed,
             baselines=[baselines[name] for name in names if name in baselines],
         )  # fmt: skip
-    if failures and (not results or own.keys() - {result.name for result in results}):
+    if failures and (all(one.alone for one in results) or own.keys() - {one.name for one in results}):
         raise next(iter(failures.values()))  # with a plan goes what is the same by another name
     data = reporting.bench_json(results, network, topology, table, command_line(), said)
     if json_to != "-":
