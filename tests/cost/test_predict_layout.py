@@ -33,7 +33,8 @@ def test_layouts_are_those_of_the_engine(name, tmp_path):
         pytest.skip("this CPU has no blocked kernels")
     mine = samples(network, channel_block())
     assert sum(sample.reorders for sample in mine) == found["ReorderInput"] + found["ReorderOutput"]
-    assert sum(sample.blocked for sample in mine) == blocked
+    thinning = sum("AveragePool" in sample.op_types and sample.kind != "pool" for sample in mine)
+    assert sum(sample.blocked for sample in mine) + thinning == blocked  # beside the layer's main kernel
 
 
 def test_few_channels_fill_small_blocks_only(make_layout_model):
