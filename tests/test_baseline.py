@@ -14,13 +14,11 @@ import onnxruntime as ort
 import psutil
 import pytest
 from commands import corepipe
+from cost_tables import of_machine
 
 from corepipe import compare as comparing
-from corepipe.baseline import ENGINES, Baseline, EngineAlone
+from corepipe.baseline import ENGINES, Baseline, EngineAlone, baselines
 from corepipe.bench_setup import bench_names, bench_plans
-from corepipe.cost.measuring import core_configs
-from corepipe.cost.profile import table_machine, table_network
-from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance
 from corepipe.errors import WorkerError
 from corepipe.report.bench import bench_json, describe
 from corepipe.report.page import page
@@ -37,16 +35,7 @@ def model(chain, tmp_path):
 @pytest.fixture
 def table(chain, here):
     """Made-up costs for this machine."""
-    return CostTable(
-        network=table_network(chain),
-        machine=table_machine(here),
-        engines=(EngineName(name="onnxruntime", version="any"),),
-        configs=tuple(
-            ConfigCosts(config=str(config), layer_s=(1e-4 / config.count,) * len(chain.layers))
-            for config in core_configs(here)
-        ),
-        provenance=Provenance(source="made-up"),
-    )
+    return of_machine(chain, here)
 
 
 def frames_of(network, count=3):
@@ -130,8 +119,9 @@ def test_a_process_that_is_killed_is_an_error(chain, here, model):
 
 def test_it_is_measured_beside_plans(chain, here, model, table):
     plans = bench_plans(table, ["all-cores"], {})
-    baselines = [Baseline("onnxruntime", model)]
-    results = comparing.compare(chain, plans, here, table, frames_of(chain), rounds=2, slice_s=0.1, baselines=baselines)
+    results = comparing.compare(
+        chain, plans, here, table, frames_of(chain), rounds=2, slice_s=0.1, baselines=[Baseline("onnxruntime", model)]
+    )
     alone, plan = results
     assert (alone.name, alone.alone, plan.name, plan.alone) == ("engine:onnxruntime", True, "all-cores", False)
     assert alone.outputs_equal
@@ -160,8 +150,9 @@ def test_one_that_cannot_run_is_left_out(chain, here, tmp_path, table):
 
 
 def test_names():
-    assert bench_names(["cpu"], (), (), ["onnxruntime", "ncnn"])[:2] == ["engine:onnxruntime", "all-cores"]
-    assert bench_names(["cpu"], ["engine:openvino"], (), ["openvino"]) == ["engine:openvino"]
+    alone = list(baselines(["onnxruntime", "ncnn"], "squeezenet"))
+    assert bench_names(["cpu"], (), (), alone)[:2] == ["engine:onnxruntime", "all-cores"]
+    assert bench_names(["cpu"], ["engine:openvino"], (), ["engine:openvino"]) == ["engine:openvino"]
 
 
 @pytest.mark.usefixtures("kept_costs")

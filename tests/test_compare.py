@@ -8,11 +8,10 @@ import statistics
 
 import numpy as np
 import pytest
+from cost_tables import of_machine
 
 from corepipe import compare as comparing
 from corepipe.bench_setup import bench_names, bench_plans
-from corepipe.cost.measuring import core_configs
-from corepipe.cost.profile import table_machine, table_network
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance, TableCluster, TableMachine, TableNetwork
 from corepipe.errors import CorepipeError, UnknownNameError, UsageError
 from corepipe.network.batch_check import rounding
@@ -26,16 +25,7 @@ from corepipe.report.trace import TracedPlan, write_traces
 @pytest.fixture
 def table(chain, two_cores):
     """Made-up costs for this machine."""
-    return CostTable(
-        network=table_network(chain),
-        machine=table_machine(two_cores),
-        engines=(EngineName(name="onnxruntime", version="any"),),
-        configs=tuple(
-            ConfigCosts(config=str(config), layer_s=(1e-4 / config.count,) * len(chain.layers))
-            for config in core_configs(two_cores)
-        ),
-        provenance=Provenance(source="made-up"),
-    )
+    return of_machine(chain, two_cores)
 
 
 def names_of(topology):

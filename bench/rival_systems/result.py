@@ -54,6 +54,11 @@ def document(measured: Mapping[str, Measured], emulated: bool, batch: int) -> di
         "spread": "lowest and highest slice; throughput is the median over the slices; ratios to rivals are medians "
         "over the rounds, in parentheses their first and third quartiles",
     }
+    return _judged(made)
+
+
+def _judged(made: dict[str, Any]) -> dict[str, Any]:
+    """A result with its geometric means and goals."""
     made["geomean"] = geomeans(made)
     made["goals"] = [{"goal": text, "met": met} for text, met in goals(made)]
     return made
@@ -88,9 +93,7 @@ def extended(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, A
     made["absent"] = _merged(absent, [*kept, *own])
     run = {"networks": kept, "environment": earlier["environment"]}
     made["earlier_runs"] = [*earlier.get("earlier_runs", ()), run] if kept else []
-    made["geomean"] = geomeans(made)
-    made["goals"] = [{"goal": text, "met": met} for text, met in goals(made)]
-    return made
+    return _judged(made)
 
 
 def _merged(absent: list[dict[str, Any]], networks: Sequence[str]) -> list[dict[str, Any]]:

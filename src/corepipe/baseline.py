@@ -12,7 +12,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corepipe.engine.base import as_engine_error
-from corepipe.errors import WorkerError
 from corepipe.network.model import Network
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
 from corepipe.runtime.arena import anonymous_file, or_worker_error
@@ -30,9 +29,6 @@ from corepipe.topology.model import Topology
 
 ENGINES = ("onnxruntime", "openvino")
 """Those that read ONNX models by themselves."""
-
-PREFIX = "engine:"
-"""What the names of baselines begin with among those of plans."""
 
 _WARM_CALLS = 2
 """Before the clock starts: threads have gone to sleep since the slice before."""
@@ -55,8 +51,8 @@ class Baseline:
 
     @property
     def name(self) -> str:
-        """Such as `engine:onnxruntime`."""
-        return PREFIX + self.engine
+        """Such as `engine:onnxruntime`, to be told from plans."""
+        return f"engine:{self.engine}"
 
     def plan(self, network: Network, topology: Topology) -> Plan:
         """The plan that comes nearest: one worker over all cores, that runs all layers."""
@@ -68,6 +64,11 @@ class Baseline:
             workers=(Worker(name="all", config=f"all{len(cores)}", cores=cores, engine=self.engine),),
             routes=(Route(rate_fps=1.0, hops=(Hop(worker="all", layers=(0, count)),)),),
         )
+
+
+def baselines(engines: Iterable[str], model: str) -> dict[str, Baseline]:
+    """Of those engines that can run a model by themselves, by name."""
+    return {one.name: one for one in (Baseline(engine, model) for engine in engines if engine in ENGINES)}
 
 
 class EngineAlone:
@@ -112,7 +113,7 @@ class EngineAlone:
             self._child = Child(__name__, baseline.name, cpus, config, (), handed, threads=len(cpus), strict=False)
             undo.callback(self._child.close)
             self._child.wait_report()
-            with open(os.dup(results_fd), "rb") as file:
+            with open(results_fd, "rb", closefd=False) as file:
                 file.seek(0)
                 arrays = _unpacked(file, len(frames), len(outputs))
             self.outputs = [dict(zip(outputs, one, strict=True)) for one in arrays]
@@ -132,11 +133,7 @@ class EngineAlone:
         Raises:
             WorkerError: the process ended, or the engine failed.
         """
-        try:
-            os.write(self._requests, json.dumps([seconds, least, most_s]).encode() + b"\n")
-        except BrokenPipeError:
-            self._child.reports()
-            raise WorkerError(f"worker {self._child.name} {self._child.describe_end()}") from None
+        self._child.ask(self._requests, [seconds, least, most_s])
         answer = self._child.wait_report()
         return list(zip(answer["began"], answer["ended"], strict=True))
 

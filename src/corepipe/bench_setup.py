@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe import baseline
 from corepipe import plan as planners
 from corepipe.cost.table import CostTable
 from corepipe.data import sample_frames
@@ -26,7 +25,7 @@ MAX_FRAMES = 16
 
 
 def bench_names(
-    clusters: Sequence[str], only: Sequence[str], own: Sequence[str] = (), engines: Sequence[str] = ()
+    clusters: Sequence[str], only: Sequence[str], own: Sequence[str] = (), baselines: Sequence[str] = ()
 ) -> list[str]:
     """What to compare: engines by themselves first, all cores, each cluster, replicas, the pipelined ones, the user's.
 
@@ -37,17 +36,16 @@ def bench_names(
         clusters: names of the machine's clusters.
         only: names to keep beside the user's own plans, any planner's among them; empty for the usual ones.
         own: names of the user's own plans.
-        engines: those that are to run by themselves too, where they can (`corepipe.baseline`).
+        baselines: names of engines by themselves (`corepipe.baseline`).
 
     Raises:
         UnknownNameError: `only` names no plan.
         UsageError: two plans have the same name.
     """
-    alone = [f"cluster:{name}" for name in clusters]
-    bare = [baseline.PREFIX + name for name in engines if name in baseline.ENGINES]
-    usual = [*bare, "all-cores", *(alone if len(clusters) > 1 else []), "replicas", "pipe-it", "routes", planners.EXACT]
+    alone, first = [f"cluster:{name}" for name in clusters], [*baselines, "all-cores"]
+    usual = [*first, *(alone if len(clusters) > 1 else []), "replicas", "pipe-it", "routes", planners.EXACT]
     others = [name for name in planners.PLANNERS if name not in usual]
-    known = [*bare, "all-cores", *alone, "replicas", "pipe-it", *others, "routes", planners.EXACT]
+    known = [*first, *alone, "replicas", "pipe-it", *others, "routes", planners.EXACT]
     for name in own:
         if name in usual or (name in only and name in known):
             raise UsageError(f"two plans are called {name!r}; rename the plan file")

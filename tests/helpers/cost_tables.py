@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from corepipe.cost.measuring import core_configs
+from corepipe.cost.profile import table_machine, table_network
 from corepipe.cost.table import (
     ConfigCosts,
     CostTable,
@@ -16,6 +18,22 @@ from corepipe.cost.table import (
     TableMachine,
     TableNetwork,
 )
+from corepipe.network.model import Network
+from corepipe.topology.model import Topology
+
+
+def of_machine(network: Network, topology: Topology) -> CostTable:
+    """A table of a real network and machine on ONNX Runtime: every layer a tenth of a millisecond on one core."""
+    return CostTable(
+        network=table_network(network),
+        machine=table_machine(topology),
+        engines=(EngineName(name="onnxruntime", version="any"),),
+        configs=tuple(
+            ConfigCosts(config=str(config), layer_s=(1e-4 / config.count,) * len(network.layers))
+            for config in core_configs(topology)
+        ),
+        provenance=Provenance(source="made-up"),
+    )
 
 
 def made_up(

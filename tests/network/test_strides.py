@@ -71,6 +71,13 @@ def assert_same(model, network):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4 * max(1e-6, np.abs(one).max()))
 
 
+def moved(model):
+    """The network, which gives what the model gives."""
+    network = load_network(model)
+    assert_same(model, network)
+    return network
+
+
 def assert_stays(model):
     network, written = load_network(model), load_network(model, keep_strides=True)
     assert network.sha256 == written.sha256
@@ -89,14 +96,12 @@ def stage_end():
 
 
 def test_the_end_of_a_residual_stage_is_computed_where_it_is_read():
-    model = stage_end()
-    network = load_network(model)
-    assert_same(model, network)
+    network = moved(stage_end())
     assert strides(network.model) == {
         "c0": [1, 1], "c1": [1, 1], "c2": [2, 2], "c3": [1, 1], "c4": [1, 1], "c5": [1, 1], "c6": [1, 1],
         "r0__every2x2": [2, 2],
     }  # fmt: skip
-    assert network.flops < load_network(model, keep_strides=True).flops
+    assert network.flops < load_network(stage_end(), keep_strides=True).flops
 
 
 def test_what_thins_a_summand_out_is_no_layer_of_its_own():
@@ -127,19 +132,15 @@ def test_numbers_for_each_channel_pass():
     normal = b.node("BatchNormalization", [scaled, "gain", "shift", "mean", "variance"], "normal")
     gate = b.node("Sigmoid", [b.node("GlobalAveragePool", ["x"], "mean_of_x")], "gate")
     b.conv(b.node("Mul", [normal, gate], "gated"), "y", 1, 3)
-    model = b.model("y")
-    network = load_network(model)
+    network = moved(b.model("y"))
     assert strides(network.model) == {"c0": [3, 3], "y": [1, 1]}
-    assert_same(model, network)
 
 
 def test_a_stride_moves_through_several_convolutions():
     b = Builder()
     b.conv(b.conv(b.conv("x", "c0", 3, 2), "c1", 1, 2, auto_pad="VALID"), "y", 1, 2)
-    model = b.model("y")
-    network = load_network(model)
+    network = moved(b.model("y"))
     assert strides(network.model) == {"c0": [8, 8], "c1": [1, 1], "y": [1, 1]}
-    assert_same(model, network)
 
 
 @pytest.mark.parametrize("padding", ["SAME_UPPER", "SAME_LOWER"])
@@ -147,10 +148,8 @@ def test_a_stride_moves_through_several_convolutions():
 def test_padding_that_follows_the_stride_stays_what_it_was(padding, kernel):
     b = Builder()
     b.conv(b.conv("x", "c0", kernel, auto_pad=padding), "y", 1, 2)
-    model = b.model("y")
-    network = load_network(model)
+    network = moved(b.model("y"))
     assert strides(network.model) == {"c0": [2, 2], "y": [1, 1]}
-    assert_same(model, network)
 
 
 def whole_too():
@@ -304,10 +303,8 @@ def test_names_in_subgraphs_are_left_to_their_owners():
     b.node("Greater", ["most", "zero"], "positive")
     b.node("If", ["positive"], "z", then_branch=branch, else_branch=branch)
     b.conv(b.node("Add", [b.conv("x", "c0", 3), "x"], "s"), "y", 1, 2)
-    model = b.model("y", "z")
-    network = load_network(model)
+    network = moved(b.model("y", "z"))
     assert strides(network.model)["c0"] == [2, 2]
-    assert_same(model, network)
 
 
 def test_no_more_nodes_than_are_allowed():
@@ -323,20 +320,16 @@ def test_steps_of_rows_and_columns_differ():
     b.node("Conv", ["x", "w0"], "c0", pads=[1, 0, 0, 2], strides=[2, 1], dilations=[1, 2])
     b.node("Conv", [b.node("Clip", ["c0", "", "most"], "clipped"), "w1"], "y", strides=[1, 3])
     b.constants.append(numpy_helper.from_array(np.array(0.5, np.float32), "most"))
-    model = b.model("y")
-    network = load_network(model)
+    network = moved(b.model("y"))
     assert strides(network.model) == {"c0": [2, 3], "y": [1, 1]}
-    assert_same(model, network)
 
 
 def test_an_image_thinned_out_at_two_steps():
     b = Builder()
     for step in (2, 3):
         b.conv(b.node("Sub", [b.conv("x", f"c{step}", 3), "x"], f"s{step}"), f"y{step}", 1, step)
-    model = b.model("y2", "y3")
-    network = load_network(model)
+    network = moved(b.model("y2", "y3"))
     assert {"x__every2x2", "x__every3x3"} <= strides(network.model).keys()
-    assert_same(model, network)
 
 
 def test_a_sum_that_is_a_layer_of_its_own_stays_the_main_operator():
@@ -385,10 +378,8 @@ def test_an_operator_without_a_convolution_reads_a_thinned_image_only_where_anot
     b = Builder()
     pooled = b.node("MaxPool", ["x"], "p", kernel_shape=[1, 1])
     b.conv(b.node("Add", [b.conv("x", "c0", 3), b.node("Relu", [pooled], "r")], "s"), "y", 1, 2)
-    model = b.model("y")
-    network = load_network(model)
+    network = moved(b.model("y"))
     assert [n.input[0] for n in network.model.graph.node if n.op_type == "AveragePool"] == ["r"]
-    assert_same(model, network)
 
 
 def test_taken_names_are_left_to_their_owners():
@@ -396,10 +387,8 @@ def test_taken_names_are_left_to_their_owners():
     other = b.node("Relu", ["x"], "x__every2x2")
     b.conv(b.node("Add", [b.conv("x", "c0", 3), "x"], "s"), "y", 1, 2)
     b.conv(b.node("Add", [b.conv(other, "c1", 3), "x"], "s1"), "z", 1, 2)
-    model = b.model("y", "z")
-    network = load_network(model)
+    network = moved(b.model("y", "z"))
     assert sum(n.op_type == "AveragePool" for n in network.model.graph.node) == 1
-    assert_same(model, network)
 
 
 def test_the_paper_s_resnet_computes_a_tenth_less():

@@ -87,7 +87,7 @@ def bench(
     """Compare, on this machine: the engine by itself, all cores, one cluster alone, replicas, and pipelined plans."""
     from corepipe import compare
     from corepipe.api import engine_names
-    from corepipe.baseline import ENGINES, Baseline
+    from corepipe.baseline import baselines
     from corepipe.bench_setup import bench_frames, bench_names, bench_plans, read_plans
     from corepipe.report import bench as reporting
     from corepipe.runtime.pool import check_cores, check_fits
@@ -111,15 +111,14 @@ def bench(
     refuse_for_costs(context, calibration)
     network, topology = network_of(str(model), shape), machine_at_hand(cores)
     own = read_plans(plan_file or ())
-    engines = [one.name for one in engine_names(engine)]
-    names = bench_names([c.name for c in topology.clusters], only or (), list(own), engines)
+    alone = baselines((one.name for one in engine_names(engine)), str(model))
+    names = bench_names([c.name for c in topology.clusters], only or (), list(own), list(alone))
     for plan in own.values():
         check_fits(plan, network)
         check_cores(plan, topology)
     frames, said = bench_frames(network, input_spec, _say_skipped)
     table = costs_of(network, topology, no_cache, engines=engine, batch=batch, calibration=calibration, force=force)
-    baselines = {one.name: one for one in (Baseline(name, str(model)) for name in engines if name in ENGINES)}
-    plans = bench_plans(table, [n for n in names if n not in baselines], own, None if only else say_left_out)
+    plans = bench_plans(table, [n for n in names if n not in alone], own, None if only else say_left_out)
     failures: dict[str, CorepipeError] = {}
 
     def failed(name: str, error: CorepipeError) -> None:
@@ -133,7 +132,7 @@ def bench(
         results = compare.compare(
             network, plans, topology, table, frames,
             rounds=rounds, slice_s=seconds, on_progress=on_progress, on_failure=failed,
-            baselines=[baselines[name] for name in names if name in baselines],
+            baselines=[alone[name] for name in names if name in alone],
         )  # fmt: skip
     if failures and (all(one.alone for one in results) or own.keys() - {one.name for one in results}):
         raise next(iter(failures.values()))  # with a plan goes what is the same by another name

@@ -16,7 +16,6 @@ from corepipe.cost.hop import measure_hop
 from corepipe.cost.measuring import (
     MeasuringProcess,
     Progress,
-    core_configs,
     cores_of,
     layer_seconds,
     loaded,
@@ -24,6 +23,7 @@ from corepipe.cost.measuring import (
     name_by_layer,
     scaled,
     smallest_segment,
+    some_configs,
     split_evenly,
     spread,
     time_whole,
@@ -148,12 +148,7 @@ def build(topology: Topology, engine: EngineName, partial: PartialCalibration, c
 
 def measured_configs(topology: Topology) -> tuple[CoreConfig, ...]:
     """The configs that a calibration measures; of large clusters the counts between are left to the fitted law."""
-    sizes = {cluster.name: len(cluster.cores) for cluster in topology.clusters}
-    return tuple(
-        config
-        for config in core_configs(topology)
-        if sizes.get(config.cluster, 0) <= _LAW_COUNTS or config.count in (1, 2, sizes[config.cluster])
-    )
+    return some_configs(topology, lambda count, size: size <= _LAW_COUNTS or count in (1, 2, size))
 
 
 def own_cache_bytes(topology: Topology) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,11 +199,7 @@ class MeasuringProcess:
         return answer
 
     def _ask(self, **command: Any) -> None:
-        try:
-            os.write(self._commands, json.dumps(command).encode() + b"\n")
-        except BrokenPipeError:
-            self._child.reports()
-            raise WorkerError(f"worker {self._child.name} {self._child.describe_end()}") from None
+        self._child.ask(self._commands, command)
 
 
 @dataclass(frozen=True)
@@ -273,14 +268,15 @@ def core_configs(topology: Topology) -> tuple[CoreConfig, ...]:
     return configs
 
 
+def some_configs(topology: Topology, wanted: Callable[[int, int], bool]) -> tuple[CoreConfig, ...]:
+    """Those for which `wanted(count, cores of the cluster)`; of all cores together there is one config."""
+    sizes = {cluster.name: len(cluster.cores) for cluster in topology.clusters}
+    return tuple(c for c in core_configs(topology) if wanted(c.count, sizes.get(c.cluster, c.count)))
+
+
 def profiled_configs(topology: Topology) -> tuple[CoreConfig, ...]:
     """The configs that a profile measures: of large clusters not every count, which would take hours."""
-    sizes = {cluster.name: len(cluster.cores) for cluster in topology.clusters}
-    return tuple(
-        config
-        for config in core_configs(topology)
-        if config.count <= _EVERY_COUNT or config.count in (*_COUNTS, sizes.get(config.cluster, config.count))
-    )
+    return some_configs(topology, lambda count, size: count <= _EVERY_COUNT or count in (*_COUNTS, size))
 
 
 def cores_of(topology: Topology, config: CoreConfig) -> tuple[int, ...]:

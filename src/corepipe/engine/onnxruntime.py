@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +69,14 @@ class OnnxRuntimeEngine:
             return _split_runs(_events(Path(session.end_profiling())), runs)
 
 
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[str]:
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     try:
-        folder = tempfile.TemporaryDirectory(prefix="corepipe-", ignore_cleanup_errors=True)
+        return tempfile.TemporaryDirectory(prefix="corepipe-", ignore_cleanup_errors=True)
     except OSError as error:
         raise WorkerError(
             f"onnxruntime's profiler needs a temporary folder: {error.strerror or error}; let the environment variable "
             f"TMPDIR name one that can be written"
         ) from None
-    with folder as path:
-        yield path
 
 
 def _events(file: Path) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from corepipe.network.graph import UNKNOWN, TensorType, int_attribute, ints_attribute, reads
+from corepipe.network.graph import UNKNOWN, TensorType, int_attribute, ints_attribute, reads, shape_of
 from corepipe.network.model import Descriptor
 
 Types = Mapping[str, TensorType]
@@ -82,10 +82,10 @@ def describe(
     gemm = _gemm(main, types)
     output = types.get(main.output[0], UNKNOWN)
     weight = _input(main, _WEIGHT_INPUT[main.op_type]) if main.op_type in _WEIGHT_INPUT else ""
-    spatial = _shape(types, weight)[2:] if main.op_type in _CONVOLUTIONS else ()
+    spatial = shape_of(types, weight)[2:] if main.op_type in _CONVOLUTIONS else ()
     kernel = ints_attribute(main, "kernel_shape") or spatial
     if main.op_type in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
-        kernel = _shape(types, _input(main, 0))[2:]
+        kernel = shape_of(types, _input(main, 0))[2:]
     windowed = main.op_type in _CONVOLUTIONS or main.op_type in POOLS
     ones = (1,) * len(kernel)
     return Descriptor(
@@ -121,7 +121,7 @@ def node_flops(node: NodeProto, types: Types) -> int:
         return _gemm(node, types).flops
     if kind in _NO_OPERATIONS:
         return 0
-    given = math.prod(_shape(types, node.input[0])) if node.input and _known(types, node.input[0]) else 0
+    given = math.prod(shape_of(types, node.input[0])) if node.input and _known(types, node.input[0]) else 0
     made = sum(types.get(output, UNKNOWN).elements or 0 for output in node.output if output)
     if kind in POOLS:
         window = math.prod(ints_attribute(node, "kernel_shape") or (1,))
@@ -142,7 +142,7 @@ def _kind(node: NodeProto, gemm: _Gemm, types: Types) -> str:
     if kind in _CONVOLUTIONS:
         if gemm.groups == 1:
             return "conv"
-        shape = _shape(types, node.input[0])
+        shape = shape_of(types, node.input[0])
         return "depthwise" if len(shape) > 1 and shape[1] == gemm.groups else "grouped"
     if kind in _WEIGHT_INPUT:
         return "fully-connected"
@@ -162,10 +162,6 @@ def _known(types: Types, name: str) -> bool:
     return types.get(name, UNKNOWN).shape is not None
 
 
-def _shape(types: Types, name: str) -> tuple[int, ...]:
-    return types.get(name, UNKNOWN).shape or ()
-
-
 def _bytes(names: Iterable[str], types: Types) -> int:
     return sum(types.get(name, UNKNOWN).nbytes or 0 for name in names)
 
@@ -176,8 +172,8 @@ def _gemm(node: NodeProto, types: Types) -> _Gemm:
     index = _WEIGHT_INPUT.get(kind)
     if index is None or len(node.input) <= index:
         return _Gemm()
-    given, weight = _shape(types, node.input[0]), _shape(types, node.input[index])
-    made = _shape(types, node.output[0])
+    given, weight = shape_of(types, node.input[0]), shape_of(types, node.input[index])
+    made = shape_of(types, node.output[0])
     if not given or not weight or not made:
         return _Gemm()
     if kind in _CONVOLUTIONS:
@@ -201,8 +197,8 @@ def _gemm(node: NodeProto, types: Types) -> _Gemm:
 
 def _recurrent_flops(node: NodeProto, types: Types) -> int:
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[node.op_type]
-    shape, hidden = _shape(types, _input(node, 0)), int_attribute(node, "hidden_size", 0)
-    directions = int(np.prod(_shape(types, _input(node, 1))[:1]) or 1)
+    shape, hidden = shape_of(types, _input(node, 0)), int_attribute(node, "hidden_size", 0)
+    directions = int(np.prod(shape_of(types, _input(node, 1))[:1]) or 1)
     if len(shape) != 3:
         return 0
     return 2 * shape[0] * shape[1] * gates * hidden * (shape[2] + hidden) * directions

@@ -117,6 +117,11 @@ def set_type(info: onnx.ValueInfoProto, kind: TensorType) -> None:
             tensor.shape.dim.add().dim_value = size
 
 
+def shape_of(types: Mapping[str, TensorType], name: str) -> tuple[int, ...]:
+    """A tensor's shape; empty where it is unknown."""
+    return types.get(name, UNKNOWN).shape or ()
+
+
 def types_of(graph: GraphProto) -> dict[str, TensorType]:
     """What a graph declares of its inputs, inner tensors and outputs."""
     return {value.name: type_of(value.type) for value in (*graph.input, *graph.value_info, *graph.output)}

@@ -30,6 +30,7 @@ from corepipe.network.graph import (
     reads,
     replace_nodes,
     set_type,
+    shape_of,
     subgraphs,
 )
 
@@ -136,8 +137,9 @@ def _steps(nodes: list[NodeProto], ends: Collection[str], constants: Collection[
 
 def _can_thin(node: NodeProto, step: Step, constants: Collection[str], types: _Types) -> bool:
     """Whether a node can make every `step`-th pixel of its image alone."""
-    kind = types.get(node.output[0], UNKNOWN)
-    if step == _ALL or not _is_image(kind) or any(size < s for size, s in zip(_size(kind), step, strict=True)):
+    if step == _ALL or not _is_image(types.get(node.output[0], UNKNOWN)):
+        return False
+    if any(size < s for size, s in zip(shape_of(types, node.output[0])[2:], step, strict=True)):
         return False
     if _convolves_images(node, types):
         return _can_stride(node) and max(_times(step, _strides(node))) <= _LARGEST
@@ -151,7 +153,7 @@ def _is_pointwise(node: NodeProto, constants: Collection[str], types: _Types) ->
     if node.op_type == "BatchNormalization":
         if int_attribute(node, "training_mode", 0) or not _is_image(types.get(node.input[0], UNKNOWN)):
             return False
-        return all(len(_shape(types, name)) == 1 for name in node.input[1:])
+        return all(len(shape_of(types, name)) == 1 for name in node.input[1:])
     if node.op_type not in POINTWISE:
         return False
     images = _images(node, types)
@@ -159,7 +161,7 @@ def _is_pointwise(node: NodeProto, constants: Collection[str], types: _Types) ->
         if index in images:
             if name in constants or not _is_image(types[name]):
                 return False
-        elif name and (types.get(name, UNKNOWN).shape is None or math.prod(_shape(types, name)[-2:]) != 1):
+        elif name and (types.get(name, UNKNOWN).shape is None or math.prod(shape_of(types, name)[-2:]) != 1):
             return False
     return bool(images)
 
@@ -168,8 +170,8 @@ def _images(node: NodeProto, types: _Types) -> list[int]:
     """Which inputs of an operator have a pixel for each one of its result."""
     if node.op_type == "BatchNormalization":
         return [0]
-    size = _shape(types, node.output[0])[-2:]
-    return [index for index, name in enumerate(node.input) if name and _shape(types, name)[-2:] == size]
+    size = shape_of(types, node.output[0])[-2:]
+    return [index for index, name in enumerate(node.input) if name and shape_of(types, name)[-2:] == size]
 
 
 def _convolves_images(node: NodeProto, types: _Types) -> bool:
@@ -177,7 +179,7 @@ def _convolves_images(node: NodeProto, types: _Types) -> bool:
     if node.op_type != "Conv" or not is_standard(node):
         return False
     ends = (types.get(name, UNKNOWN) for name in (node.input[0], node.output[0]))
-    return all(map(_is_image, ends)) and len(_shape(types, node.input[1])) == 4
+    return all(map(_is_image, ends)) and len(shape_of(types, node.input[1])) == 4
 
 
 def _can_stride(node: NodeProto) -> bool:
@@ -188,7 +190,7 @@ def _can_stride(node: NodeProto) -> bool:
 def _reads_single_pixels(node: NodeProto, types: _Types) -> bool:
     if not _convolves_images(node, types) or not _can_stride(node):
         return False
-    return _shape(types, node.input[1])[2:] == (1, 1) and not any(ints_attribute(node, "pads"))
+    return shape_of(types, node.input[1])[2:] == (1, 1) and not any(ints_attribute(node, "pads"))
 
 
 def _pads_by_stride(node: NodeProto) -> bool:
@@ -212,14 +214,6 @@ def _is_image(kind: TensorType) -> bool:
     return kind.elem_type == TensorProto.FLOAT and kind.shape is not None and len(kind.shape) == 4 and all(kind.shape)
 
 
-def _shape(types: _Types, name: str) -> tuple[int, ...]:
-    return types.get(name, UNKNOWN).shape or ()
-
-
-def _size(kind: TensorType) -> tuple[int, ...]:
-    return (kind.shape or ())[2:]
-
-
 def _set_strides(node: NodeProto, types: _Types, made: Step, read: Step) -> None:
     """Let a convolution make every `made`-th pixel, of an image of which every `read`-th is left."""
     if made == read == _ALL:
@@ -227,7 +221,7 @@ def _set_strides(node: NodeProto, types: _Types, made: Step, read: Step) -> None
     rows, columns = _times(_strides(node), made)
     changed = {"strides": [rows // read[0], columns // read[1]]}
     if _pads_by_stride(node):  # as it is with a stride of 1
-        more = [size - 1 for size in _shape(types, node.input[1])[2:]]
+        more = [size - 1 for size in shape_of(types, node.input[1])[2:]]
         less, rest = [m // 2 for m in more], [m - m // 2 for m in more]
         upper = attribute(node, "auto_pad") == b"SAME_UPPER"
         changed["pads"] = less + rest if upper else rest + less

@@ -175,6 +175,18 @@ class Child:
             raise WorkerError(f"worker {self.name}: {message['error']}")
         return message
 
+    def ask(self, fd: int, question: object) -> None:
+        """Write a line of JSON to a pipe that the child reads.
+
+        Raises:
+            WorkerError: the child ended.
+        """
+        try:
+            os.write(fd, json.dumps(question).encode() + b"\n")
+        except BrokenPipeError:
+            self.reports()
+            raise WorkerError(f"worker {self.name} {self.describe_end()}") from None
+
     def describe_end(self) -> str:
         """How the process ended, in words."""
         with contextlib.suppress(subprocess.TimeoutExpired):
