@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -15,14 +18,18 @@ import psutil
 import pytest
 from commands import corepipe
 from cost_tables import of_machine
+from typer.testing import CliRunner
 
+from corepipe import baseline
 from corepipe import compare as comparing
 from corepipe.baseline import ENGINES, Baseline, EngineAlone, baselines
 from corepipe.bench_setup import bench_names, bench_plans
+from corepipe.cli import app
 from corepipe.errors import WorkerError
 from corepipe.report.bench import bench_json, describe
 from corepipe.report.page import page
 from corepipe.topology import detect
+from corepipe.topology.model import Cluster, Core, Topology
 
 
 @pytest.fixture
@@ -36,6 +43,10 @@ def model(chain, tmp_path):
 def table(chain, here):
     """Made-up costs for this machine."""
     return of_machine(chain, here)
+
+
+_IN_HALF_PRECISION = 5e-2
+"""What OpenVINO by itself computes in on CPUs that have bfloat16."""
 
 
 def frames_of(network, count=3):
@@ -59,7 +70,9 @@ def test_it_gives_what_the_model_gives_and_counts_its_calls(chain, here, model, 
         for frame, output in zip(frames, alone.outputs, strict=True):
             (want,) = session.run(None, frame)
             (got,) = output.values()
-            np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
+            tolerance = _IN_HALF_PRECISION if engine == "openvino" else 1e-3
+            np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
+        assert alone.frame_s > 0
         calls = alone.run(0.05, 5, 10.0)
         assert len(calls) >= 5
         assert calls[-1][1] - calls[0][0] >= 0.05e9
@@ -95,6 +108,56 @@ def test_it_stays_on_the_cores_that_are_to_be_used(chain, two_cores, model):
             assert os.sched_getaffinity(int(task)) <= set(core.cpus)
     finally:
         alone.close()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "pinnable", "expected"),
+    [(8, True, (2, [0, 1, 2, 3], 2)), (4, True, (2, [], 0)), (8, False, (2, [], 2))],
+)
+def test_it_is_told_of_cores_and_kept_to_them_only_where_not_all_are_used(
+    chain, model, monkeypatch, cpus, pinnable, expected
+):
+    class Started(Exception):
+        pass
+
+    def start(module, name, cpus, config, engines, fds, threads, strict):
+        raise Started(threads, list(cpus), config["own_threads"])
+
+    monkeypatch.setattr(baseline, "Child", start)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    cores = (Core(cpus=(0, 2)), Core(cpus=(1, 3)))  # two threads each
+    topology = Topology(clusters=(Cluster("cpu", cores),), pinnable=pinnable)
+    with pytest.raises(Started) as caught:
+        EngineAlone(Baseline("onnxruntime", model), chain, topology, frames_of(chain))
+    assert caught.value.args == expected
+
+
+def test_its_memory_is_the_engine_s():
+    code = (
+        "import sys, corepipe.runtime.bare; print(*{'onnx', 'pydantic', 'onnxruntime', 'openvino'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_slices_are_as_long_as_slow_frames_need(chain, here, model, table, monkeypatch):
+    asked = []
+
+    class Slow(EngineAlone):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.frame_s = 2.0
+
+        def run(self, seconds, least, most_s):
+            asked.append((seconds, most_s))
+            return super().run(0.0, least, 10.0)
+
+    monkeypatch.setattr(comparing, "EngineAlone", Slow)
+    only = [Baseline("onnxruntime", model)]
+    (result,) = comparing.compare(chain, {}, here, table, frames_of(chain), rounds=1, slice_s=0.1, baselines=only)
+    ((seconds, most_s),) = asked
+    assert most_s >= seconds >= 24 * 2.0
+    assert result.short_slices == 0
 
 
 def test_what_the_engine_refuses_is_said(chain, here, tmp_path):
@@ -134,7 +197,20 @@ def test_it_is_measured_beside_plans(chain, here, model, table):
     words = " ".join(describe(results))
     assert "engine:onnxruntime" in words
     assert "nan" not in words
-    assert "engine:onnxruntime" in page(chain, here, table, results, {r.name: r.records for r in results})
+    assert "All outputs equal" in words
+    html = page(chain, here, table, results, {r.name: r.records for r in results})
+    assert "engine:onnxruntime" in html
+    assert html.count("planned ") == html.count("route 0, ") == 1  # of the plan alone
+    only = " ".join(describe([alone]))
+    assert "No plan" not in only
+    differs = dataclasses.replace(alone, largest_error=0.5)
+    words = " ".join(describe([differs, plan]))
+    assert "The outputs of engine:onnxruntime differ" in words
+    assert "All plans' outputs equal" in words
+    faster = dataclasses.replace(plan, largest_error=0.5, throughput_fps=10 * alone.throughput_fps)
+    words = " ".join(describe([alone, faster]))
+    assert "No plan with equal outputs is faster" in words
+    assert "The outputs of all-cores differ" in words
 
 
 def test_one_that_cannot_run_is_left_out(chain, here, tmp_path, table):
@@ -147,6 +223,18 @@ def test_one_that_cannot_run_is_left_out(chain, here, tmp_path, table):
     )  # fmt: skip
     assert [r.name for r in results] == ["all-cores"]
     assert list(failures) == ["engine:onnxruntime"]
+
+
+@pytest.mark.usefixtures("kept_costs")
+def test_a_plan_s_failure_is_told_rather_than_an_engine_s(classifier, monkeypatch):
+    def compare(*_, on_failure, **__):
+        on_failure("engine:onnxruntime", WorkerError("the engine failed"))
+        on_failure("routes", WorkerError("the plan failed"))
+        return []
+
+    monkeypatch.setattr(comparing, "compare", compare)
+    result = CliRunner().invoke(app, ["bench", str(classifier), "--engine", "onnxruntime"])
+    assert str(result.exception) == "the plan failed"
 
 
 def test_names():

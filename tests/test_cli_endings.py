@@ -139,8 +139,12 @@ def test_who_stops_a_run_keeps_the_results_so_far(fed_run, tmp_path, number, cod
 
 
 def test_more_files_are_asked_for_where_few_are_allowed():
-    code = "from corepipe import cli; cli._allow_more_files(); import resource; print(*resource.getrlimit(7))"
-    done = subprocess.run(["sh", "-c", f"ulimit -S -n 300; exec {sys.executable} -c '{code}'"], stdout=subprocess.PIPE)
+    code = (
+        "import resource; from corepipe import cli; cli._allow_more_files(); "
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    command = shlex.join([sys.executable, "-c", code])
+    done = subprocess.run(["sh", "-c", f"ulimit -S -n 300; exec {command}"], stdout=subprocess.PIPE)
     soft, hard = map(int, done.stdout.split())
     assert soft == (8192 if hard < 0 else min(8192, hard))
 

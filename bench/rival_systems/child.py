@@ -1,7 +1,8 @@
 """One process that runs one system: `python -m rival_systems.child SPEC`, with a line protocol over its pipes.
 
 It says `{"ready": {...}}` once its outputs are checked and it is warm, or `{"failed": "reason"}`; then answers every
-`{"seconds": S}` with `{"fps": F}`, and ends when its standard input does. What libraries print goes to stderr.
+`{"seconds": S}` with `{"fps": F, "over_costs": C}`, and ends when its standard input does. What libraries print goes to
+stderr.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def main() -> None:
         say(ready=ready)
         for line in sys.stdin:
             measured = runner.run(batches, json.loads(line)["seconds"])
-            say(fps=measured.frames_per_s(runner.filling) * batch)
+            say(fps=measured.frames_per_s(runner.filling) * batch, over_costs=measured.over_costs)
     except Exception as error:
         text = str(error).strip().splitlines()
         say(failed=f"{type(error).__name__}: {text[0] if text else ''}"[:300])

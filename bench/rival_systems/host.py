@@ -151,6 +151,7 @@ class Contender:
         self.setting = setting
         self.about: dict[str, Any] = {}
         self.slices: list[float] = []
+        self.over_costs: list[float] = []
         self.idle_share = 0.0
         self._children: list[Child] = []
         try:
@@ -158,7 +159,7 @@ class Contender:
                 own = {"engine": setting.engine, "cpus": cpus, "threads": threads, "batch": setting.batch}
                 own |= {"huge_pages": setting.huge_pages, "folder": str(folder)}
                 self._children.append(Child({**setting.options, **own}))
-            ready = self._answers(time.monotonic() + timeout_s, "ready")
+            ready = [answer["ready"] for answer in self._answers(time.monotonic() + timeout_s)]
         except BaseException:
             self.close()
             raise
@@ -175,11 +176,12 @@ class Contender:
         """
         for child in self._children:
             child.ask({"seconds": seconds})
-        answers = self._answers(time.monotonic() + 3 * seconds + _RUN_GRACE_S, "fps")
-        return float(sum(answers))
+        answers = self._answers(time.monotonic() + 3 * seconds + _RUN_GRACE_S)
+        self.over_costs += [answer["over_costs"] for answer in answers if answer["over_costs"]]
+        return float(sum(answer["fps"] for answer in answers))
 
-    def _answers(self, until: float, key: str) -> Sequence[Any]:
-        return [child.answer(until)[key] for child in self._children]
+    def _answers(self, until: float) -> list[dict[str, Any]]:
+        return [child.answer(until) for child in self._children]
 
     def cpu_s(self) -> float:
         """Seconds of CPU that its processes have used."""

@@ -287,6 +287,8 @@ def _slice(contender: Contender, contenders: Sequence[Contender], times: Times) 
 def _row(contender: Contender) -> dict[str, Any]:
     setting = contender.setting
     extra = {k: v for k, v in contender.about.items() if k != "settings"}
+    if contender.over_costs:
+        extra["hops_over_costs"] = round(statistics.median(contender.over_costs), 4)
     return {
         "system": setting.system,
         "settings": contender.about.get("settings", setting.words),

@@ -20,6 +20,7 @@ class Slice:
     Attributes:
         lanes: for each call which request, thread or route made it; None where one call follows the other.
         sizes: how many frames each call took, where that is not the same for all.
+        over_costs: time that hops took, over what it should be by the costs that the plan was made from.
     """
 
     began: int
@@ -27,6 +28,7 @@ class Slice:
     calls: Sequence[int]
     lanes: Sequence[int] | None = None
     sizes: Sequence[int] | None = None
+    over_costs: float | None = None
 
     def calls_per_s(self, filling: int = 0) -> float:
         """As `frames_per_s`, each call counted once."""

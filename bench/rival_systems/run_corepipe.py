@@ -17,7 +17,9 @@ from corepipe import plan as planners
 from corepipe.api import find_costs
 from corepipe.bench_setup import bench_frames
 from corepipe.compare import PlanResult, trial
+from corepipe.cost.table import CostTable
 from corepipe.network.load import open_network
+from corepipe.plan.model import hop_s
 from corepipe.report.plan import hop_text
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.feeding import Writer
@@ -34,21 +36,24 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
     topology = detect(restrict_to=spec["cpus"])
     # As the rivals' settings are: the candidates are tried, and the fastest one is measured.
     frames, _ = bench_frames(network, None)
-    best: list[PlanResult] = []
+    best: list[tuple[PlanResult, CostTable]] = []
     for batch in spec["batches"]:
         table = find_costs(network, topology, batch=batch, measured=True).table
-        best.append(trial(network, planners.candidates(table), topology, table, frames).best)
-    plan = max(best, key=lambda result: result.throughput_fps).plan
+        best.append((trial(network, planners.candidates(table), topology, table, frames).best, table))
+    result, table = max(best, key=lambda one: one[0].throughput_fps)
+    plan = result.plan
     done: list[FrameRecord] = []
     stream = Stream(network, plan, topology, on_record=done.append)
-    return _Stream(stream, plan, done)
+    return _Stream(stream, plan, table, done)
 
 
 class _Stream:
     """Frames lie in the slots, as a camera or decoder puts them there, and are not copied while the clock runs."""
 
-    def __init__(self, stream: Stream, plan: Plan, done: list[FrameRecord]) -> None:
+    def __init__(self, stream: Stream, plan: Plan, table: CostTable, done: list[FrameRecord]) -> None:
         self._stream, self._done = stream, done
+        busy = len(plan.workers) > 1
+        self._costs_s = [sum(hop_s(plan, hop, table, busy=busy) for hop in route.hops) for route in plan.routes]
         self._expected: list[Array] = []
         self.filling = Dispatcher(plan).slots
         self.about = {"settings": _words(plan), "bound_fps": plan.bound_fps, "predicted_fps": plan.predicted_fps}
@@ -86,7 +91,11 @@ class _Stream:
         # A call is a slot: its frames are told of at one moment, and the last one's end is the slot's.
         slots = [list(frames) for _, frames in itertools.groupby(self._done, lambda record: record.done_ns)]
         ends, routes = [slot[-1].computed_ns for slot in slots], [slot[-1].route for slot in slots]
-        return Slice(began, ended, ends, routes, [len(slot) for slot in slots])
+        return Slice(began, ended, ends, routes, [len(slot) for slot in slots], self._over_costs())
+
+    def _over_costs(self) -> float:
+        took_ns = sum(hop.ended_ns - hop.started_ns for record in self._done for hop in record.hops)
+        return took_ns * 1e-9 / sum(self._costs_s[record.route] for record in self._done)
 
 
 def _words(plan: Plan) -> str:

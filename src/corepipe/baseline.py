@@ -8,33 +8,23 @@ machine's cores are to be used, it is kept to those and told their number: else 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.engine.base import as_engine_error
+from corepipe.network import zoo
 from corepipe.network.model import Network
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
+from corepipe.runtime import bare
 from corepipe.runtime.arena import anonymous_file, or_worker_error
-from corepipe.runtime.child import report
 from corepipe.runtime.launch import Child, memory_file
 from corepipe.topology.model import Topology
 
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = tuple(bare.LOADERS)
 """Those that read ONNX models by themselves."""
-
-_WARM_CALLS = 2
-"""Before the clock starts: threads have gone to sleep since the slice before."""
-
-_Frame = Mapping[str, NDArray[Any]]
-_Infer = Callable[[_Frame], Sequence[NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,7 @@ def baselines(engines: Iterable[str], model: str) -> dict[str, Baseline]:
 
 
 class EngineAlone:
-    """A baseline in its process; `outputs` are those of the frames that it was started with, by name.
+    """A baseline in its process.
 
     Args:
         baseline: what to run.
@@ -80,15 +70,21 @@ class EngineAlone:
         topology: the cores to use.
         frames: input arrays by name; fed again and again in this order.
 
+    Attributes:
+        outputs: of the frames that it was started with, by name.
+        frame_s: seconds of a frame, in a first look.
+
     Raises:
         WorkerError: the process could not start, or the engine refuses the model or a frame.
     """
 
-    def __init__(self, baseline: Baseline, network: Network, topology: Topology, frames: Sequence[_Frame]) -> None:
+    def __init__(
+        self, baseline: Baseline, network: Network, topology: Topology, frames: Sequence[Mapping[str, NDArray[Any]]]
+    ) -> None:
         self.network = network
         inputs, outputs = ([t.name for t in tensors] for tensors in (network.inputs, network.outputs))
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as given:
-            frames_fd = memory_file(_packed([[frame[name] for name in inputs] for frame in frames]), "frames")
+            frames_fd = memory_file(bare.packed([[frame[name] for name in inputs] for frame in frames]), "frames")
             given.callback(os.close, frames_fd)
             results_fd = anonymous_file(0, "results")
             given.callback(os.close, results_fd)
@@ -96,12 +92,17 @@ class EngineAlone:
                 requests_fd, self._requests = os.pipe()
             given.callback(os.close, requests_fd)
             undo.callback(os.close, self._requests)
-            cpus = sorted(topology.cpus)
+            model_fd = None
+            if not os.path.isfile(baseline.model):
+                model_fd = memory_file(zoo.build(baseline.model).SerializeToString(), "model")
+                given.callback(os.close, model_fd)
+            everything = len(topology.cpus) >= (os.cpu_count() or 1)
+            threads = len(topology.cores)
             config = {
                 "engine": baseline.engine,
                 "model": baseline.model,
-                "is_file": os.path.isfile(baseline.model),
-                "all_cores": cpus == list(range(os.cpu_count() or 1)),
+                "model_fd": model_fd,
+                "own_threads": 0 if everything else threads,
                 "inputs": inputs,
                 "outputs": outputs,
                 "frames": len(frames),
@@ -109,13 +110,14 @@ class EngineAlone:
                 "results_fd": results_fd,
                 "requests_fd": requests_fd,
             }
-            handed = (frames_fd, results_fd, requests_fd)
-            self._child = Child(__name__, baseline.name, cpus, config, (), handed, threads=len(cpus), strict=False)
+            handed = [fd for fd in (frames_fd, results_fd, requests_fd, model_fd) if fd is not None]
+            cpus = () if everything or not topology.pinnable else sorted(topology.cpus)
+            self._child = Child(bare.__name__, baseline.name, cpus, config, (), handed, threads=threads, strict=False)
             undo.callback(self._child.close)
-            self._child.wait_report()
+            self.frame_s: float = self._child.wait_report()["frame_s"]
             with open(results_fd, "rb", closefd=False) as file:
                 file.seek(0)
-                arrays = _unpacked(file, len(frames), len(outputs))
+                arrays = bare.unpacked(file, len(frames), len(outputs))
             self.outputs = [dict(zip(outputs, one, strict=True)) for one in arrays]
             undo.pop_all()
 
@@ -148,92 +150,3 @@ class EngineAlone:
         if fd >= 0:
             os.close(fd)
         self._child.close()
-
-
-def serve(config: dict[str, Any]) -> None:
-    """In the child: run all frames once for their outputs, then whatever is asked for."""
-    with open(config["frames_fd"], "rb") as file:
-        stored = _unpacked(file, config["frames"], len(config["inputs"]))
-    frames = [dict(zip(config["inputs"], arrays, strict=True)) for arrays in stored]
-    with as_engine_error(f"{config['engine']} refuses the model or a frame"):
-        threads = 0 if config["all_cores"] else config["threads"]
-        infer = _LOADERS[config["engine"]](_source(config), config["outputs"], threads)
-        results = [infer(frame) for frame in frames]
-    with open(config["results_fd"], "wb") as file:
-        file.write(_packed(results))
-    report(config["status_fd"], ready=True)
-    with open(config["requests_fd"]) as requests:
-        for line in requests:
-            began, ended = _slice(infer, frames, *json.loads(line))
-            report(config["status_fd"], began=began, ended=ended)
-
-
-def _slice(
-    infer: _Infer, frames: Sequence[_Frame], seconds: float, least: int, most_s: float
-) -> tuple[list[int], list[int]]:
-    clock = time.monotonic_ns
-    for number in range(_WARM_CALLS):
-        infer(frames[number % len(frames)])
-    began: list[int] = []
-    ended: list[int] = []
-    start = clock()
-    while True:
-        began.append(clock())
-        infer(frames[len(ended) % len(frames)])
-        ended.append(clock())
-        elapsed = (ended[-1] - start) * 1e-9
-        if elapsed >= (seconds if len(ended) >= least else most_s):
-            return began, ended
-
-
-def _source(config: Mapping[str, Any]) -> str | bytes:
-    """The file as it is, or a network of the zoo as a serialized model."""
-    if config["is_file"]:
-        return str(config["model"])
-    from corepipe.network import zoo
-
-    data: bytes = zoo.build(config["model"]).SerializeToString()
-    return data
-
-
-def _onnxruntime(model: str | bytes, outputs: list[str], threads: int) -> _Infer:
-    import onnxruntime as ort
-
-    ort.set_default_logger_severity(4)
-    options = ort.SessionOptions()
-    if threads:
-        options.intra_op_num_threads = threads
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda frame: session.run(outputs, frame)
-
-
-def _openvino(model: str | bytes, outputs: list[str], threads: int) -> _Infer:
-    import openvino as ov
-
-    core = ov.Core()
-    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_NUM_THREADS": threads} if threads else {})
-    known = {name for port in compiled.inputs for name in port.names}
-
-    def infer(frame: _Frame) -> list[NDArray[Any]]:
-        results = compiled({name: array for name, array in frame.items() if name in known})
-        return [results[name] for name in outputs]
-
-    return infer
-
-
-_LOADERS: dict[str, Callable[[str | bytes, list[str], int], _Infer]] = {
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-}
-
-
-def _packed(rows: Sequence[Sequence[NDArray[Any]]]) -> bytes:
-    buffer = io.BytesIO()
-    arrays = {f"{row}_{column}": array for row, one in enumerate(rows) for column, array in enumerate(one)}
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def _unpacked(file: Any, rows: int, columns: int) -> list[list[NDArray[Any]]]:
-    with np.load(file, allow_pickle=False) as stored:
-        return [[stored[f"{row}_{index}"] for index in range(columns)] for row in range(rows)]

@@ -412,10 +412,10 @@ def _as_twin(result: PlanResult, name: str, plan: Plan) -> PlanResult:
 
 
 def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> float:
-    """Long enough for two dozen frames beside those that fill the stream."""
+    """Long enough for two dozen frames beside those that fill the stream, which is open."""
     plan = contender.plan
-    if contender.baseline is not None:  # no costs tell how fast it is
-        return least
+    if isinstance(contender.stream, EngineAlone):  # no costs tell how fast it is
+        return max(least, _FRAMES_PER_SLICE * contender.stream.frame_s)
     fps = evaluate(plan, table).throughput_fps
     return max(least, (_least_frames(plan) + _filling(plan)) / fps)
 

@@ -119,6 +119,12 @@ def test_the_readmes_table(data, tmp_path):
     assert "| corepipe | **44** (43-45) | 90 (89-91) |" in lines
     assert "| ncnn | 40 (39-44) | **100** (99-101) |" in lines
     assert "| corepipe / best rival | 1.10 | 0.90 |" in lines
+    assert "had hops been as quick" not in text
+    next(row for row in data["rows"] if row["system"] == "corepipe")["hops_over_costs"] = 1.5
+    path.write_text(json.dumps(data))
+    text = module("readme").render(path)
+    assert "| corepipe / bound | 0.44 | 0.90 |" in text
+    assert "| corepipe / bound, had hops been as quick as in the costs | 0.66 | - |" in text
     assert "Goals missed" in text
     assert "Absent: litert (not installed)" in text
     assert "Some CPU, 2 CPUs, fp32, batch 1, ncnn 1.0, 2026-11-24" in text

@@ -135,7 +135,9 @@ def bench(
             baselines=[alone[name] for name in names if name in alone],
         )  # fmt: skip
     if failures and (all(one.alone for one in results) or own.keys() - {one.name for one in results}):
-        raise next(iter(failures.values()))  # with a plan goes what is the same by another name
+        # A plan's failure rather than an engine's; with a plan goes what is the same by another name.
+        of_plans = [error for name, error in failures.items() if name not in alone]
+        raise next(iter(of_plans or failures.values()))
     data = reporting.bench_json(results, network, topology, table, command_line(), said)
     if json_to != "-":
         reporting.render_bench(results, f"{network.name} on {reporting.machine_title(topology)}", out())

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from corepipe.errors import EmulationError
+from corepipe.errors import EmulationError, WorkerError
 from corepipe.runtime.arena import anonymous_file
 from corepipe.topology.cpulist import name_cpus
 
@@ -45,7 +45,10 @@ class SlowedCore:
         self.max_share = max_share
         self.name = f"core {cpus[0]}"
         self.period_ns = round(1e9 * max(PERIOD_S, _LEAST_SLICE_S / (1 - speed)))
-        self.fd = anonymous_file(mmap.PAGESIZE, "emulate")
+        try:
+            self.fd = anonymous_file(mmap.PAGESIZE, "emulate")
+        except WorkerError as error:
+            raise EmulationError(str(error)) from None
         self._memory = mmap.mmap(self.fd, mmap.PAGESIZE)
         self.control = memoryview(self._memory).cast("d")
         self._before = [0.0] * len(self.control)

@@ -97,8 +97,10 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
     if best is not default:
         sentences[0] += f", {best.throughput_fps / default.throughput_fps:.2f}x {what}, {default.throughput_fps:.4g})"
     sentences[0] += "."
-    if best.alone:
-        sentences[0] += " No plan is faster here than the engine by itself, as it is by default."
+    if best.alone and any(not result.alone for result in results):
+        wrong = any(r.throughput_fps > best.throughput_fps for r in results if not r.alone)
+        what = "with equal outputs is" if wrong else "is"
+        sentences[0] += f" No plan {what} faster here than the engine by itself, as it is by default."
     if default.name == DEFAULT and not simulated:
         sentences.append(
             f"{DEFAULT} runs as all plans here do, with what corepipe has of huge pages and quicker operators; the "
@@ -126,15 +128,30 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
             f"? marks an unstable figure: half the range of its slices is over {STABLE_SPREAD:.0%} of their median (or "
             f"there was only one); close other programs, or see `corepipe doctor`."
         )
-    worst = max(result.largest_error for result in results)
     if simulated:
         sentences.append("Simulated on the cost table: nothing was run, no output was computed.")
-    elif all(result.outputs_equal for result in results):
-        sentences.append(
-            f"All outputs equal the whole model's: largest difference {worst:.1e} of the largest magnitude "
-            f"(tolerance {results[0].tolerance:g})."
-        )
+    else:
+        sentences.extend(_outputs_in_words(results))
     return sentences
+
+
+def _outputs_in_words(results: Sequence[PlanResult]) -> list[str]:
+    """How far the outputs are from the whole model's, or which are too far."""
+    equal = [result for result in results if result.outputs_equal]
+    if not equal:
+        return []
+    sentences = []
+    worst = max(result.largest_error for result in equal)
+    whose = "All outputs"
+    if len(equal) < len(results):
+        whose = "All plans' outputs" if all(r.outputs_equal or r.alone for r in results) else "The other outputs"
+        wrong = ", ".join(result.name for result in results if not result.outputs_equal)
+        sentences.append(f"The outputs of {wrong} differ from the whole model's.")
+    return [
+        *sentences,
+        f"{whose} equal the whole model's: largest difference {worst:.1e} of the largest magnitude "
+        f"(tolerance {results[0].tolerance:g}).",
+    ]
 
 
 def bench_json(

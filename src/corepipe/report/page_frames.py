@@ -102,12 +102,15 @@ def _route(
     hops: dict[tuple[str, int, int], HopCheck],
 ) -> Html:
     total = sum(taken.values())
-    rate = f"{number(route.rate_fps, 3)} frames/s planned"
+    planned: list[Html | str] = []
+    if not result.alone:
+        planned = [f"{number(route.rate_fps, 3)} frames/s planned ", sheet.table_source.pill()]
     measured: list[Html | str] = []
     if total:
         share = taken[index] / total
-        measured = [f", {number(share * result.throughput_fps, 3)} ({share:.0%} of the frames) ", sheet.run.pill()]
-    head = tag("p", tag("b", f"route {index}"), f": {rate} ", sheet.table_source.pill(), *measured)
+        rate = f"{number(share * result.throughput_fps, 3)} frames/s ({share:.0%} of the frames) "
+        measured = [", " if planned else "", rate, sheet.run.pill()]
+    head = tag("p", tag("b", f"route {index}"), ": ", *planned, *measured)
     if len(route.hops) <= _MAX_CHIPS:
         chips: list[Html] = []
         for hop in route.hops:

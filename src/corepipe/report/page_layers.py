@@ -75,7 +75,7 @@ def layers(sheet: Sheet) -> Html:
                 )
                 for hop in route.hops
             ]
-            label = f"route {route_number}, {number(route.rate_fps, 3)}/s"
+            label = "the engine" if result.alone else f"route {route_number}, {number(route.rate_fps, 3)}/s"
             rows.append(_strip(label, "workers", pieces))
         if len(used) > _MAX_ROUTES:
             rows.append(_strip(f"{len(used) - _MAX_ROUTES} routes more", "", []))

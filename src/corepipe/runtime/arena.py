@@ -38,6 +38,10 @@ DYNAMIC_CAPACITY = 16 * 2**20
 """Bytes reserved for an output whose shape depends on the data (address space; memory only as it is written)."""
 
 _MFD_CLOEXEC = 1
+_NO_SUCH_CALL = (errno.ENOSYS, errno.EPERM)
+_SHARED = "/dev/shm"
+"""Memory that looks like files, where there is no call for nameless memory."""
+
 _PAGE = 4096
 _ERROR_BYTES = 1024
 _TIMES_OFFSET = _ERROR_BYTES
@@ -117,7 +121,7 @@ def anonymous_file(size: int, what: str) -> int:
     with or_worker_error(f"cannot get {size >> 20} MiB of shared memory for {what}"), contextlib.ExitStack() as undo:
         fd = _memory_file(f"corepipe-{what}")
         if fd is None:
-            folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
+            folder = _SHARED if _has_room(_SHARED, size) else None
             with tempfile.TemporaryFile(prefix="corepipe-", dir=folder) as file:
                 fd = os.dup(file.fileno())
         undo.callback(os.close, fd)
@@ -126,19 +130,35 @@ def anonymous_file(size: int, what: str) -> int:
     return fd
 
 
+def _has_room(folder: str, size: int) -> bool:
+    """Whether a file of that size can be made there: containers may have a small one, and writing past it is fatal."""
+    try:
+        return os.access(folder, os.W_OK) and os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize >= size
+    except OSError:
+        return False
+
+
 def _memory_file(name: str) -> int | None:
-    """A descriptor of nameless memory; None where the system has none."""
+    """A descriptor of nameless memory; None where the system has none, or a container's rules forbid it."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create(name, os.MFD_CLOEXEC)
+        try:
+            return os.memfd_create(name, os.MFD_CLOEXEC)
+        except OSError as error:
+            if error.errno in _NO_SUCH_CALL:
+                return None
+            raise
     if sys.platform not in ("linux", "android"):
         return None
     create = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)  # this Python was built where it lacked
     if create is None:
         return None
     fd: int = create(name.encode(), _MFD_CLOEXEC)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return fd
+    if fd >= 0:
+        return fd
+    number = ctypes.get_errno()
+    if number in _NO_SUCH_CALL:
+        return None
+    raise OSError(number, os.strerror(number))
 
 
 @contextlib.contextmanager
