@@ -196,13 +196,19 @@ class Contender:
 
 def convert(engine: str, folder: Path, batch: int, timeout_s: float) -> str | None:
     """Convert the network in a process of its own; the reason where that fails."""
-    command = [sys.executable, "-m", "rival_systems.prepare", engine, str(folder), str(batch)]
+    reason = run_aside("rival_systems.prepare", [engine, str(folder), str(batch)], timeout_s)
+    return None if reason is None else f"not converted: {reason}"
+
+
+def run_aside(module: str, arguments: Sequence[str], timeout_s: float) -> str | None:
+    """Run a module of this package in a process of its own; the reason where that fails."""
+    command = [sys.executable, "-m", module, *arguments]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=BENCH, stdout=log, stderr=log, start_new_session=True)
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            return f"its conversion takes longer than {timeout_s:g} s"
+            return f"it takes longer than {timeout_s:g} s"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
@@ -211,4 +217,4 @@ def convert(engine: str, folder: Path, batch: int, timeout_s: float) -> str | No
             return None
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
-        return f"not converted: {lines[-1][:250] if lines else f'exit code {code}'}"
+        return lines[-1][:250] if lines else f"exit code {code}"

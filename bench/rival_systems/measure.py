@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import statistics
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 
 from rival_systems.catalogue import COREPIPE, Setting, missing
-from rival_systems.host import ChildError, Contender, convert
+from rival_systems.host import ChildError, Contender, convert, run_aside
 
 NEAR = 0.05
 """Settings this near to their system's best by the screening are measured in the interleaved run too."""
@@ -108,8 +109,9 @@ def measure(
 def _measure_costs(own: Setting, folder: Path, times: Times, say: Say) -> None:
     """Let corepipe measure and keep its costs while nothing else is loaded."""
     say("corepipe: costs")
-    with contextlib.suppress(ChildError):
-        Contender(own, folder, times.costs_s).close()
+    cpus, batches = own.processes[0], own.options.get("batches", (1,))
+    if reason := run_aside("rival_systems.run_corepipe", [str(folder), json.dumps([cpus, batches])], times.costs_s):
+        say(f"corepipe: {reason}")
 
 
 def _usable(settings: Iterable[Setting], folder: Path, times: Times, result: Measured) -> Iterator[Setting]:

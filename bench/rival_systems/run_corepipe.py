@@ -1,12 +1,17 @@
-"""corepipe by its public interface: costs measured and kept, the plan, frames through a stream."""
+"""corepipe by its public interface: costs measured and kept, the plan, frames through a stream.
+
+python -m rival_systems.run_corepipe FOLDER [CPUS, BATCHES]    measure costs and keep them
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import json
+import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +50,13 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
     done: list[FrameRecord] = []
     stream = Stream(network, plan, topology, on_record=done.append)
     return _Stream(stream, plan, table, done)
+
+
+def measure_costs(folder: Path, cpus: Sequence[int], batches: Sequence[int]) -> None:
+    """Measure what `load` needs, where it is not known yet."""
+    network, topology = open_network(model_path(folder, 1)), detect(restrict_to=cpus)
+    for batch in batches:
+        find_costs(network, topology, batch=batch, measured=True)
 
 
 class _Stream:
@@ -107,3 +119,7 @@ def _words(plan: Plan) -> str:
     ]
     together = f", {plan.batch} frames a slot" if plan.batch > 1 else ""
     return f"{plan.planner}{together}: {'; '.join(routes)}"
+
+
+if __name__ == "__main__":
+    measure_costs(Path(sys.argv[1]), *json.loads(sys.argv[2]))

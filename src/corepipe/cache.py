@@ -19,6 +19,7 @@ from corepipe.cost.table import CostTable, EngineName
 from corepipe.document import Document
 from corepipe.errors import DocumentError
 from corepipe.network.model import Network
+from corepipe.runtime.huge_pages import obstacle
 from corepipe.topology.model import Topology
 
 LOCK = ".measuring"
@@ -60,11 +61,11 @@ class TableCache:
     def path(self, network: Network, topology: Topology, engine: EngineName, batch: int = 1) -> Path:
         """Where the table of this network on this machine with this engine, so many frames at once, lies."""
         size = [] if batch == 1 else [f"b{batch}"]
-        return self._path(".costs.json", network.name, network.sha256[:16], *_machine(topology, engine), *size)
+        return self._path(".costs.json", network.name, network.sha256[:16], *machine_key(topology, engine), *size)
 
     def hop_path(self, topology: Topology, engine: EngineName) -> Path:
         """Where the hop costs of this machine with this engine lie; they are the same for all networks."""
-        return self._path(".hop.json", *_machine(topology, engine))
+        return self._path(".hop.json", *machine_key(topology, engine))
 
     def _path(self, suffix: str, *parts: str) -> Path:
         return self.folder / ("-".join(re.sub(r"[^A-Za-z0-9._]", "_", part)[:60] for part in parts) + suffix)
@@ -187,8 +188,10 @@ class TableCache:
         return True
 
 
-def _machine(topology: Topology, engine: EngineName) -> tuple[str, ...]:
-    return (topology.fingerprint(), engine.name, engine.version, f"m{MEASUREMENT_VERSION}")
+def machine_key(topology: Topology, engine: EngineName) -> tuple[str, ...]:
+    """What costs depend on; they differ by some percent where workers get no huge pages."""
+    pages = ("small_pages",) if obstacle() else ()
+    return (topology.fingerprint(), engine.name, engine.version, f"m{MEASUREMENT_VERSION}", *pages)
 
 
 def read_kept(kind: type[_Kept], path: Path, damaged: str = "a damaged cache file") -> _Kept | None:

@@ -50,7 +50,7 @@ _RACE_ROUNDS, _RACE_BEHIND = 3, 0.05
 TRIAL_TOLERANCE = 0.02
 """What a trial cannot tell apart; by so much less the simpler plan is kept."""
 
-_FRAMES_PER_SLICE = 24
+_FRAMES_PER_SLICE, _SLOTS_PER_SLICE = 24, 12
 
 _WON_SHARE = 0.75
 """The share of the rounds in which a plan must be faster than a simpler one to take its place.
@@ -421,8 +421,8 @@ def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> flo
 
 
 def _least_frames(plan: Plan) -> int:
-    """In a slice: two dozen slots."""
-    return plan.batch * _FRAMES_PER_SLICE
+    """In a slice: two dozen frames, and a dozen slots."""
+    return max(_FRAMES_PER_SLICE, plan.batch * _SLOTS_PER_SLICE)
 
 
 def _filling(plan: Plan) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -45,6 +46,20 @@ def test_few_channels_fill_small_blocks_only(make_layout_model):
 def test_sums_with_nothing_are_left_out(make_layout_model):
     network = load_network(make_layout_model([("Relu",), ("Mul", 1.0), ("Add", 0.0), ("Mul", 2.0)]))
     assert [op for sample in samples(network) for op in sample.op_types] == ["Relu", "Mul"]
+
+
+def test_a_branch_of_constants_reads_nothing():
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("Mul", ["c", "one"], ["anchors"]),
+    ]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in ("x", "y", "anchors")]
+    constants = [onnx.numpy_helper.from_array(np.ones(4, np.float32), name) for name in ("c", "one")]
+    graph = helper.make_graph(nodes, "anchors", values[:1], values[1:], constants)
+    network = load_network(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10))
+    assert "anchors" in [tensor.name for tensor in network.outputs]
+    assert len(samples(network)) == len(network.layers)
 
 
 def test_transpositions_that_move_nothing_are_known(make_layout_model):

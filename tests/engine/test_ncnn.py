@@ -539,6 +539,7 @@ def simple(kind, *inputs, shape=(1, 4, 6, 6), **attributes):
         (simple("MaxPool", "x", kernel_shape=[2, 2], dilations=[2, 2]), "dilations"),
         (simple("Conv", "x", "x"), "weight is not constant"),
         (simple("LRN", "x", size=4), "size 4"),
+        (simple("HardSigmoid", "x", alpha=-0.2), "slope"),
         (simple("Relu", "x", shape=("n", 4)), "shape of 'x' is not fixed"),
         (simple("Concat", "x", "x", axis=0, shape=(1, 2, 3, 4, 5)), "5 axes"),
         (simple("Pad", "x", np.array([0, 1, 0, 0, 0, 0, 0, 0])), "only of height and width"),

@@ -131,6 +131,30 @@ def test_after_a_change_of_speed_the_plan_is_near_the_best_within_five_seconds(c
     assert world.fps() >= 0.95 * world.best_fps()
 
 
+def test_long_searches_are_rare(monkeypatch):
+    """They take time of the cores that they are for."""
+    clock, searches = [0.0], []
+
+    def planner(table):
+        searches.append(clock[0])
+        clock[0] += 3.0
+        return planners.plan(table)
+
+    monkeypatch.setattr("corepipe.follow.decide.time.monotonic", lambda: clock[0])
+    world = World(table_of(BIG_LITTLE), planner=planner)
+    searches.clear()
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        for core in world.factors:
+            world.factors[core] = generator.uniform(0.5, 2.0)
+        world.run(3)
+    assert 2 <= len(searches) <= 120 / 30 + 2
+    world.usable.discard(max(world.factors))  # but nobody waits for a plan without a core that is lost
+    before = len(searches)
+    world.run(1)
+    assert len(searches) > before or max(world.factors) not in {c for w in world.plan.workers for c in w.cores}
+
+
 @pytest.mark.parametrize("core", [0, 1])
 @pytest.mark.parametrize("factor", [2.0, 4.0])
 def test_a_worker_of_several_cores_is_left_where_one_of_them_becomes_slow(core, factor):

@@ -360,3 +360,20 @@ def test_the_name_of_a_constant_output_is_free(make_model, divider, taken):
     nodes.append(helper.make_node("Add", [nodes[0].output[0], "x"], ["y"]))
     model = make_model(nodes, inputs, ["y", "k"], {"k": np.ones(2, np.float32)})
     same_as_before(model, load_network(model), divider)
+
+
+def test_what_the_reference_gets_wrong_is_left_to_the_engine(make_model, divider):
+    """Of infinite values it makes NaN."""
+    nodes = [
+        helper.make_node("OneHot", ["indices", "depth", "values"], ["mask"], axis=-1),
+        helper.make_node("Max", ["x", "mask"], ["y"]),
+    ]
+    constants = {
+        "indices": np.array([0, 2]),
+        "depth": np.array(3),
+        "values": np.array([-np.inf, 0], np.float32),
+    }
+    model = make_model(nodes, {"x": [2, 3]}, ["y"], constants)
+    network = load_network(model)
+    (got,) = divider.run(network.model, {"x": np.full((2, 3), -1, np.float32)}).values()
+    assert got.tolist() == [[0, -1, -1], [-1, -1, 0]]

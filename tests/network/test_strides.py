@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from corepipe import engine
+from corepipe.cost.predict import terms
+from corepipe.cost.predict.layout import samples
 from corepipe.network import zoo
 from corepipe.network.batch import batched
 from corepipe.network.check import Limits
@@ -340,6 +342,7 @@ def test_a_sum_that_is_a_layer_of_its_own_stays_the_main_operator():
     pooled = [layer for layer in network.layers if "AveragePool" in layer.descriptor.op_types]
     assert pooled
     assert all(layer.descriptor.kind != "pool" for layer in pooled)
+    assert {terms._main(sample) for sample in samples(network) if "AveragePool" in sample.op_types} == {"Add", "Conv"}
 
 
 def test_several_frames_at_once():

@@ -44,6 +44,73 @@ def test_outputs_equal_the_whole_model_in_order(chain, two_cores, make_plan, rou
         assert_equal(stream(frames), whole(chain, frames))
 
 
+@pytest.mark.parametrize("routes", [PLANS["pipeline"], PLANS["replicas"]], ids=["pipeline", "replicas"])
+def test_workers_do_not_run_dry_while_a_slow_reader_takes_what_has_ended(chain, two_cores, make_plan, routes):
+    taken, under_way = 0, []
+
+    def source():
+        nonlocal taken
+        for frame in frames_for(chain, 24):
+            taken += 1
+            yield frame
+
+    with Stream(chain, make_plan(chain, routes), two_cores) as stream:
+        for number, _ in enumerate(stream(source())):
+            time.sleep(0.03)  # all that is under way ends meanwhile
+            under_way.append(taken - number - 1)
+    assert min(under_way[:16]) >= 2
+
+
+def test_an_async_loop_that_is_left_does_not_wait_for_its_source(chain, two_cores, make_plan):
+    release = threading.Event()
+
+    def source():
+        yield frames_for(chain, 1)[0]
+        release.wait(60)
+
+    async def first(stream):
+        async for _ in stream.aiter(source()):
+            break
+
+    with Stream(chain, make_plan(chain, PLANS["replicas"]), two_cores) as stream:
+        thread = threading.Thread(target=lambda: asyncio.run(first(stream)), daemon=True)
+        thread.start()
+        thread.join(20)
+        waits = thread.is_alive()
+        release.set()
+    assert not waits
+
+
+def test_an_async_loop_whose_stream_is_closed_tells_so_once(chain, two_cores, make_plan):
+    said = []
+
+    async def consume(stream):
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context["message"]))
+        with pytest.raises(StreamClosedError):  # noqa: PT012
+            async for _ in stream.aiter(itertools.cycle(frames_for(chain, 2))):
+                stream.close()
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            gc.collect()
+
+    stream = Stream(chain, make_plan(chain, PLANS["replicas"]), two_cores)
+    asyncio.run(consume(stream))
+    assert said == []
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores can't be chosen here")
+def test_workers_return_to_their_cores_where_the_system_forgets_them(chain, two_cores, make_plan):
+    """As it does to all processes of a cpuset that is changed."""
+    with Stream(chain, make_plan(chain, PLANS["replicas"]), two_cores) as stream:
+        pid = next(iter(stream.worker_pids.values()))
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        core = os.sched_getaffinity(pid)
+        assert len(core) < len(two_cores.cpus)
+        for thread in threads:
+            os.sched_setaffinity(thread, two_cores.cpus)
+        wait_until(lambda: all(os.sched_getaffinity(thread) == core for thread in threads), 10)
+
+
 @st.composite
 def random_routes(draw):
     def route():

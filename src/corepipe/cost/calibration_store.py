@@ -6,10 +6,9 @@ import logging
 import os
 from pathlib import Path
 
-from corepipe.cache import TableCache, read_kept
+from corepipe.cache import TableCache, machine_key, read_kept
 from corepipe.cost.calibrate import MOST_SPREAD
 from corepipe.cost.calibration import Calibration, PartialCalibration
-from corepipe.cost.profile import MEASUREMENT_VERSION
 from corepipe.cost.table import EngineName
 from corepipe.errors import DocumentError, NotTrustworthyError, UsageError
 from corepipe.topology.model import Topology
@@ -29,8 +28,7 @@ class CalibrationStore:
 
     def path(self, topology: Topology, engine: EngineName) -> Path:
         """Where this machine's calibration lies."""
-        name = f"{topology.fingerprint()}-{engine.name}-{engine.version}-m{MEASUREMENT_VERSION}"
-        return self._folder / f"{name}.calibration.json"
+        return self._folder / f"{'-'.join(machine_key(topology, engine))}.calibration.json"
 
     def load(self, topology: Topology, engine: EngineName) -> Calibration | None:
         """This machine's calibration; a damaged one is reported and ignored."""

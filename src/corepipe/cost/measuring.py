@@ -34,6 +34,7 @@ _COUNTS = (12, 16, 24, 32, 48, 64, 96, 128)
 """Of a cluster every count up to the first is measured, then these, and the whole cluster."""
 
 _MARK = "corepipeL"
+_DISTURBING = re.compile(r'["\\\x00-\x1f]')
 """Before the number of its layer in a node's name: names of tensors, which engines make names of, may look alike."""
 
 _DISTURBED = 1.25
@@ -322,13 +323,27 @@ def other_cores(topology: Topology, cores: Sequence[int]) -> list[tuple[int, ...
 
 
 def name_by_layer(network: Network, segment: Segment) -> Segment:
-    """The same segment with nodes renamed, so that an engine's profile tells their layers."""
+    """The same segment with nodes renamed, so that an engine's profile tells their layers.
+
+    ONNX Runtime writes names into its profile as they are, those of tensors too: inner ones with characters that end or
+    change a JSON string are renamed as well.
+    """
     model = type(segment.model)()
     model.CopyFrom(segment.model)
     owner = {output: layer.index for layer in network.layers for output in layer.outputs}
+    kept = {value.name for value in (*model.graph.input, *model.graph.output)}
+    renamed: dict[str, str] = {}
     for number, node in enumerate(model.graph.node):
         layer = next((found for o in node.output if (found := _named_after(o, owner)) is not None), 0)
         node.name = f"{_MARK}{layer}.{number}"
+        for place, output in enumerate(node.output):
+            if output not in kept and _DISTURBING.search(output):
+                renamed[output] = f"{_MARK}{layer}.{number}_{place}"
+    if renamed and not any(a.type in (a.GRAPH, a.GRAPHS) for node in model.graph.node for a in node.attribute):
+        for node in model.graph.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+            node.output[:] = [renamed.get(name, name) for name in node.output]
+        del model.graph.value_info[:]
     return Segment(segment.start, segment.stop, model, segment.inputs, segment.outputs)
 
 

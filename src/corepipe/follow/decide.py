@@ -1,11 +1,12 @@
 """When a running plan is to change: shift the rates of its routes, or go on with another plan, or leave it alone.
 
-Nothing here knows of processes or clocks: the time is told.
+Nothing here knows of processes or clocks: the time is told (but for how long a search takes, to rest accordingly).
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -39,6 +40,9 @@ SETTLING_S = 2.5
 
 _ALIKE = 0.05
 """Factors that differ by less lead to the same plan."""
+
+_REST = 10
+"""After a search no other one is made for so many times as long: it takes time of the cores that it is for."""
 
 _AGREEING_S = 1.5
 """A change is made when all looks of so long have asked for it."""
@@ -109,6 +113,7 @@ class Decider:
         self._cautious_s = float("-inf")
         self._promise: tuple[float, float] | None = None
         self._found: tuple[dict[int, Floats], Plan | None] | None = None
+        self._rested_s = float("-inf")
 
     @property
     def pause_s(self) -> float:
@@ -192,13 +197,17 @@ class Decider:
     def _best_plan(self, usable: Collection[int], now_s: float) -> Plan | None:
         """The best plan by what is known now, if there is any; not searched for again before that has changed."""
         known = {core: self.belief.factors(core, now_s) for core in self.belief.cores if core in usable}
-        if self._found is None or not _alike(known, self._found[0]):
-            try:
-                self._found = known, self._search(usable, now_s)
-            except PlanError as error:
-                _log.warning("no other plan is looked for: %s", error)
-                self._found = known, None
-        return self._found[1]
+        same_cores = self._found is not None and known.keys() == self._found[0].keys()
+        if self._found is not None and same_cores and (now_s < self._rested_s or _alike(known, self._found[0])):
+            return self._found[1]
+        began, found = time.monotonic(), None
+        try:
+            found = self._search(usable, now_s)
+        except PlanError as error:
+            _log.warning("no other plan is looked for: %s", error)
+        self._found = known, found
+        self._rested_s = now_s + _REST * (time.monotonic() - began)
+        return found
 
     def _search(self, usable: Collection[int], now_s: float) -> Plan:
         table, origin = self.belief.table(now_s, usable)

@@ -24,6 +24,9 @@ from corepipe.runtime.record import FrameRecord
 from corepipe.runtime.stream import Stream
 from corepipe.topology.memory import available_memory
 
+_KEPT_CHANGES = 1000
+"""Those of rates are forgotten first, the oldest of them: for months some are made every few seconds."""
+
 _log = logging.getLogger("corepipe")
 
 
@@ -58,7 +61,7 @@ class Follower:
         on_change: called with each change, in the follower's thread.
 
     Attributes:
-        changes: what was changed, in order.
+        changes: what was changed, in order; of very many, the latest.
     """
 
     def __init__(
@@ -125,6 +128,8 @@ class Follower:
         self._watched = number, Observer(step.plan, at_ns)
         change = Change(at_ns, step.kind, number, step.plan, step.reason)
         self.changes.append(change)
+        if len(self.changes) > _KEPT_CHANGES:
+            del self.changes[next((n for n, old in enumerate(self.changes) if old.kind == "rates"), 0)]
         _log.info("the plan changes (%s): %s", step.kind, step.reason)
         self._on_change(change)
 

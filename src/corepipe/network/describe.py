@@ -192,7 +192,7 @@ def _gemm(node: NodeProto, types: Types) -> _Gemm:
         n = made[-1] if len(weight) == 2 else 1
         return _Gemm(math.prod(made) // max(n, 1), n, k)
     rows = made[-2] if len(given) > 1 and len(made) > 1 else 1
-    return _Gemm(rows, made[-1], k, math.prod(made) // max(rows * made[-1], 1))
+    return _Gemm(rows, made[-1], k, max(1, math.prod(made) // max(rows * made[-1], 1)))
 
 
 def _recurrent_flops(node: NodeProto, types: Types) -> int:

@@ -161,7 +161,7 @@ class RouteProgram:
             cost, found = self.paths.cheapest(duals @ weights / self._scale, active, hop_price)
             if cost > 0 and float(duals @ limits) / cost < bound:
                 best, bound = duals / cost, float(duals @ limits) / cost
-            if cost >= 1 - PROOF_GAP or bound <= float(rates.sum()) * (1 + PROOF_GAP):
+            if cost >= 1 - PROOF_GAP or bound <= float(gains @ rates) * (1 + PROOF_GAP):
                 break
             if not hop_price and bound < floor_fps * self._scale:
                 break

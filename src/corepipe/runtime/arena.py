@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from corepipe.network.model import TensorInfo
 
 ALIGNMENT = 128
-MAX_HOPS = 64
+MAX_HOPS = 1024
+"""Of a route; each takes 16 bytes of a slot."""
+
 MAX_RANK = 15
 DYNAMIC_CAPACITY = 16 * 2**20
 """Bytes reserved for an output whose shape depends on the data (address space; memory only as it is written)."""
@@ -121,7 +123,9 @@ def anonymous_file(size: int, what: str) -> int:
     with or_worker_error(f"cannot get {size >> 20} MiB of shared memory for {what}"), contextlib.ExitStack() as undo:
         fd = _memory_file(f"corepipe-{what}")
         if fd is None:
-            folder = _SHARED if _has_room(_SHARED, size) else None
+            folder = _SHARED if _has_room(_SHARED, size) else tempfile.gettempdir()
+            if not _has_room(folder, size):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with tempfile.TemporaryFile(prefix="corepipe-", dir=folder) as file:
                 fd = os.dup(file.fileno())
         undo.callback(os.close, fd)
@@ -171,10 +175,13 @@ def or_worker_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "close other programs or use fewer workers"
+        advice = ""
+        if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC):
+            advice = "; close other programs or use fewer workers"
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            advice = "allow more open files (ulimit -n) or use fewer workers"
-        raise WorkerError(f"{what}: {error.strerror or error}; {advice}") from None
+            advice = "; allow more open files (ulimit -n) or use fewer workers"
+        file = f" ({error.filename})" if isinstance(error.filename, str) else ""
+        raise WorkerError(f"{what}: {error.strerror or error}{file}{advice}") from None
 
 
 class Slot:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from corepipe.engine import Engine
 
 _PARENT_CHECK_S = 0.5
+_stay_on: list[int] = []
+"""The cores of this process, once it is pinned."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -40,6 +43,7 @@ def main(config_fd: int) -> None:
         module = import_module(config["module"])
         engines = _load(config["engines"])
         pin(config["cpus"], config["strict"])
+        _stay_on.extend(config["cpus"])
         for engine in engines:
             engine.dedicate(config["threads"], alone=len(engines) == 1)
         module.serve(config)
@@ -119,7 +123,7 @@ def _go_on_with_parents_death() -> None:
 
 
 def _exit_with_parent(lifeline_fd: int) -> None:
-    """End this process when the parent's end of the lifeline closes, or the parent is gone.
+    """End this process when the parent's end of the lifeline closes, or the parent is gone; until then keep it pinned.
 
     The second test serves where a forked child of the parent still holds the lifeline open.
     """
@@ -127,5 +131,11 @@ def _exit_with_parent(lifeline_fd: int) -> None:
     poller = select.poll()
     poller.register(lifeline_fd, select.POLLIN)
     while not poller.poll(_PARENT_CHECK_S * 1000) and os.getppid() == parent:
-        pass
+        _pin_again()
     os._exit(0)
+
+
+def _pin_again() -> None:
+    """The system forgets masks: of all processes where a cpuset changes, of some where their core was offline."""
+    if _stay_on and hasattr(os, "sched_getaffinity") and not os.sched_getaffinity(0) <= set(_stay_on):
+        pin(_stay_on, strict=False)

@@ -81,7 +81,7 @@ class Child:
                 f"embedded) has none to start"
             )
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-        path = [p for p in sys.path if isinstance(p, str) and p]
+        path = [p or os.getcwd() for p in sys.path if isinstance(p, str)]
         with (
             or_worker_error(f"worker {name}: cannot start a process"),
             contextlib.ExitStack() as undo,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable
 from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from corepipe.errors import CorepipeError, FrameError
@@ -44,7 +48,9 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> Ge
                     result = _outcome(waiting[0], on_error)
                     del waiting[0]
                     yield result
-                    continue
+                    # Its reader may have taken long: workers must not run dry while it takes what has ended meanwhile.
+                    if not (more and len(waiting) < stream.window and stream.state.has_room_now()):
+                        continue
             if more:
                 try:
                     frame = next(source)
@@ -83,14 +89,15 @@ async def run_async(
         FrameError, StreamClosedError, WorkerError, Exception: as for `run_in_order`.
     """
     room = asyncio.Semaphore(stream.window)
+    aside = _Aside()
     fed: asyncio.Queue[Future[Any] | None] = asyncio.Queue()
 
     async def feed() -> None:
         try:
-            async for frame in _as_async(frames):
+            async for frame in _as_async(frames, aside):
                 await room.acquire()
                 try:
-                    fed.put_nowait(await asyncio.to_thread(stream.submit, frame))
+                    fed.put_nowait(await aside.call(stream.submit, frame))
                 except FrameError as error:
                     fed.put_nowait(_failed(error))
         finally:
@@ -106,6 +113,36 @@ async def run_async(
         await feeder
     finally:
         feeder.cancel()
+        feeder.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else asks for it any more
+        aside.close()
+
+
+class _Aside:
+    """A thread for calls that may wait: one that is never answered does not keep the program from ending."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        threading.Thread(target=self._serve, name="corepipe-feeder", daemon=True).start()
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns, or raises; one call after the other."""
+        future: Future[Any] = Future()
+        self._calls.put((future, partial(contextvars.copy_context().run, function, *arguments)))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End the thread once its present call returns; calls that have not begun by then must have been cancelled."""
+        self._calls.put(None)
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, function = call
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
 
 
 async def _next_fed(stream: Stream, fed: asyncio.Queue[Future[Any] | None]) -> Future[Any] | None:
@@ -143,11 +180,11 @@ def _outcome(future: Future[Any] | Outcome, on_error: OnError) -> Any:
     return future.result()
 
 
-async def _as_async(frames: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+async def _as_async(frames: Iterable[Any] | AsyncIterable[Any], aside: _Aside) -> AsyncIterator[Any]:
     if isinstance(frames, AsyncIterable):
         async for frame in frames:
             yield frame
         return
     source, end = iter(frames), object()
-    while (frame := await asyncio.to_thread(next, source, end)) is not end:
+    while (frame := await aside.call(next, source, end)) is not end:
         yield frame

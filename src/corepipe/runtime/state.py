@@ -140,6 +140,11 @@ class State:
         # Deliveries wait for a callback that submits, so that callback must not wait for deliveries.
         return threading.current_thread() is self.deliverer
 
+    def has_room_now(self) -> bool:
+        """The same for who feeds deep, and does not hold the lock."""
+        with self.lock:
+            return self.has_room(deep=True)
+
     def wait_for_room(self, timeout: float | None = None, *, deep: bool = False) -> bool:
         """Wait until a frame can be fed or the stream has ended; while others wait, who feeds deep leaves them room."""
         with self.lock:

@@ -157,7 +157,7 @@ def _places(network: Network, idle: Collection[int], block: int) -> list[_Place]
         elif kind == "Concat" and int_attribute(node, "axis", 1) == 1:
             result = all(n in blocked and _channels(n, types) % block == 0 for n in reads)
         elif index in idle or (kind in _SCALING and len(reads) == 1 and _by_number(node, weights)):
-            result = reads[0] in blocked
+            result = bool(reads) and reads[0] in blocked
         elif kind == "Resize" and _text(node, "mode", "nearest") in ("nearest", "linear"):
             result = node.input[0] in blocked
         if kind == "Transpose":

@@ -333,7 +333,8 @@ def _main(sample: Sample) -> str:
         return next((name for name in names if name.endswith("Pool")), names[0])
     if sample.kind == "normalisation":
         return next((name for name in names if name.endswith(("Normalization", "Softmax", "LRN"))), names[0])
-    return next((name for name in names if name not in _FREE or name == "BatchNormalization"), names[0])
+    passed = _FREE - {"BatchNormalization"} | {_THINNING}
+    return next((name for name in names if name not in passed), names[0])
 
 
 def _volume(sample: Sample) -> int:

@@ -66,9 +66,11 @@ def hard_swish(node: Node) -> Tensor:
 
 
 def hard_sigmoid(node: Node) -> Tensor:
-    """HardSigmoid."""
-    params = {0: float(node.attribute("alpha", 0.2)), 1: float(node.attribute("beta", 0.5))}
-    return node.builder.compute("HardSigmoid", node.tensor(0), params)
+    """HardSigmoid, which ncnn limits where the line crosses 0 and 1."""
+    alpha, beta = float(node.attribute("alpha", 0.2)), float(node.attribute("beta", 0.5))
+    if alpha <= 0:
+        raise Refused("a slope that is not above zero")
+    return node.builder.compute("HardSigmoid", node.tensor(0), {0: alpha, 1: beta})
 
 
 def elu(node: Node) -> Tensor:
