@@ -11,6 +11,7 @@ import pytest
 from cost_tables import of_machine
 
 from corepipe import compare as comparing
+from corepipe import plan_results
 from corepipe.bench_setup import bench_names, bench_plans
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance, TableCluster, TableMachine, TableNetwork
 from corepipe.errors import CorepipeError, UnknownNameError, UsageError
@@ -87,9 +88,9 @@ def test_the_fastest_plan_is_kept_unless_a_preferred_one_comes_near(chain, two_c
         )
         for name, slices in zip(("first", "second", "third"), measured, strict=False)
     ]
-    assert comparing.fastest(results).name == kept
+    assert plan_results.fastest(results).name == kept
     with pytest.raises(CorepipeError, match="no plan that was tried"):
-        comparing.fastest([dataclasses.replace(one, largest_error=1.0) for one in results])
+        plan_results.fastest([dataclasses.replace(one, largest_error=1.0) for one in results])
 
 
 def test_a_plan_that_is_less_simple_must_be_faster_in_most_of_the_rounds(chain, two_cores, table):
@@ -97,7 +98,7 @@ def test_a_plan_that_is_less_simple_must_be_faster_in_most_of_the_rounds(chain, 
     one, other = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.01)
     one = dataclasses.replace(one, slices_fps=(100.0, 107.0, 99.0))
     for slices, kept in (((104.0, 104.0, 104.0), "replicas"), ((104.0, 108.0, 104.0), "all-cores")):
-        assert comparing.fastest([one, dataclasses.replace(other, slices_fps=slices)]).name == kept
+        assert plan_results.fastest([one, dataclasses.replace(other, slices_fps=slices)]).name == kept
 
 
 @pytest.mark.parametrize("fits", [True, False], ids=["kept open", "opened for each round"])
@@ -133,8 +134,8 @@ def test_a_plan_of_more_hops_or_larger_workers_must_be_faster(chain, two_cores, 
     ):
         measured = [dataclasses.replace(r, slices_fps=(float(fps),)) for r, fps in zip(results, rates, strict=True)]
         first, copies, pipeline = measured
-        assert comparing.fastest([first, copies, pipeline]).name == best
-        assert comparing.fastest([first, pipeline, copies]).name == best
+        assert plan_results.fastest([first, copies, pipeline]).name == best
+        assert plan_results.fastest([first, pipeline, copies]).name == best
 
 
 def test_a_race_leaves_behind_what_is_clearly_slower(chain, two_cores, table, make_plan, monkeypatch):
@@ -258,11 +259,11 @@ def test_integers_differ_by_their_share_at_the_most(got, want, error):
 def test_what_may_be_rounding_depends_on_the_network(chain, two_cores, table):
     plans = bench_plans(table, ["all-cores"], {})
     (result,) = comparing.compare(chain, plans, two_cores, table, frames(chain), rounds=1, slice_s=0.1)
-    assert result.tolerance == comparing.RELATIVE_TOLERANCE
+    assert result.tolerance == plan_results.RELATIVE_TOLERANCE
     assert not dataclasses.replace(result, largest_error=0.005).outputs_equal
     assert dataclasses.replace(result, largest_error=0.005, tolerance=0.01).outputs_equal
     half = TensorInfo("h", np.dtype(np.float16), (1,))
-    assert rounding(chain, chain.outputs) < comparing.RELATIVE_TOLERANCE < rounding(chain, [half])
+    assert rounding(chain, chain.outputs) < plan_results.RELATIVE_TOLERANCE < rounding(chain, [half])
 
 
 def test_plans_of_a_network_too_large_for_memory_are_opened_one_at_a_time(chain, two_cores, table, monkeypatch):
@@ -385,9 +386,9 @@ def test_plans_that_differ_only_in_names_are_measured_once(chain, two_cores, tab
 
 def test_routes_that_begin_at_the_same_worker_and_divide_differently(make_plan, chain):
     one = make_plan(chain, [(60, [(0, 0, 2), (1, 2, 6)]), (40, [(0, 0, 4), (1, 4, 6)])])
-    assert comparing._twins({"a": one, "b": renamed(one)}) == {"b": "a"}
+    assert plan_results.twins({"a": one, "b": renamed(one)}) == {"b": "a"}
     other = make_plan(chain, [(60, [(0, 0, 2), (1, 2, 6)]), (40, [(0, 0, 3), (1, 3, 6)])])
-    assert comparing._twins({"a": one, "b": other}) == {}
+    assert plan_results.twins({"a": one, "b": other}) == {}
 
 
 def test_a_single_slice_cannot_be_called_stable(chain, two_cores, table):

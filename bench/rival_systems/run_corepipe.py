@@ -21,10 +21,11 @@ from corepipe import Plan, Stream
 from corepipe import plan as planners
 from corepipe.api import find_costs
 from corepipe.bench_setup import bench_frames
-from corepipe.compare import PlanResult, trial
+from corepipe.compare import trial
 from corepipe.cost.table import CostTable
 from corepipe.network.load import open_network
 from corepipe.plan.model import hop_s
+from corepipe.plan_results import PlanResult
 from corepipe.report.plan import hop_text
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.feeding import Writer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import statistics
@@ -24,7 +23,8 @@ from corepipe.errors import CorepipeError
 from corepipe.network.batch_check import relative_error, rounding, runs_on
 from corepipe.network.model import Network
 from corepipe.plan.limits import loading_bytes
-from corepipe.plan.model import Hop, Plan, Route, evaluate, hop_s
+from corepipe.plan.model import Plan, evaluate
+from corepipe.plan_results import RELATIVE_TOLERANCE, PlanResult, Trial, agree, as_twin, fastest, hop_checks, twins
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.record import FrameRecord, HopTime
 from corepipe.runtime.results import Output
@@ -32,118 +32,19 @@ from corepipe.runtime.stream import Stream
 from corepipe.topology.memory import available_memory
 from corepipe.topology.model import Topology
 
-RELATIVE_TOLERANCE = 1e-3
-"""Largest difference from the whole model that counts as equal, relative to the largest magnitude of the output.
-
-It is more where the network rounds more: in half precision, or quantised (`corepipe.network.batch_check.rounding`).
-"""
-
-STABLE_SPREAD = 0.05
-"""A result whose slices have half their range above this share of their median is marked unstable."""
-
 _TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 6, 12, 0.5
 """How long candidates are tried: enough to tell 3 % on a quiet machine, and longer on one that is not."""
 
 _RACE_ROUNDS, _RACE_BEHIND = 3, 0.05
 """A plan that was so much slower than the fastest one in each of the first rounds leaves the race."""
 
-TRIAL_TOLERANCE = 0.02
-"""What a trial cannot tell apart; by so much less the simpler plan is kept."""
-
 _FRAMES_PER_SLICE, _SLOTS_PER_SLICE = 24, 12
-
-_WON_SHARE = 0.75
-"""The share of the rounds in which a plan must be faster than a simpler one to take its place.
-
-Of two that are equally simple the one that is faster by the median is the better guess, however the rounds differ.
-"""
+"""At the least; each counts."""
 
 _LONGER = 10
 """Times the planned length, for a plan that turns out slower than predicted, or a machine that stalls."""
 
 _MEMORY_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class HopCheck:
-    """One hop of a plan: seconds by the table and as measured (mean, which throughput depends on)."""
-
-    worker: str
-    start: int
-    stop: int
-    predicted_s: float
-    measured_s: float
-
-
-@dataclass(frozen=True)
-class PlanResult:
-    """What one plan did.
-
-    Attributes:
-        throughput_fps: median over the slices; `throughput_spread_fps` their minimum and maximum.
-        latency_s: p50, p90 and p99 from submission to result, with the stream kept full.
-        busy: share of the measured time that each worker spent running segments.
-        peak_rss_bytes: memory that the workers hold at the most (looked at after each slice), the slots counted once;
-            0 where the system does not tell.
-        largest_error: largest difference from the whole model, relative to the output's largest magnitude.
-        records: every frame of the last slice, for traces and pictures.
-        slices_fps: the throughput of each slice; the n-th ones of plans that are compared were run one after the other.
-        restarts: workers that died and were replaced meanwhile.
-        short_slices: slices that had to end before there were enough frames; their figures are rough.
-        same_as: the plan, measured under another name, that this one equals; None if it was measured itself.
-        tolerance: the largest difference that counts as equal.
-        alone: whether it is no plan but an engine by itself (`corepipe.baseline`): `plan` is the one that comes
-            nearest, and predictions are NaN.
-    """
-
-    name: str
-    plan: Plan
-    throughput_fps: float
-    throughput_spread_fps: tuple[float, float]
-    predicted_fps: float
-    latency_s: tuple[float, float, float]
-    busy: dict[str, float]
-    hops: tuple[HopCheck, ...]
-    peak_rss_bytes: int
-    largest_error: float
-    records: tuple[FrameRecord, ...] = field(default=(), repr=False)
-    slices_fps: tuple[float, ...] = ()
-    restarts: int = 0
-    short_slices: int = 0
-    same_as: str | None = None
-    tolerance: float = RELATIVE_TOLERANCE
-    alone: bool = False
-
-    @property
-    def outputs_equal(self) -> bool:
-        """Whether the outputs equal the whole model's, within `tolerance`."""
-        return self.largest_error <= self.tolerance
-
-    @property
-    def stable(self) -> bool:
-        """Whether there were several slices, none short, they agree within `STABLE_SPREAD`, and no worker died."""
-        agree = _agree((*self.throughput_spread_fps, self.throughput_fps))
-        return agree and len(self.slices_fps) != 1 and not self.short_slices and not self.restarts
-
-    @property
-    def bottleneck(self) -> str:
-        """The busiest worker, as measured."""
-        return max(self.busy, key=lambda name: self.busy[name])
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What came of trying some plans.
-
-    Attributes:
-        best: the one to use; see `fastest`.
-        results: of all that could run.
-        failures: for the others, by name, why they could not.
-    """
-
-    best: PlanResult
-    results: tuple[PlanResult, ...]
-    failures: Mapping[str, CorepipeError]
 
 
 @dataclass(eq=False)
@@ -215,9 +116,9 @@ def compare(
         WorkerError: a worker could not start.
     """
     expected = _reference(network, frames)
-    twins = _twins(plans)
+    same = twins(plans)
     contenders = [_Contender(one.name, one.plan(network, topology), one) for one in baselines]
-    contenders += [_Contender(name, plan) for name, plan in plans.items() if name not in twins]
+    contenders += [_Contender(name, plan) for name, plan in plans.items() if name not in same]
     keep_open = _fits_in_memory(network, [one.plan for one in contenders])
     most_rounds = max(rounds, most_rounds)
     steps = most_rounds * len(contenders)
@@ -229,7 +130,7 @@ def compare(
                 _leave_behind(running)
                 if len(running) == 1:
                     break
-            if not running or (number >= rounds and all(_agree(one.slices) for one in running)):
+            if not running or (number >= rounds and all(agree(one.slices) for one in running)):
                 break
             shift = number % len(contenders)
             for index, contender in enumerate(contenders[shift:] + contenders[:shift]):
@@ -253,9 +154,9 @@ def compare(
                     contender.stream = None
     on_progress(1.0, "done")
     results = {one.name: _result(one, network, table) for one in contenders if one.name not in failed}
-    for name, twin in twins.items():
+    for name, twin in same.items():
         if twin in results:
-            results[name] = _as_twin(results[twin], name, plans[name])
+            results[name] = as_twin(results[twin], name, plans[name])
     return [results[name] for name in (*(one.name for one in baselines), *plans) if name in results]
 
 
@@ -288,45 +189,6 @@ def trial(
     return Trial(fastest(results), tuple(results), failures)
 
 
-def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -> PlanResult:
-    """The plan to use by a comparison: the simplest one, or what is faster by more than a tolerance.
-
-    They are taken up in the order of their hops a frame, then of the cores of their largest worker (those cores wait
-    for each other, so whatever disturbs one of them holds all of them up), then in the order given. What comes later
-    must be faster, and so in most of the rounds where it is less simple. Of many plans that are alike one is the
-    fastest by chance. Plans whose outputs are wrong do not count.
-
-    Args:
-        results: the preferred one first.
-        tolerance: the share of throughput that is not worth another plan.
-
-    Raises:
-        CorepipeError: no plan has the whole model's outputs.
-    """
-    right = [result for result in results if result.outputs_equal]
-    if not right:
-        raise CorepipeError("no plan that was tried has the whole model's outputs; name another --engine")
-    chosen, *others = sorted(right, key=lambda result: _complexity(result.plan))
-    for result in others:
-        if clearly_faster(result, chosen, tolerance):
-            chosen = result
-    return chosen
-
-
-def clearly_faster(one: PlanResult, other: PlanResult, tolerance: float = TRIAL_TOLERANCE) -> bool:
-    """Whether it is by more than a tolerance, and, if it is less simple, in most of the rounds that both ran in."""
-    ratios = [a / b for a, b in zip(one.slices_fps, other.slices_fps, strict=False)]
-    won = _complexity(one.plan) <= _complexity(other.plan)
-    won = won or statistics.fmean(ratio > 1 for ratio in ratios) >= _WON_SHARE
-    return won and statistics.median(ratios) * (1 - tolerance) >= 1
-
-
-def _complexity(plan: Plan) -> tuple[float, int]:
-    """Hops a frame, and cores of the largest worker."""
-    hops = sum(route.rate_fps * len(route.hops) for route in plan.routes) / plan.throughput_fps
-    return round(hops, 6), max(len(worker.cores) for worker in plan.workers)
-
-
 def _leave_behind(running: list[_Contender]) -> None:
     """Close those that were clearly slower than the fastest one in every round so far."""
     fastest = max(running, key=lambda one: statistics.median(one.slices))
@@ -335,80 +197,6 @@ def _leave_behind(running: list[_Contender]) -> None:
             running.remove(one)
             if one.stream is not None:
                 one.stream.close()
-
-
-def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | None) -> tuple[HopCheck, ...]:
-    """What hops took, a check for each worker and layers that any frame went over; in the plan's order.
-
-    Args:
-        plan: the plan.
-        records: of frames that ended well.
-        table: the costs to hold them against; without any the predictions are NaN.
-    """
-    times: dict[tuple[int, int], list[int]] = {}
-    for record in records:
-        for index, hop_time in enumerate(record.hops):
-            times.setdefault((record.route, index), []).append(hop_time.ended_ns - hop_time.started_ns)
-    took: dict[Hop, list[int]] = {}
-    for (number, index), found in sorted(times.items()):
-        took.setdefault(plan.routes[number].hops[index], []).extend(found)
-    checks = []
-    for hop, found in took.items():
-        predicted = math.nan if table is None else hop_s(plan, hop, table, busy=len(plan.workers) > 1)
-        checks.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, statistics.fmean(found) * 1e-9))
-    return tuple(checks)
-
-
-def _agree(rates: Sequence[float]) -> bool:
-    """Whether half their range is within a share of their median."""
-    return (max(rates) - min(rates)) / 2 <= STABLE_SPREAD * statistics.median(rates)
-
-
-def _twins(plans: Mapping[str, Plan]) -> dict[str, str]:
-    """For each plan that is the same as an earlier one but for its names: that one's name."""
-    seen: dict[object, str] = {}
-    twins = {}
-    for name, plan in plans.items():
-        workers = tuple(sorted((w.cores, w.engine) for w in plan.workers))
-        first = seen.setdefault((plan.batch, workers, tuple(key for key, _ in _routes(plan))), name)
-        if first != name:
-            twins[name] = first
-    return twins
-
-
-def _routes(plan: Plan) -> list[tuple[Any, int]]:
-    """What each route is, whatever workers are called, with its number: in an order that is the same for twins."""
-    cores = {w.name: (w.cores, w.engine) for w in plan.workers}
-    total = plan.throughput_fps
-
-    def key(route: Route) -> tuple[Any, ...]:
-        parts = (tuple((p.layers, p.engine, p.batch) for p in plan.parts_of(hop)) for hop in route.hops)
-        hops = tuple(zip((cores[hop.worker] for hop in route.hops), parts, strict=True))
-        return hops, round(route.rate_fps / total, 6)
-
-    return sorted((key(route), number) for number, route in enumerate(plan.routes))
-
-
-def _as_twin(result: PlanResult, name: str, plan: Plan) -> PlanResult:
-    """A result in the words of a plan that is the same but for the names of workers and the order of routes."""
-    names = {w.cores: w.name for w in plan.workers}
-    worker = {w.name: names[w.cores] for w in result.plan.workers}
-    route = {old: new for (_, old), (_, new) in zip(_routes(result.plan), _routes(plan), strict=True)}
-    return dataclasses.replace(
-        result,
-        name=name,
-        plan=plan,
-        same_as=result.name,
-        busy={worker[old]: share for old, share in result.busy.items()},
-        hops=tuple(dataclasses.replace(hop, worker=worker[hop.worker]) for hop in result.hops),
-        records=tuple(
-            record._replace(
-                route=route[record.route],
-                hops=tuple(hop._replace(worker=worker[hop.worker]) for hop in record.hops),
-            )
-            for record in result.records
-        ),
-    )
 
 
 def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,9 @@ from corepipe.frames.model import plural
 from corepipe.network.model import Network
 from corepipe.runtime.live import WhenFull
 from corepipe.runtime.stream import Stream
+
+_NUMBER = re.compile(r"^frame \d+: ")
+"""The stream's own, which counts neither dropped frames nor those that do not fit."""
 
 
 @dataclass
@@ -154,7 +158,7 @@ def run_frames(
                 sink.fail(index, name, str(result))
                 summary.dropped += 1
             elif isinstance(result, CorepipeError):
-                sink.fail(index, name, str(result))
+                sink.fail(index, name, _NUMBER.sub("", str(result)))
                 summary.failed += 1
             else:
                 sink.write(index, name, result if isinstance(result, dict) else {outputs[0]: result})

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corepipe.compare import PlanResult
 from corepipe.cost.table import (
     ConfigCosts,
     CostTable,
@@ -29,6 +28,7 @@ from corepipe.cost.table import (
 from corepipe.errors import DocumentError, FrameError, PlanError
 from corepipe.network.model import Cut, Descriptor, Layer, Network, TensorInfo
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
+from corepipe.plan_results import PlanResult
 from corepipe.report.html import VOID, Html, escape, tag
 from corepipe.report.page import page, write_page
 from corepipe.report.page_frames import typical

@@ -46,7 +46,7 @@ from corepipe.errors import CorepipeError, FrameError, NotTrustworthyError, Usag
 from corepipe.report.terminal import say
 
 if TYPE_CHECKING:
-    from corepipe.compare import PlanResult
+    from corepipe.plan_results import PlanResult
 
 _FEW = 10
 """A plan that a run changed to and that saw no more frames is not on its page."""
@@ -161,7 +161,7 @@ def bench(
 def _to_run(context: typer.Context, results: Sequence[PlanResult], files: Mapping[str, Path]) -> list[str]:
     """The commands that run the fastest plan; `routes` where nothing is clearly faster, as it follows the machine."""
     from corepipe import plan as planners
-    from corepipe.compare import clearly_faster, fastest
+    from corepipe.plan_results import clearly_faster, fastest
 
     results = [result for result in results if not result.alone]
     if not any(result.outputs_equal for result in results):

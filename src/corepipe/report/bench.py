@@ -13,9 +13,9 @@ from rich.console import Console
 
 from corepipe import __version__
 from corepipe.api import engine_names
-from corepipe.compare import STABLE_SPREAD, PlanResult, Trial
 from corepipe.cost.table import CostTable, EngineName
 from corepipe.network.model import Network
+from corepipe.plan_results import STABLE_SPREAD, PlanResult, Trial
 from corepipe.report.terminal import plain, say, titled
 from corepipe.topology.model import Topology
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from corepipe import __version__
-from corepipe.compare import PlanResult
 from corepipe.cost.table import CostTable
 from corepipe.document import write_atomically
 from corepipe.errors import PlanError
 from corepipe.network.model import Network
+from corepipe.plan_results import PlanResult
 from corepipe.report.html import Html, join, raw, tag
 from corepipe.report.page_compare import comparison, headline
 from corepipe.report.page_frames import plan_details

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from corepipe.compare import STABLE_SPREAD, PlanResult
+from corepipe.plan_results import STABLE_SPREAD, PlanResult
 from corepipe.report.bench import bottleneck
 from corepipe.report.html import Html, join, tag
 from corepipe.report.sources import Sheet, milliseconds, number, percent

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from corepipe.compare import HopCheck, PlanResult
 from corepipe.plan.model import Hop, Route, evaluate
+from corepipe.plan_results import HopCheck, PlanResult
 from corepipe.report.html import Html, join, tag
 from corepipe.report.life import hops_done, layers_text, shorten
 from corepipe.report.sources import Sheet, milliseconds, number, percent

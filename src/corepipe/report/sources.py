@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from corepipe.compare import PlanResult
 from corepipe.cost.table import CostTable
 from corepipe.network.model import Network
+from corepipe.plan_results import PlanResult
 from corepipe.report.costs import engines_text
 from corepipe.report.html import Html, tag
 from corepipe.topology.model import Topology

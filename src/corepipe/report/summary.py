@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from corepipe.compare import PlanResult, hop_checks
 from corepipe.cost.table import CostTable
 from corepipe.errors import FrameError
 from corepipe.plan.model import Plan, evaluate
+from corepipe.plan_results import PlanResult, hop_checks
 from corepipe.report.life import hops_done
 from corepipe.runtime.record import FrameRecord
 

@@ -352,6 +352,8 @@ class Stream:
     def close(self) -> None:
         """Stop the workers; frames under way end with `StreamClosedError`. Safe to call again.
 
+        Where two threads call it, the second does not wait for the first.
+
         Callbacks of results are waited for, but for none longer than some seconds. Not for signal handlers, which may
         run in the middle of a call of the same stream: let them raise an exception, or tell another thread.
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from corepipe.compare import PlanResult, hop_checks
 from corepipe.cost.table import CostTable
 from corepipe.plan.model import Plan, evaluate
+from corepipe.plan_results import PlanResult, hop_checks
 from corepipe.simulate.events import Contention, simulate
 from corepipe.simulate.result import Simulation
 
