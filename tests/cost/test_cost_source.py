@@ -70,6 +70,14 @@ def test_a_prediction_needs_a_calibration(chain, here, cache, calibration):
     assert given.table.machine == calibration.machine
 
 
+def test_named_engines_that_were_not_calibrated_are_said(chain, here, mine, cache):
+    engines = [engine_name(), EngineName(name="openvino", version="1")]
+    CalibrationStore(cache).save(here, engines[0], mine)
+    with pytest.raises(UsageError, match="corepipe calibrate --engine openvino"):
+        choose_costs(chain, here, engines, never, cache=cache, predict=True, named=True)
+    assert choose_costs(chain, here, engines, never, cache=cache, predict=True).prediction is not None
+
+
 def test_costs_of_several_frames_at_once_are_not_predicted(chain, here, cache, mine):
     CalibrationStore(cache).save(here, engine_name(), mine)
     for how in ({"predict": True}, {"calibration": mine}):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from collections.abc import Callable
 
 import pytest
@@ -21,7 +23,7 @@ from corepipe.report.bench import render_bench
 from corepipe.report.costs import render_costs
 from corepipe.report.plan import render_plan
 from corepipe.report.predict import render_prediction
-from corepipe.report.terminal import plain, say
+from corepipe.report.terminal import Output, plain, say
 from corepipe.simulate import simulate_bench
 
 NAMES = {
@@ -102,3 +104,43 @@ def test_a_plan_on_the_default_engine_alone_does_not_repeat_its_name() -> None:
     render_plan(plan_of("onnxruntime"), table_of("onnxruntime"), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "onnxruntime [0-0]  ->  other [1-1]" in text
+
+
+def test_a_narrow_terminal_shows_fewer_columns_rather_than_parts_of_words() -> None:
+    wide, narrow = (Console(file=io.StringIO(), width=width) for width in (200, 80))
+    for console in (wide, narrow):
+        show_bench("routes-exact", console)
+    texts = [console.file.getvalue() for console in (wide, narrow)]  # type: ignore[attr-defined]
+    assert ["p90 ms" in text for text in texts] == [True, False]
+    assert ["for want of width" in text for text in texts] == [False, True]
+    assert all("routes-exact" in text and "simulated" in text and "…" not in text for text in texts)
+    assert all("--no-cache" not in text and "close other programs" not in text for text in texts)
+
+
+def test_costs_of_several_engines_are_tables_of_their_own() -> None:
+    one = table_of("net")
+    configs = [c.model_copy(update={"engine": name}) for name in ("onnxruntime", "openvino") for c in one.configs]
+    both = one.replaced(
+        configs=tuple(configs), engines=tuple(EngineName(name=n, version="1") for n in ("onnxruntime", "openvino"))
+    )
+    console = Console(file=io.StringIO(), width=80)
+    render_costs(both, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("whole network") == 2
+
+
+@pytest.mark.parametrize("stderr", [False, True])
+def test_a_reader_that_goes_away(stderr: bool) -> None:
+    """Rich would take the program's standard output from it, and end it, whichever of the two was lost."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    before = os.fstat(1)
+    with open(writing, "w") as file:
+        console = Output(stderr=stderr, file=file)
+        with contextlib.nullcontext() if stderr else pytest.raises(BrokenPipeError):
+            say(console, "x" * 100_000)
+        with contextlib.suppress(BrokenPipeError):
+            say(console, "more")
+        with contextlib.suppress(BrokenPipeError):
+            file.close()
+    assert (os.fstat(1).st_dev, os.fstat(1).st_ino) == (before.st_dev, before.st_ino)

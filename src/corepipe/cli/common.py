@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from corepipe.document import write_atomically
 from corepipe.errors import CorepipeError, UsageError
 from corepipe.report.html import visible
-from corepipe.report.terminal import say
+from corepipe.report.terminal import WIDEST, Output, say
 
 
 class Interrupted(Exception):
@@ -102,13 +102,13 @@ Trace = Annotated[Path | None, typer.Option("--trace", help="Write a timeline th
 
 Report = Annotated[Path | None, typer.Option("--report", help="Write an HTML page with everything to look at.")]
 
-log = Console(stderr=True)
+log = Output(stderr=True)
 
 
 def out() -> Console:
     """The console for results; piped output is not cut to a terminal's width."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160, soft_wrap=True)
+    console = Output()
+    return console if console.is_terminal else Output(width=WIDEST, soft_wrap=True)
 
 
 def write_json(target: str | None, data: Callable[[], Any]) -> bool:

@@ -139,12 +139,9 @@ def bench(
         of_plans = [error for name, error in failures.items() if name not in alone]
         raise next(iter(of_plans or failures.values()))
     data = reporting.bench_json(results, network, topology, table, command_line(), said)
+    # What is kept before what is shown: whoever reads that may go away.
     if json_to != "-":
-        reporting.render_bench(results, f"{network.name} on {reporting.machine_title(topology)}", out())
-        files = {path.stem: path for path in plan_file or ()}
-        for command in _to_run(context, results, files):
-            say(out(), command)
-    write_json(json_to, lambda: data)
+        write_json(json_to, lambda: data)
     trace_plans(trace, results, table.network.layers, simulated=False, counters=sampler.samples)
     if report is not None:
         from corepipe.report.page import write_page
@@ -152,8 +149,15 @@ def bench(
         records = {r.name: r.records for r in results}
         command = " ".join(command_line())
         write_page(report, network, topology, table, results, records, command=command, frames=said)
-    if not all(result.outputs_equal or result.alone for result in results):
-        raise CorepipeError("a plan's outputs differ from the whole model's; see the table above")
+    if json_to == "-":
+        write_json(json_to, lambda: data)
+    else:
+        reporting.render_bench(results, f"{network.name} on {reporting.machine_title(topology)}", out())
+        files = {path.stem: path for path in plan_file or ()}
+        for command in _to_run(context, results, files):
+            say(out(), command)
+    if wrong := [result.name for result in results if not (result.outputs_equal or result.alone)]:
+        raise CorepipeError(f"the outputs of {', '.join(wrong)} differ from the whole model's")
     if not all(result.stable for result in results):
         raise NotTrustworthyError("some figures are unstable (marked ?); close other programs and try again")
 

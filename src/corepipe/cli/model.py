@@ -93,13 +93,13 @@ def profile(
 
 def _quick(network: Any, topology: Any, name: str = DEFAULT_ENGINE) -> Any:
     from corepipe.api import engine_name
-    from corepipe.cost.calibration_store import CalibrationStore
+    from corepipe.cost.calibration_store import CalibrationStore, calibrate_command
     from corepipe.cost.quick import profile_quick
 
     engine = engine_name(name)
     calibration = CalibrationStore().load(topology, engine)
     if calibration is None:
-        raise UsageError("--quick predicts what it does not measure: run `corepipe calibrate` once first")
+        raise UsageError(f"--quick predicts what it does not measure: run `{calibrate_command(engine)}` once first")
     with ProgressBar() as on_progress:
         found = profile_quick(network, topology, engine, calibration, on_progress=on_progress)
     measured, count = found.distinct
@@ -132,14 +132,15 @@ def predict(
 def _predicted(network: Any, machine: Path | None, engine: str = DEFAULT_ENGINE) -> Any:
     """The prediction for the board of a calibration file, or for this machine."""
     from corepipe.api import engine_name
-    from corepipe.cost.calibration_store import CalibrationStore, read_calibration
+    from corepipe.cost.calibration_store import CalibrationStore, calibrate_command, read_calibration
     from corepipe.cost.predict.table import predict_table
 
     if machine is not None:
         return predict_table(network, read_calibration(machine, None, None))
     found = CalibrationStore().load(topology_of(None), engine_name(engine))
     if found is None:
-        raise UsageError("this machine was not calibrated; run `corepipe calibrate` once (some minutes)")
+        command = calibrate_command(engine_name(engine))
+        raise UsageError(f"this machine was not calibrated with {engine}; run `{command}` once (some minutes)")
     return predict_table(network, found)
 
 

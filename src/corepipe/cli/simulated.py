@@ -115,11 +115,14 @@ def _simulate(
     results = simulate_bench(table, plans, **options)
     data = reporting.simulated_json(results, table, command_line())
     if json_to != "-":
-        title = f"{table.network.name} on {table.machine.description}, simulated"
-        reporting.render_bench(results, title, out(), simulated=True)
-    write_json(json_to, lambda: data)
+        write_json(json_to, lambda: data)
     trace_plans(trace, results, table.network.layers, simulated=True, counters=())
     if report is not None:
         records = {r.name: r.records for r in results}
         command = " ".join(command_line())
         write_page(report, None, None, table, results, records, simulated=True, command=command)
+    if json_to == "-":
+        write_json(json_to, lambda: data)
+    else:
+        title = f"{table.network.name} on {table.machine.description}, simulated"
+        reporting.render_bench(results, title, out(), simulated=True)

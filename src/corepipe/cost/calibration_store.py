@@ -16,6 +16,11 @@ from corepipe.topology.model import Topology
 _log = logging.getLogger("corepipe")
 
 
+def calibrate_command(engine: EngineName) -> str:
+    """What a user types to calibrate the machine for an engine."""
+    return f"corepipe calibrate --engine {engine.name}"
+
+
 class CalibrationStore:
     """Calibrations in the user's cache folder, and what is left of a broken one.
 

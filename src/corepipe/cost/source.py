@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from corepipe.cache import TableCache
 from corepipe.cost.calibration import Calibration
-from corepipe.cost.calibration_store import CalibrationStore
+from corepipe.cost.calibration_store import CalibrationStore, calibrate_command
 from corepipe.cost.predict.table import Prediction, predict_table
 from corepipe.cost.table import CostTable, EngineName, check_batch_size, merged
 from corepipe.errors import UsageError
@@ -77,13 +77,17 @@ def choose_costs(
         chosen = [one for one in found if one is not None]
         if not predict and (batch > 1 or len(chosen) < len(engines)):
             chosen = []
+    unknown = [e for e in engines if e.name not in {one.engine.name for one in chosen}]
+    if (predict or chosen) and unknown and (named or not chosen):
+        raise UsageError(
+            f"this machine was not calibrated with {unknown[0].name}; run `{calibrate_command(unknown[0])}` once (some "
+            f"minutes)" + (", or leave that engine out" if chosen else "")
+        )
     if chosen:
         predictions = [predict_table(network, one) for one in chosen]
         doubt = "".join(f", which was noisy (spread {c.spread:.1%})" for c in chosen if not c.trustworthy)
         table = merged([prediction.table for prediction in predictions])
         return Costs(table, f"costs: predicted {table.provenance.note}{doubt}", predictions[0])
-    if predict:
-        raise UsageError("this machine was not calibrated; run `corepipe calibrate` once (some minutes)")
     table = measure()
     return Costs(table, f"costs: measured {table.provenance.created}")
 

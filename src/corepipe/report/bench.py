@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from corepipe import __version__
 from corepipe.api import engine_names
 from corepipe.cost.table import CostTable, EngineName
 from corepipe.network.model import Network
 from corepipe.plan_results import STABLE_SPREAD, PlanResult, Trial
-from corepipe.report.terminal import plain, say, titled
+from corepipe.report.terminal import plain, say, show, titled, width_of
 from corepipe.topology.model import Topology
 
 _OFF_BY = 0.9
@@ -44,25 +45,35 @@ def render_bench(results: Sequence[PlanResult], title: str, console: Console, *,
         console: where to print.
         simulated: whether nothing was run; there are no outputs and no memory then.
     """
-    default = results[0]
+    table = _bench_table(results, title, simulated, all_of_it=True)
+    if narrow := width_of(table, console) > console.width:
+        table = _bench_table(results, title, simulated, all_of_it=False)
+    console.print(table)
+    if narrow:
+        say(console, "Latencies and memory are left out for want of width: widen the terminal, or use --json.")
+    for sentence in describe(results, simulated=simulated):
+        say(console, sentence)
+
+
+def _bench_table(results: Sequence[PlanResult], title: str, simulated: bool, *, all_of_it: bool) -> Table:
+    default, best = results[0], best_result(results)
     table = titled(title)
-    for heading in ("plan", "frames/s", "spread", "gain", "predicted", "p50 ms", "p90 ms", "p99 ms", "MB", "outputs"):
-        table.add_column(heading, justify="left" if heading in ("plan", "outputs") else "right")
-    best = best_result(results)
+    more = ("p50 ms", "p90 ms", "p99 ms", "MB") if all_of_it else ()
+    for heading in ("plan", "frames/s", "spread", "gain", "predicted", *more, "outputs"):
+        table.add_column(heading, justify="left" if heading in ("plan", "outputs") else "right", overflow="fold")
     for result in results:
+        further = [f"{value * 1e3:.1f}" for value in result.latency_s]
+        further.append(f"{result.peak_rss_bytes / 1e6:.0f}" if result.peak_rss_bytes else "-")
         table.add_row(
             plain(result.name if result.same_as is None else f"{result.name} (= {result.same_as})"),
             *_throughput(result),
             f"{result.throughput_fps / default.throughput_fps:.2f}x",
             "-" if result.alone else f"{result.predicted_fps:.4g}",
-            *(f"{value * 1e3:.1f}" for value in result.latency_s),
-            f"{result.peak_rss_bytes / 1e6:.0f}" if result.peak_rss_bytes else "-",
+            *(further if all_of_it else ()),
             _outputs(result, simulated),
             style="bold" if result is best else None,
         )
-    console.print(table)
-    for sentence in describe(results, simulated=simulated):
-        say(console, sentence)
+    return table
 
 
 def render_trial(trial: Trial, console: Console) -> None:
@@ -79,7 +90,7 @@ def render_trial(trial: Trial, console: Console) -> None:
             _outputs(result),
             style="bold" if result is chosen else None,
         )
-    console.print(table)
+    show(console, table)
     for name, error in trial.failures.items():
         say(console, f"Left out: {name}: {error}")
     if not all(result.stable for result in trial.results):
@@ -122,11 +133,12 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
                 f"{result.name} finished too few frames in {result.short_slices} of {len(result.slices_fps)} slices, "
                 f"so its figures are rough: use longer slices (--seconds)."
             )
-        sentences.extend(_prediction_off(result))
+        sentences.extend(_prediction_off(result, simulated))
     if any(not result.stable for result in results):
+        advice = "" if simulated else "; close other programs, or see `corepipe doctor`"
         sentences.append(
             f"? marks an unstable figure: half the range of its slices is over {STABLE_SPREAD:.0%} of their median (or "
-            f"there was only one); close other programs, or see `corepipe doctor`."
+            f"there was only one){advice}."
         )
     if simulated:
         sentences.append("Simulated on the cost table: nothing was run, no output was computed.")
@@ -253,9 +265,17 @@ def environment(topology: Topology, engines: Sequence[EngineName] | None = None)
         "cpu": topology.machine,
         "cpus": len(topology.cpus),
         "emulated": topology.emulated,
-        "load_average": list(os.getloadavg()),
+        "load_average": _load_average(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _load_average() -> list[float] | None:
+    """None where the system does not tell."""
+    try:
+        return list(os.getloadavg())
+    except (AttributeError, OSError):
+        return None
 
 
 def _overlap(one: PlanResult, other: PlanResult) -> bool:
@@ -299,7 +319,7 @@ def _bound(results: Sequence[PlanResult]) -> list[str]:
     return [f"By the cost table no plan can exceed {bound:.4g} frames/s; predictions below that: {gaps}."]
 
 
-def _prediction_off(result: PlanResult) -> list[str]:
+def _prediction_off(result: PlanResult, simulated: bool) -> list[str]:
     """Which stage makes the difference where a plan is slower or faster than the table says."""
     if result.alone:
         return []
@@ -315,6 +335,6 @@ def _prediction_off(result: PlanResult) -> list[str]:
         )
     else:
         sentence += "; its stages take what was predicted, the time goes between them"
-    if not 1 / _STALE <= ratio <= _STALE:
+    if not simulated and not 1 / _STALE <= ratio <= _STALE:
         sentence += "; the costs may be out of date or were measured on a busy machine: try --no-cache"
     return [sentence + "."]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 from corepipe.cost.table import ConfigCosts, CostTable
@@ -20,31 +22,9 @@ def engines_text(table: CostTable) -> str:
 
 
 def render_costs(table: CostTable, console: Console) -> None:
-    """Milliseconds of every layer on every core config, and what a segment and a hop cost."""
-    view = titled(f"{table.network.name}: ms per layer, alone / with the other cores busy")
-    view.add_column("#", justify="right")
-    view.add_column("layer", overflow="ellipsis", max_width=40)
-    for costs in table.configs:
-        view.add_column(plain(costs_name(costs, table)), justify="right")
-    for index, name in enumerate(table.network.layers):
-        cells = []
-        for costs in table.configs:
-            busy = costs.layer_busy_s
-            alone = f"{costs.layer_s[index] * 1e3:.3f}"
-            cells.append(alone if busy is None else f"{alone} / {busy[index] * 1e3:.3f}")
-        view.add_row(str(index), plain(name), *cells)
-    view.add_section()
-    whole = [
-        f"{table.segment_s(c.core_config, 0, table.layer_count, busy=False, mode=c.mode) * 1e3:.2f}"
-        + (
-            f" / {table.segment_s(c.core_config, 0, table.layer_count, mode=c.mode) * 1e3:.2f}"
-            if c.layer_busy_s
-            else ""
-        )
-        for c in table.configs
-    ]
-    view.add_row("", "whole network", *whole, style="bold")
-    console.print(view)
+    """Milliseconds of every layer on every core config, by engine and batch, and what a segment and a hop cost."""
+    for mode in dict.fromkeys(costs.mode for costs in table.configs):
+        _layers_of(table, [costs for costs in table.configs if costs.mode == mode], console)
     for costs in table.configs:
         say(
             console,
@@ -63,3 +43,31 @@ def render_costs(table: CostTable, console: Console) -> None:
         f"costs {table.provenance.source} with {engines_text(table)} on "
         f"{table.machine.description or 'this machine'}, {table.provenance.created}",
     )
+
+
+def _layers_of(table: CostTable, configs: Sequence[ConfigCosts], console: Console) -> None:
+    """Of one engine and batch."""
+    view = titled(f"{table.network.name}: ms per layer, alone / with the other cores busy")
+    view.add_column("#", justify="right", no_wrap=True)
+    view.add_column("layer", overflow="ellipsis", max_width=40)
+    for costs in configs:
+        view.add_column(plain(costs_name(costs, table)), justify="right", overflow="fold")
+    for index, name in enumerate(table.network.layers):
+        cells = []
+        for costs in configs:
+            busy = costs.layer_busy_s
+            alone = f"{costs.layer_s[index] * 1e3:.3f}"
+            cells.append(alone if busy is None else f"{alone} / {busy[index] * 1e3:.3f}")
+        view.add_row(str(index), plain(name), *cells)
+    view.add_section()
+    whole = [
+        f"{table.segment_s(c.core_config, 0, table.layer_count, busy=False, mode=c.mode) * 1e3:.2f}"
+        + (
+            f" / {table.segment_s(c.core_config, 0, table.layer_count, mode=c.mode) * 1e3:.2f}"
+            if c.layer_busy_s
+            else ""
+        )
+        for c in configs
+    ]
+    view.add_row("", "whole network", *whole, style="bold")
+    console.print(view)

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from corepipe.report.html import visible
+
+WIDEST = 10_000
+"""Characters of a line where no terminal cuts it: tables take what they need."""
+
+
+class Output(Console):
+    """A console whose reader may go away: rich would end the program then, and take its standard output from it."""
+
+    def on_broken_pipe(self) -> None:
+        """Of stdout an error, as any other that it has; of stderr nothing but silence."""
+        if not self.stderr:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        self.quiet = True
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -17,12 +33,22 @@ def plain(text: str, style: str = "") -> Text:
 
 
 def say(console: Console, sentence: str) -> None:
-    """Print a sentence as it is; the terminal breaks it where it is too long.
+    """Print a sentence as it is; the terminal breaks it where it is too long."""
+    show(console, plain(sentence), soft_wrap=True)
+
+
+def show(console: Console, what: RenderableType, *, soft_wrap: bool | None = None) -> None:
+    """Print a table or text.
 
     What goes to stderr is lost where that is full: it is no reason to end what is said something about.
     """
     with contextlib.suppress(OSError) if console.stderr else contextlib.nullcontext():
-        console.print(plain(sentence), soft_wrap=True)
+        console.print(what, soft_wrap=soft_wrap)
+
+
+def width_of(table: Table, console: Console) -> int:
+    """Characters that a table takes where it is not cut."""
+    return Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
 
 
 def titled(title: str) -> Table:

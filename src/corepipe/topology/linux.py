@@ -17,6 +17,7 @@ from corepipe.topology.sysfs import parse_cpus, read_bytes_size, read_cpus, read
 
 MAX_KHZ = 20_000_000
 _CPUS = "sys/devices/system/cpu"
+_THERMAL = "sys/class/thermal"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def read_linux(root: Path) -> LinuxMachine:
     cpus = {n: _read_cpu(root, n, frozenset(online), kinds.get(n, ""), policies.get(n), info) for n in online}
     cpus = {n: replace(cpu, siblings=_mutual(cpu, cpus)) for n, cpu in cpus.items()}
     throttled = cooling_devices_at_work(root)
-    if throttled:
+    if throttled or _is_hidden(root / _THERMAL):
         # Thermal control lowers the same cap as a user does, and moves it all the time.
         cpus = {n: replace(cpu, limit_khz=None) for n, cpu in cpus.items()}
     return LinuxMachine(
@@ -205,6 +206,17 @@ def _children(folder: Path, prefix: str) -> Iterator[Path]:
             yield folder / name
 
 
+def _is_hidden(folder: Path) -> bool:
+    """Whether it may not be looked into, as on phones."""
+    try:
+        os.listdir(folder)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _policies(root: Path, online: tuple[int, ...]) -> dict[int, Path]:
     """The cpufreq folder of each CPU: its own, or the one of a policy or CPU that names it."""
     folder = root / _CPUS
@@ -253,7 +265,7 @@ def _read_cpu(root: Path, number: int, online: frozenset[int], kind: str, policy
 def cooling_devices_at_work(root: Path = Path("/")) -> tuple[str, ...]:
     """Kinds of cooling devices that slow CPUs down at the moment, as the system tells; not all systems do."""
     found = []
-    for device in _children(root / "sys/class/thermal", "cooling_device"):
+    for device in _children(root / _THERMAL, "cooling_device"):
         kind = read_text(device / "type") or ""
         if re.match(r"thermal-cpufreq-|cpufreq-|Processor$", kind) and read_number(device / "cur_state"):
             found.append(kind)
