@@ -91,8 +91,13 @@ def extended(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, A
         if network in one.get("networks", networks)
     ]
     made["absent"] = _merged(absent, [*kept, *own])
-    run = {"networks": kept, "environment": earlier["environment"]}
-    made["earlier_runs"] = [*earlier.get("earlier_runs", ()), run] if kept else []
+    before = [
+        {**run, "networks": [network for network in run["networks"] if network in kept]}
+        for run in earlier.get("earlier_runs", ())
+    ]
+    apart = {network for run in before for network in run["networks"]}
+    last = {"networks": [n for n in kept if n not in apart], "environment": earlier["environment"]}
+    made["earlier_runs"] = [run for run in (*before, last, *data.get("earlier_runs", ())) if run["networks"]]
     return _judged(made)
 
 
