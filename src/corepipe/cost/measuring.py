@@ -34,8 +34,10 @@ _COUNTS = (12, 16, 24, 32, 48, 64, 96, 128)
 """Of a cluster every count up to the first is measured, then these, and the whole cluster."""
 
 _MARK = "corepipeL"
-_DISTURBING = re.compile(r'["\\\x00-\x1f]')
 """Before the number of its layer in a node's name: names of tensors, which engines make names of, may look alike."""
+
+_DISTURBING = re.compile(r'["\\\x00-\x1f]')
+"""What would end or change a string of JSON."""
 
 _DISTURBED = 1.25
 """Runs that take longer than this many times the median were disturbed by others and do not count."""
@@ -343,7 +345,8 @@ def name_by_layer(network: Network, segment: Segment) -> Segment:
         for node in model.graph.node:
             node.input[:] = [renamed.get(name, name) for name in node.input]
             node.output[:] = [renamed.get(name, name) for name in node.output]
-        del model.graph.value_info[:]
+        for value in model.graph.value_info:
+            value.name = renamed.get(value.name, value.name)
     return Segment(segment.start, segment.stop, model, segment.inputs, segment.outputs)
 
 

@@ -78,7 +78,7 @@ def choose_costs(
         if not predict and (batch > 1 or len(chosen) < len(engines)):
             chosen = []
     unknown = [e for e in engines if e.name not in {one.engine.name for one in chosen}]
-    if (predict or chosen) and unknown and (named or not chosen):
+    if calibration is None and (predict or chosen) and unknown and (named or not chosen):
         raise UsageError(
             f"this machine was not calibrated with {unknown[0].name}; run `{calibrate_command(unknown[0])}` once (some "
             f"minutes)" + (", or leave that engine out" if chosen else "")

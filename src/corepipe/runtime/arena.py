@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from corepipe.network.model import TensorInfo
 
 ALIGNMENT = 128
-MAX_HOPS = 1024
-"""Of a route; each takes 16 bytes of a slot."""
+MAX_HOPS = 255
+"""Of a route: messages have a byte for it."""
 
 MAX_RANK = 15
 DYNAMIC_CAPACITY = 16 * 2**20

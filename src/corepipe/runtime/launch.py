@@ -42,6 +42,13 @@ def memory_file(data: bytes, what: str) -> int:
     return fd
 
 
+def _folder() -> str:
+    """The current one, which an empty entry of the path stands for; none where it was removed."""
+    with contextlib.suppress(OSError):
+        return os.getcwd()
+    return ""
+
+
 class Child:
     """A process that imports its engines, is pinned, and runs `module.serve(config)`.
 
@@ -81,7 +88,7 @@ class Child:
                 f"embedded) has none to start"
             )
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-        path = [p or os.getcwd() for p in sys.path if isinstance(p, str)]
+        path = [p or _folder() for p in sys.path if isinstance(p, str)]
         with (
             or_worker_error(f"worker {name}: cannot start a process"),
             contextlib.ExitStack() as undo,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable
 from concurrent.futures import Future
@@ -37,6 +38,7 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> Ge
     source = iter(frames)
     waiting: deque[Outcome] = deque()
     more = True
+    reading_s = 0.0
     failure: Exception | KeyboardInterrupt | None = None
     while more or waiting:
         # Ctrl-C may come at each call, and at `yield`: no frame that was fed is without its place in the row then.
@@ -45,13 +47,17 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> Ge
                 if not waiting[0].ended:
                     stream.state.wait_for_room_or(waiting[0], more and len(waiting) < stream.window)
                 if waiting[0].ended:
+                    given = time.perf_counter()
                     result = _outcome(waiting[0], on_error)
                     del waiting[0]
                     yield result
-                    # Its reader may have taken long: workers must not run dry while it takes what has ended meanwhile.
-                    if not (more and len(waiting) < stream.window and stream.state.has_room_now()):
+                    # A slow reader must not let workers run dry while it takes what has ended; a slow source not hold
+                    # that back.
+                    slow = time.perf_counter() - given > reading_s
+                    if not (slow and more and len(waiting) < stream.window and stream.state.has_room_now()):
                         continue
             if more:
+                asked = time.perf_counter()
                 try:
                     frame = next(source)
                 except StopIteration:
@@ -60,6 +66,7 @@ def run_in_order(stream: Stream, frames: Iterable[Any], on_error: OnError) -> Ge
                 except Exception as error:
                     more, failure = False, error
                     continue
+                reading_s = time.perf_counter() - asked
                 waiting.append(Outcome())
                 try:
                     stream.feeding.submit(frame, waiting[-1], own=True, deep=True)
@@ -112,9 +119,9 @@ async def run_async(
             yield _outcome(future, on_error)
         await feeder
     finally:
+        aside.close()
         feeder.cancel()
         feeder.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else asks for it any more
-        aside.close()
 
 
 class _Aside:
