@@ -273,9 +273,9 @@ def test_networks_of_an_earlier_run_are_kept_and_told_of(data):
     assert result.networks_of(both) == ["alexnet", "squeezenet"]
     assert both["bound_fps"] == {"alexnet": 100.0, "squeezenet": 95.0}
     third = {**later, "bound_fps": {"googlenet": 90.0}, "rows": [], "runners_up": [], "screening": [], "absent": []}
-    runs = [run["networks"] for run in module("rival_systems.result").extended(both, third)["earlier_runs"]]
+    runs = [run["networks"] for run in result.extended(both, third)["earlier_runs"]]
     assert runs == [["alexnet"], ["squeezenet"]]
-    nested = module("rival_systems.result").extended({**third, "bound_fps": {"resnet50": 80.0}}, both)
+    nested = result.extended({**third, "bound_fps": {"resnet50": 80.0}}, both)
     assert [run["networks"] for run in nested["earlier_runs"]] == [["resnet50"], ["alexnet"]]
     assert len(both["rows"]) == len(data["rows"])
     assert both["absent"] == data["absent"]

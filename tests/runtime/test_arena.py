@@ -64,7 +64,7 @@ def test_the_c_library_s_errors_are_told(monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
-def test_shared_memory_that_is_too_small_is_not_used(monkeypatch, tmp_path):
+def test_shared_memory_that_is_too_small_is_not_used(tmp_path):
     assert not arena._has_room("/dev/shm", 1 << 62)
     assert arena._has_room("/dev/shm", 1)
     assert not arena._has_room(str(tmp_path / "absent"), 1)

@@ -137,10 +137,12 @@ def _predicted(network: Any, machine: Path | None, engine: str = DEFAULT_ENGINE)
 
     if machine is not None:
         return predict_table(network, read_calibration(machine, None, None))
-    found = CalibrationStore().load(topology_of(None), engine_name(engine))
+    name = engine_name(engine)
+    found = CalibrationStore().load(topology_of(None), name)
     if found is None:
-        command = calibrate_command(engine_name(engine))
-        raise UsageError(f"this machine was not calibrated with {engine}; run `{command}` once (some minutes)")
+        raise UsageError(
+            f"this machine was not calibrated with {engine}; run `{calibrate_command(name)}` once (some minutes)"
+        )
     return predict_table(network, found)
 
 

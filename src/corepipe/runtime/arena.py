@@ -137,9 +137,10 @@ def anonymous_file(size: int, what: str) -> int:
 def _has_room(folder: str, size: int) -> bool:
     """Whether a file of that size can be made there: containers may have a small one, and writing past it is fatal."""
     try:
-        return os.access(folder, os.W_OK) and os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize >= size
+        system = os.statvfs(folder)
     except OSError:
         return False
+    return os.access(folder, os.W_OK) and system.f_bavail * system.f_frsize >= size
 
 
 def _memory_file(name: str) -> int | None:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from corepipe.engine import Engine
 
 _PARENT_CHECK_S = 0.5
+_PR_SET_PDEATHSIG = 1
+
 _stay_on: list[int] = []
 """The cores of this process, once it is pinned."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(config_fd: int) -> None:

@@ -210,10 +210,8 @@ def _is_hidden(folder: Path) -> bool:
     """Whether it may not be looked into, as on phones."""
     try:
         os.listdir(folder)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return False
 
 
