@@ -559,3 +559,12 @@ def test_wrong_words_are_refused_before_anything_is_measured(classifier, photos,
         result = CliRunner().invoke(app, [*map(str, arguments)])
         assert isinstance(result.exception, UsageError)
         assert message in str(result.exception)
+
+
+def test_the_frames_of_a_home_folder_are_not_replaced_by_results(classifier, tmp_path):
+    np.savez(tmp_path / "f.npz", image=np.zeros((1, 3, 96, 96), np.float32))
+    before = (tmp_path / "f.npz").read_bytes()
+    at_home = {**os.environ, "HOME": str(tmp_path)}
+    result = corepipe("run", classifier, "--input=~/f.npz", "--output=~/f.npz", env=at_home)
+    assert "is read by this command" in one_message(result, 2)
+    assert (tmp_path / "f.npz").read_bytes() == before

@@ -83,6 +83,7 @@ def test_a_key_that_is_there_twice_is_refused():
         (["engines"], [], "engines"),
         (["network", "layers"], [], "network.layers"),
         (["machine", "clusters", 0, "cores"], [0, 0], "a core appears twice"),
+        (["machine", "clusters", 0, "name"], "all", "the name 'all' is reserved"),
         (["schema_version"], 2, "schema_version 2"),
         (["kind"], "corepipe-plan", "expected a document of kind"),
         (["layerss"], [], "unknown key"),

@@ -58,20 +58,34 @@ class Source:
             raise self.error
 
 
+def waited(monkeypatch, events):
+    """The seconds that are waited for, which pass at once."""
+    waits = []
+
+    def sleep(seconds):
+        events.append("waited")
+        waits.append(seconds)
+
+    monkeypatch.setattr(running.time, "sleep", sleep)
+    return waits
+
+
 def test_frames_are_taken_at_a_rate_and_not_kept_waiting(network_stream, monkeypatch):
     events = []
-    monkeypatch.setattr(running.time, "sleep", lambda seconds: events.append("waited"))
-    run_frames(network_stream, Source(3, events), Told(), {}, limit=2, rate_fps=10)
+    waits = waited(monkeypatch, events)
+    run_frames(network_stream, Source(3, events), Told(), {}, limit=2, rate_fps=0.01)
     assert events == ["waited", "taken"] * 2
+    assert waits == [0, pytest.approx(100, abs=10)]
 
 
 def test_the_end_of_a_file_is_not_waited_for(network_stream, monkeypatch):
     events = []
     source = Source(2, events)
     source.live = False
-    monkeypatch.setattr(running.time, "sleep", lambda seconds: events.append("waited"))
-    run_frames(network_stream, source, Told(), {}, rate_fps=10)
+    waits = waited(monkeypatch, events)
+    run_frames(network_stream, source, Told(), {}, rate_fps=0.01)
     assert events == ["taken", "waited"] * 2
+    assert waits == [0, pytest.approx(100, abs=10)]
 
 
 def test_what_was_done_before_a_failure_is_summed_up(network_stream):

@@ -255,6 +255,8 @@ def test_a_plan_that_does_not_fit_is_refused():
         ({"seed": -1}, "seed -1"),
         ({"jitter": -0.1}, "jitter -0.1"),
         ({"jitter": math.nan}, "jitter nan"),
+        ({"jitter": 1e200}, "jitter 1e\\+200"),
+        ({"contention": 1e308}, "contention 1e\\+308"),
         ({"contention": -1.0}, "contention -1.0"),
         ({"contention": {"cpu": math.inf}}, "contention inf"),
         ({"contention": {"gpu": 1.0}}, "gpu"),

@@ -153,6 +153,10 @@ class TableCache:
         fitting = tuple(costs for costs in found.configs if len(costs.layer_s) == len(network.layers))
         return PartialProfile(configs=fitting, hop=hop.hop or found.hop)
 
+    def was_begun(self, path: Path) -> bool:
+        """Whether an interrupted profile has left something for the table at `path`."""
+        return _partial(path).exists()
+
     def save(self, path: Path, table: CostTable) -> None:
         """Keep a finished table and drop what is left of its making."""
         if self._write(path, table):

@@ -7,7 +7,7 @@ from corepipe.cache import TableCache
 from corepipe.cost.calibration import PartialCalibration
 from corepipe.cost.calibration_store import CalibrationStore, check_trust, mismatch, read_calibration
 from corepipe.cost.predict.table import predict_table
-from corepipe.cost.profile import table_machine
+from corepipe.cost.profile import PartialProfile, table_machine
 from corepipe.cost.source import choose_costs
 from corepipe.cost.table import EngineName
 from corepipe.errors import DocumentError, NotTrustworthyError, UsageError
@@ -128,3 +128,21 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_advice(here, mine, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(DocumentError, match="COREPIPE_CACHE"):
         CalibrationStore(TableCache(tmp_path / "file" / "cache")).save(here, engine_name(), mine)
+
+
+def test_an_interrupted_profile_is_finished_before_anything_is_predicted(chain, here, mine, calibration, cache):
+    engine = engine_name()
+    CalibrationStore(cache).save(here, engine, mine)
+    table = predict_table(chain, calibration).table
+    path = cache.path(chain, here, engine)
+    cache.save_partial(path, cache.hop_path(here, engine), PartialProfile(configs=table.configs[:1]))
+    assert choose_costs(chain, here, [engine], lambda: table, cache=cache).table is table
+    assert choose_costs(chain, here, [engine], never, cache=cache, predict=True).prediction is not None
+
+
+def test_what_a_calibration_lacks_is_said(chain, made_up):
+    whole = made_up({"cpu": (4, 1.0)}, counts=(1, 2, 4))
+    with pytest.raises(DocumentError, match="several cores of cpu; calibrate again"):
+        predict_table(chain, whole.model_copy(update={"laws": ()}))
+    with pytest.raises(DocumentError, match="calibrate again"):
+        predict_table(chain, whole.model_copy(update={"conditions": ()}))

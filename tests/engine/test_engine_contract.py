@@ -345,6 +345,23 @@ def test_what_fails_in_handing_over(engine):
         compiled.bind(inputs, {"y": broken})()
 
 
+def test_what_fails_in_handing_over_leaves_the_next_run_alone(engine):
+    x, got, room = np.ones(4, np.float32), [], [3]
+
+    def store(array):
+        if array.size > room[0]:
+            raise FrameError("no room")
+        got.append(array.tolist())
+
+    dynamic = engine.name != "ncnn"
+    call = engine.compile(non_zero() if dynamic else relu(), 1).bind({"x": x}, {"y": store})
+    with pytest.raises(FrameError, match="no room"):
+        call()
+    x[...], room[0] = [0, 1, 0, 1], 4
+    call()
+    assert got == [[[1, 3]] if dynamic else [0, 1, 0, 1]]
+
+
 # Types
 
 TYPES = {

@@ -638,3 +638,38 @@ def test_a_profile_names_the_nodes_of_the_model():
     assert set(names) <= {node.name or node.output[0] for node in network.graph.node}
     heavy = {node.name or node.output[0] for node in network.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")}
     assert heavy <= set(names)
+
+
+LINEAR = [{"mode": "linear", "coordinate_transformation_mode": way} for way in ("half_pixel", "align_corners")]
+
+
+@pytest.mark.parametrize("attributes", LINEAR)
+@pytest.mark.parametrize(("size", "taken"), [((1, 1), True), ((1, 4), False), ((4, 1), False), ((2, 2), True)])
+def test_a_single_row_or_column_is_not_stretched_by_what_lies_before_it(attributes, size, taken):
+    graph = Graph((1, 3, *size))
+    sizes = graph.constant(np.array([1, 3, 6, 8], np.int64))
+    y = graph.add("Resize", "x", "", "", sizes, **attributes)
+    assert check(graph.model(y), {"x": floats(1, 3, *size)}) == taken
+
+
+@pytest.mark.parametrize("factor", range(1, 100))
+def test_an_image_is_repeated_any_number_of_times_or_refused(factor):
+    graph = Graph((1, 1, 2, 3))
+    scales = graph.constant(np.array([1, 1, factor, factor], np.float32))
+    y = graph.add("Resize", "x", "", scales, mode="nearest")
+    taken = check(graph.model(y), {"x": floats(1, 1, 2, 3)})
+    assert taken or factor > 40
+
+
+@pytest.mark.parametrize("size", range(5, 10))
+def test_the_last_window_of_a_pool_without_pads_may_reach_beyond_its_input(size):
+    graph = Graph((1, 3, size, size))
+    x = graph.add("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2], auto_pad="VALID", ceil_mode=1)
+    assert check(graph.model(graph.add("GlobalAveragePool", x)), {"x": floats(1, 3, size, size)})
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 2, 3, 4, 5), (1, 3, 4, 5), (1, 6)])
+def test_one_slope_for_every_axis(shape):
+    graph = Graph(shape)
+    y = graph.add("PRelu", "x", graph.constant(np.full(1, 0.2, np.float32)))
+    assert check(graph.model(y), {"x": floats(*shape)})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from corepipe import plan as planners
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import PlanError
-from corepipe.follow.belief import Belief
+from corepipe.follow.belief import Belief, _parted
 from corepipe.follow.decide import PLAN_GAIN, Decider
 from corepipe.follow.observe import Seen
 from corepipe.follow.probe import TRIES, UNEQUAL, Probe, core_speeds
@@ -500,3 +500,13 @@ def test_best_rates_are_no_worse_than_any_others(seed, one, two):
             }
         )
         assert mix_fps(mixed, loads) <= found.predicted_fps * (1 + 1e-6)
+
+
+@given(factors=st.lists(st.floats(0.1, 10), min_size=1, max_size=30))
+def test_the_cores_of_a_cluster_fall_into_few_groups(factors):
+    groups = _parted(dict(enumerate(factors)))
+    assert sorted(core for group in groups for core in group) == list(range(len(factors)))
+    assert len(groups) <= 4
+    slowest = [max(factors[core] for core in group) for group in groups]
+    quickest = [min(factors[core] for core in group) for group in groups]
+    assert all(before <= after for before, after in zip(slowest, quickest[1:], strict=False))

@@ -378,3 +378,69 @@ def test_labels_that_fit_several_outputs_are_refused():
     with pytest.raises(UsageError, match="3 labels fit 'main', 'auxiliary'"):
         check_sink(None, outputs=heads, labels=("a", "b", "c"))
     check_sink(None, outputs=[heads[0], TensorInfo("boxes", np.dtype(np.float32), (1, 9, 4))], labels=("a", "b", "c"))
+
+
+DETECTIONS = {
+    "boxes": np.zeros((1, 4), np.float32), "scores": np.ones(1, np.float32), "kinds": np.array([3], np.int64),
+}  # fmt: skip
+
+
+def tops(outputs, frames, **options):
+    """The classes of each frame's JSONL."""
+    stream = io.StringIO()
+    with open_sink("-", stdout=stream, outputs=outputs, **options) as sink:
+        for index, frame in enumerate(frames):
+            sink.write(index, "f", frame)
+    return [json.loads(line).get("top") for line in stream.getvalue().splitlines()]
+
+
+def test_the_numbers_of_a_box_are_not_classes_where_there_is_one_box():
+    outputs = [TensorInfo(name, array.dtype, None) for name, array in DETECTIONS.items()]
+    assert tops(outputs, [DETECTIONS]) == [None]
+    assert tops([info("y", 1, 3)], [{"y": LOGITS}])[0][0]["class"] == 1
+
+
+def test_integers_are_classes_only_where_labels_say_so():
+    outputs, frame = [TensorInfo("y", np.dtype(np.int64), (1, 3))], {"y": np.array([[1, 5, 2]])}
+    assert tops(outputs, [frame]) == [None]
+    assert tops(outputs, [frame], labels=LABELS)[0][0]["label"] == "dog"
+
+
+def test_labels_tell_of_scores_whose_shape_is_not_known():
+    outputs = [TensorInfo("y", np.dtype(np.float32), None)]
+    assert tops(outputs, [{"y": LOGITS}, {"y": LOGITS[:, :2]}], labels=LABELS)[1] is None
+    assert tops(outputs, [{"y": LOGITS}], labels=LABELS)[0][0]["label"] == "dog"
+
+
+def test_npz_whose_first_frame_finds_the_disk_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz_module, "_unnamed_file", lambda _folder: FullDisk())
+    sink = open_sink(tmp_path / "out.npz")
+    sink.fail(0, "bad", "refused")
+    with pytest.raises(CorepipeError, match="No space left"):
+        sink.write(1, "a", {"y": np.zeros((1, 100), np.float32)})
+    sink.close()
+    with np.load(tmp_path / "out.npz") as data:
+        assert data["failed_names"].tolist() == ["bad"]
+        assert "y" not in data
+
+
+def test_npz_holds_whole_frames_where_one_was_interrupted(tmp_path, monkeypatch):
+    sink = open_sink(tmp_path / "out.npz")
+    sink.write(0, "a", {"y": LOGITS, "z": LOGITS})
+    written = []
+
+    def interrupted(array):
+        written.append(array)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(npz_module, "_plain", lambda array: array)
+    monkeypatch.setattr(npz_module._Spool, "write", lambda spool, array: interrupted(array))
+    with pytest.raises(KeyboardInterrupt):
+        sink.write(1, "b", {"y": LOGITS, "z": LOGITS})
+    sink._spools["y"].rows.append((LOGITS.dtype, LOGITS.shape))  # as between two of its lines
+    sink._names.append("b")
+    sink.close()
+    with np.load(tmp_path / "out.npz") as data:
+        assert data["frame_names"].tolist() == ["a"]
+        assert data["y"].shape == data["z"].shape == (1, 3)

@@ -711,3 +711,74 @@ def test_parse_shape():
 def test_parse_shape_refuses(text):
     with pytest.raises(UsageError, match="write NAME:SIZE"):
         parse_shape(text)
+
+
+def with_default(make_model, default, given=None):
+    """A function whose LeakyRelu takes the function's attribute, called through another one that may give it."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    body = helper.make_node("LeakyRelu", ["a"], ["b"])
+    body.attribute.add(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
+    inner = helper.make_function("local", "inner", ["a"], ["b"], [body], opsets)
+    inner.attribute_proto.append(default)
+    call = helper.make_node("inner", ["a"], ["b"], domain="local", **({} if given is None else {"alpha": given}))
+    outer = helper.make_function("local", "f0", ["a"], ["b"], [call], opsets)
+    return calling(make_model, [outer, inner])
+
+
+@pytest.mark.parametrize(("given", "alpha"), [(None, 0.3), (0.7, 0.7)])
+def test_attributes_that_a_call_leaves_out_are_the_functions_defaults(make_model, given, alpha):
+    network = load_network(with_default(make_model, helper.make_attribute("alpha", 0.3), given))
+    (node,) = network.model.graph.node
+    assert {a.name: round(a.f, 6) for a in node.attribute} == {"alpha": alpha}
+
+
+def test_a_default_that_is_a_tensor_is_refused(make_model):
+    tensor = onnx.numpy_helper.from_array(np.ones(1, np.float32))
+    refused(with_default(make_model, helper.make_attribute("alpha", tensor)), "'alpha' of its function 'inner'")
+
+
+def foreign(make_model, size, declared):
+    """Convolution, an operator that is none of ONNX's and whose output is declared, convolution."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("QLinearThing", ["a"], ["b"], domain="com.microsoft"),
+        helper.make_node("Conv", ["b", "w"], ["c"]),
+        helper.make_node("Conv", ["c", "w"], ["y"]),
+    ]
+    weights = {"w": np.ones((2, 2, 1, 1), np.float32)}
+    model = make_model(nodes, {"x": [size, 2, 4, 4]}, ["y"], weights, **{"com.microsoft": 1})
+    model.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, declared))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("size", "declared", "shapes", "known"),
+    [
+        (1, [1, 2, 4, 4], {}, True),
+        ("N", ["N", 2, 4, 4], {}, True),
+        ("N", [1, 2, 4, 4], {}, True),  # traced with one frame
+        ("N", [3, 2, 4, 4], {}, False),
+        ("N", ["N", 2, 4, 4], {"x": (5, 2, 4, 4)}, True),
+        ("N", [1, 2, 4, 4], {"x": (5, 2, 4, 4)}, False),
+        ("N", ["M", 2, 4, 4], {}, False),
+    ],
+)
+def test_shapes_behind_operators_of_others_are_known_where_the_file_tells_them(
+    make_model, size, declared, shapes, known
+):
+    network = load_network(foreign(make_model, size, declared), shapes=shapes)
+    assert (len(network.layers) > 2) == known
+    if known:
+        assert network.outputs[0].shape == (shapes["x"][0] if shapes else 1, 2, 4, 4)
+
+
+def test_sizes_may_be_integers_of_numpy(make_model):
+    model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ["N", "C"]}, ["y"])
+    assert load_network(model, shapes={"x": np.array([2, 3])}).inputs[0].shape == (2, 3)
+
+
+def test_a_size_that_another_input_has_decided_is_said(make_model):
+    nodes = [helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Relu", ["b"], ["z"])]
+    model = make_model(nodes, {"a": ["N", 4], "b": ["N", 8]}, ["y", "z"])
+    with pytest.raises(UsageError, match="the shape b:3x8 does not fit the model's Nx8 with N = 2"):
+        load_network(model, shapes={"a": (2, 4), "b": (3, 8)})

@@ -19,6 +19,7 @@ from corepipe.plan import (
     best_replicas,
     best_routes,
     evaluate,
+    explain,
     plan,
     plan_latency_s,
     planner_names,
@@ -296,3 +297,15 @@ def test_listed_sets_and_the_integer_program_agree(table):
         listed.add_cut(cut)
         solved.add_cut(cut)
     assert solved.most_promising()[0] == pytest.approx(listed.most_promising()[0], rel=1e-6)
+
+
+def test_too_many_kinds_of_cores_are_left_to_the_routes(make_table):
+    """The time to search for pipelines grows exponentially with the kinds."""
+    kinds = [f"k{letter}" for letter in "abcdefghij"]
+    table = make_table({f"{kind}1": [0.1 + 0.01 * i, 0.1] for i, kind in enumerate(kinds)}, dict.fromkeys(kinds, 4))
+    for planner in (best_pipeline, best_replicas):
+        with pytest.raises(PlanError, match=r"10 kinds of cores .* too many to search"):
+            planner(table)
+    found = plan(table)
+    assert found.predicted_fps >= 0.98 * 4 * sum(1 / (0.2 + 0.01 * i) for i in range(10))
+    assert explain(found, table)

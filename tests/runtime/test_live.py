@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from waiting import wait_until
 
-from corepipe.errors import FrameError, StreamClosedError, StreamFullError, UnknownNameError
+from corepipe.errors import FrameError, StreamClosedError, StreamFullError, UnknownNameError, WorkerError
 from corepipe.runtime.live import WAITING
 from corepipe.runtime.stream import Stream
 
@@ -287,3 +288,23 @@ def test_ctrl_c_with_the_first_frame_of_a_live_source_stops_the_reading(chain, t
         time.sleep(0.1)
         assert len(read) <= count + 1
         assert scaled(outputs, chain, stream) == list(range(1, len(outputs) + 1))
+
+
+@pytest.mark.parametrize("when_full", ["wait", "drop-oldest", "error"])
+def test_a_system_without_threads_is_told_and_the_stream_goes_on(chain, two_cores, make_plan, when_full, monkeypatch):
+    frames = [frame_of(chain, number) for number in range(3)]
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    async def read(stream):
+        return [output async for output in stream.aiter(frames)]
+
+    with Stream(chain, make_plan(chain, LONE), two_cores) as stream:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(WorkerError, match="can't start new thread; close other programs"):
+                list(stream(frames, when_full=when_full, live=True))
+            with pytest.raises(WorkerError, match="can't start new thread; close other programs"):
+                asyncio.run(read(stream))
+        assert len(list(stream(frames))) == len(asyncio.run(read(stream))) == 3

@@ -262,7 +262,7 @@ def run(
     npz = result_file is not None and result_file.suffix.lower() == ".npz"
     check_writable(
         files=[trace, report, result_file if npz else None], in_place=[None if npz else result_file],
-        inputs=[model, plan_file, input_spec, labels, calibration],
+        inputs=[model, plan_file, input_spec and os.path.expanduser(input_spec), labels, calibration],
     )  # fmt: skip
     network, topology = network_of(model, shape), machine_at_hand(cores)
     planners.check_planner(planner, [c.name for c in topology.clusters])
@@ -313,7 +313,8 @@ def run(
             try:
                 sink.close()
             except CorepipeError as error:
-                summary.failure = summary.failure or error
+                first = summary.failure
+                summary.failure = error if first is None else CorepipeError(f"{first}; and then {error}")
     # Frames of which there are no records ran by the last plan, or were near it.
     ran: list[tuple[str, planners.Plan, LeftOut | None]] = [(chosen.planner, chosen, None)]
     ran += [(f"{c.plan.planner} {c.number + 1}", c.plan, None) for c in changes if c.kind == "plan"]

@@ -78,15 +78,13 @@ def profile_quick(
         ratios[cluster.name] = np.array([own[i] / guess[i] if i in own else 1.0 for i in first])
     ratios[ALL_CORES] = ratios[topology.clusters[0].name]
     on_progress(1.0, "done")
-    table = predicted.model_copy(
-        update={
-            "configs": tuple(_corrected(costs, ratios[costs.core_config.cluster]) for costs in predicted.configs),
-            "provenance": Provenance(
-                source="predicted",
-                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                note=f"{len(wanted)} distinct layers of {len(seen)} measured on one core, the rest predicted",
-            ),
-        }
+    table = predicted.replaced(
+        configs=tuple(_corrected(costs, ratios[costs.core_config.cluster]) for costs in predicted.configs),
+        provenance=Provenance(
+            source="predicted",
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            note=f"{len(wanted)} distinct layers of {len(seen)} measured on one core, the rest predicted",
+        ),
     )
     conditions = Predictor(calibration).calibration.conditions
     return QuickProfile(table, (len(wanted), len(seen)), max(c.error for c in conditions))

@@ -37,7 +37,8 @@ def choose_costs(
     predict: bool = False,
     calibration: Calibration | None = None,
 ) -> Costs:
-    """The costs to plan with: a kept profile, else this machine's calibration, else they are measured.
+    """The costs to plan with: a kept profile (finished first if it was interrupted), else this machine's calibration,
+    else they are measured.
 
     Args:
         network: what is to be planned.
@@ -70,6 +71,9 @@ def choose_costs(
             # Tables of several modes were held against each other, which is kept beside them.
             table = tables[0] if len(tables) == 1 else measure()
             return Costs(table, f"costs: kept profile of {max(t.provenance.created for t in tables)}")
+        if any(cache.was_begun(cache.path(network, topology, *mode)) for mode in modes):
+            table = measure()  # goes on where it was interrupted: with --no-cache, what was kept before is gone
+            return Costs(table, f"costs: measured {table.provenance.created}")
     chosen = [] if calibration is None else [calibration]
     if not chosen and (predict or use_cache):
         engines = [engine for engine in engines if not refused(engine)] or engines

@@ -172,6 +172,8 @@ class CostTable(Document):
         clusters = {c.name: len(c.cores) for c in self.machine.clusters}
         if len(clusters) != len(self.machine.clusters):
             raise ValueError("machine.clusters: a cluster name appears twice")
+        if ALL_CORES in clusters:
+            raise ValueError(f"machine.clusters: the name {ALL_CORES!r} is reserved for all cores together")
         cores = [core for c in self.machine.clusters for core in c.cores]
         if len(set(cores)) != len(cores):
             raise ValueError("machine.clusters: a core appears twice")

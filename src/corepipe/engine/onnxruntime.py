@@ -74,7 +74,7 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="corepipe-", ignore_cleanup_errors=True)
     except OSError as error:
         raise WorkerError(
-            f"onnxruntime's profiler needs a temporary folder: {error.strerror or error}; let the environment variable "
+            f"onnxruntime needs a temporary folder: {error.strerror or error}; let the environment variable "
             f"TMPDIR name one that can be written"
         ) from None
 
@@ -117,14 +117,16 @@ class _Session:
 
         def run() -> None:
             try:
-                session.run_with_iobinding(binding)
-                if dynamic:
-                    values = binding.get_outputs()
-                    for index, target in dynamic.items():
-                        target(values[index].numpy())
-                    # A run binds what it allocated; the next one would have to fit into it.
-                    binding.clear_binding_outputs()
-                    bind_outputs()
+                try:
+                    session.run_with_iobinding(binding)
+                    if dynamic:
+                        values = binding.get_outputs()
+                        for index, target in dynamic.items():
+                            target(values[index].numpy())
+                finally:
+                    if dynamic:  # a run binds what it allocated; the next one would have to fit into it
+                        binding.clear_binding_outputs()
+                        bind_outputs()
             except CorepipeError:
                 raise
             except Exception as error:
@@ -167,7 +169,7 @@ def channel_block() -> int:
     graph = helper.make_graph([pool], "pool", tensors[:1], tensors[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = _options(1)
-    with tempfile.TemporaryDirectory(prefix="corepipe-") as folder:
+    with _temporary_folder() as folder, as_engine_error("onnxruntime: a pool of 8 channels"):
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         _session(model.SerializeToString(), options)
         made = onnx.load(options.optimized_model_filepath, load_external_data=False)

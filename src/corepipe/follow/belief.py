@@ -162,15 +162,23 @@ def _mean(factors: Floats) -> float:
     return float(np.exp(np.log(factors).mean()))
 
 
-def _parted(factors: Mapping[int, float]) -> list[tuple[int, ...]]:
-    """Cores in groups, fastest first, of which none holds factors too far apart."""
+_MOST_PARTS = 4
+"""Groups of cores in a cluster: the time to plan grows exponentially with them."""
+
+_COARSER = 1.1
+
+
+def _parted(factors: Mapping[int, float], apart: float = APART) -> list[tuple[int, ...]]:
+    """Cores in a few groups, fastest first, of which none holds factors farther apart than need be."""
     groups: list[list[int]] = []
     first = 0.0
     for core in sorted(factors, key=lambda core: (factors[core], core)):
-        if not groups or math.log(factors[core] / first) > math.log(APART):
+        if not groups or factors[core] > first * apart:
             groups.append([])
             first = factors[core]
         groups[-1].append(core)
+    if len(groups) > _MOST_PARTS:
+        return _parted(factors, apart * _COARSER)
     return [tuple(sorted(group)) for group in groups]
 
 

@@ -33,6 +33,17 @@ class _Spool:
     file: IO[bytes]
     rows: list[tuple[np.dtype[Any], tuple[int, ...]]] = field(default_factory=list)
 
+    def write(self, array: NDArray[Any]) -> None:
+        """Put an array behind the others: whole, or not at all."""
+        data, before = array.reshape(-1).view(np.uint8).data, self.file.tell()
+        try:
+            while len(data):
+                data = data[self.file.write(data) :]
+        except OSError:
+            self.file.truncate(before)
+            self.file.seek(before)
+            raise
+
 
 class NpzSink(Sink):
     """All results in one `.npz`.
@@ -68,7 +79,7 @@ class NpzSink(Sink):
             raise FrameError(f"{frame}: has outputs {', '.join(arrays)}, earlier frames {', '.join(self._spools)}")
         with writing(self.name):
             for name, array in arrays.items():
-                self._spools[name].file.write(array.reshape(-1).view(np.uint8).data)
+                self._spools[name].write(array)
         for name, array in arrays.items():
             self._spools[name].rows.append((array.dtype, array.shape))
         self._names.append(frame)
@@ -100,16 +111,18 @@ class NpzSink(Sink):
                     spool.file.close()
 
     def _save(self, path: Path) -> None:
+        # Who was interrupted may have put down a part of the last frame.
+        frames = len(self._indices)
         facts: dict[str, NDArray[Any]] = {
-            "frame_names": np.array(self._names, dtype=np.str_),
+            "frame_names": np.array(self._names[:frames], dtype=np.str_),
             "frame_index": np.array(self._indices, dtype=np.int64),
             "failed_names": np.array([name for name, _ in self._failed], dtype=np.str_),
             "failed_errors": np.array([error for _, error in self._failed], dtype=np.str_),
         }
         with path.open("xb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                for name, spool in self._spools.items():
-                    _save_output(archive, f"output:{name}" if name in facts else name, spool)
+                for name, spool in self._spools.items() if frames else ():
+                    _save_output(archive, f"output:{name}" if name in facts else name, spool, spool.rows[:frames])
                 for name, array in facts.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                         np.lib.format.write_array(entry, array, allow_pickle=False)
@@ -138,18 +151,20 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _unnamed_file(folder: Path) -> IO[bytes]:
-    return tempfile.TemporaryFile(dir=folder)
+    return tempfile.TemporaryFile(dir=folder, buffering=0)  # a buffer that a full disk does not take stays full
 
 
-def _save_output(archive: zipfile.ZipFile, name: str, spool: _Spool) -> None:
+def _save_output(
+    archive: zipfile.ZipFile, name: str, spool: _Spool, rows: list[tuple[np.dtype[Any], tuple[int, ...]]]
+) -> None:
     """One output: a single array if all its rows are alike, else an entry for each."""
     spool.file.seek(0)
-    dtype, shape = spool.rows[0]
-    if all(row == (dtype, shape) for row in spool.rows):
+    dtype, shape = rows[0]
+    if all(row == (dtype, shape) for row in rows):
         stacked = shape[1:] if shape[:1] == (1,) else shape
-        _save_array(archive, name, dtype, (len(spool.rows), *stacked), spool.file)
+        _save_array(archive, name, dtype, (len(rows), *stacked), spool.file)
         return
-    for i, (dtype, shape) in enumerate(spool.rows):
+    for i, (dtype, shape) in enumerate(rows):
         _save_array(archive, f"{name}/{i}", dtype, shape, spool.file)
 
 

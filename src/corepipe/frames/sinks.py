@@ -113,6 +113,7 @@ class _LineSink(Sink):
         labels: text of each class.
         count: how many classes to give.
         probabilities: outputs that are probabilities as they are.
+        outputs: the network's; without them each frame tells which one holds class scores.
     """
 
     def __init__(
@@ -122,11 +123,13 @@ class _LineSink(Sink):
         labels: Sequence[str] | None,
         count: int,
         probabilities: Container[str] = (),
+        outputs: Sequence[TensorInfo] | None = None,
     ) -> None:
         super().__init__("<stdout>" if path is None else display_name(path))
         self._labels = labels
         self._count = count
         self._probabilities = probabilities
+        self._declared = None if outputs is None else {t.name: t.shape for t in outputs}
         self._own = path is not None
         with writing(self.name):
             if path is not None:
@@ -136,11 +139,19 @@ class _LineSink(Sink):
 
     def _best(self, outputs: Outputs) -> tuple[str | None, list[Score]]:
         """The output that holds class scores, and its best ones."""
-        best = class_output({n: a.shape for n, a in outputs.items()}, self._labels)
+        best = class_output({n: a.shape for n, a in outputs.items() if self._may_be_scores(n, a)}, self._labels)
         if best is None:
             return None, []
         given = best in self._probabilities
         return best, top_k(outputs[best], self._count, self._labels, probabilities=given)
+
+    def _may_be_scores(self, name: str, array: NDArray[Any]) -> bool:
+        labels = self._labels
+        if array.dtype.kind not in ("fiu" if labels else "f"):
+            return False
+        # Of an output whose shape depends on the frame, such as boxes, a single row is not one of class scores.
+        fixed = self._declared is None or self._declared.get(name) is not None
+        return fixed or (labels is not None and class_count(array.shape) == len(labels))
 
     def _emit(self, text: str) -> None:
         self._broken = True
@@ -278,14 +289,14 @@ def open_sink(
     check_sink(spec, outputs=outputs, labels=labels, top_k=top_k, stdout=stdout)
     path = result_file(spec)
     if path is None:
-        return (JsonlSink if spec == "-" else TextSink)(None, stdout, labels, top_k, probabilities)
+        return (JsonlSink if spec == "-" else TextSink)(None, stdout, labels, top_k, probabilities, outputs)
     if path.suffix.lower() == ".txt":
-        return TextSink(path, None, labels, top_k, probabilities)
+        return TextSink(path, None, labels, top_k, probabilities, outputs)
     if path.suffix.lower() == ".npz":
         from corepipe.frames.npz import NpzSink
 
         return NpzSink(path)
-    return JsonlSink(path, None, labels, top_k, probabilities)
+    return JsonlSink(path, None, labels, top_k, probabilities, outputs)
 
 
 def result_file(spec: str | os.PathLike[str] | None) -> Path | None:
@@ -294,9 +305,9 @@ def result_file(spec: str | os.PathLike[str] | None) -> Path | None:
 
 
 def may_hold_classes(outputs: Sequence[TensorInfo], labels: Sequence[str] | None = None) -> bool:
-    """Whether one of a network's outputs is the one that holds class scores, as far as their shapes are known."""
+    """Whether one of a network's outputs is the one that holds class scores; without labels, one of known shape."""
     shapes = {t.name: t.shape for t in outputs}
-    return None in shapes.values() or class_output(shapes, labels) is not None
+    return (labels is not None and None in shapes.values()) or class_output(shapes, labels) is not None
 
 
 def check_sink(

@@ -452,26 +452,31 @@ def _write_types(graph: GraphProto, types: Types) -> None:
             set_type(value, kind)
 
 
-def forget_shapes(graph: GraphProto) -> dict[str, TensorType]:
+def forget_shapes(graph: GraphProto, symbols: Mapping[str, int]) -> tuple[dict[str, TensorType], set[str]]:
     """Drop shapes that the file declares for inner tensors and outputs; they may be stale.
 
+    Args:
+        graph: what to drop them from.
+        symbols: sizes of symbolic dims.
+
     Returns:
-        What was declared fully.
+        What was declared fully, where symbols have their sizes; and what of it has a symbol.
     """
     declared: dict[str, TensorType] = {}
+    symbolic: set[str] = set()
     for value in (*graph.value_info, *graph.output):
-        _remember(value, declared)
+        for dim in value.type.tensor_type.shape.dim if value.type.WhichOneof("value") == "tensor_type" else ():
+            if dim.dim_param in symbols:
+                dim.dim_value = symbols[dim.dim_param]
+                symbolic.add(value.name)
+        kind = type_of(value.type)
+        if kind.elem_type and kind.shape is not None:
+            declared[value.name] = kind
     del graph.value_info[:]
     for value in graph.output:
         if value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.ClearField("shape")
     for node in graph.node:
         for inner in subgraphs(node):
-            forget_shapes(inner)
-    return declared
-
-
-def _remember(value: ValueInfoProto, declared: dict[str, TensorType]) -> None:
-    kind = type_of(value.type)
-    if kind.elem_type and kind.shape is not None:
-        declared[value.name] = kind
+            forget_shapes(inner, {})
+    return declared, symbolic

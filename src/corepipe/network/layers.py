@@ -223,10 +223,9 @@ def _joins(graph: _Graph, at: int, current: _Open) -> bool:
 
 def _is_used_up(graph: _Graph, at: int, tensor: str) -> bool:
     """Whether all that reads a tensor from node `at` on can be one layer: else a cut is cheaper before `at`."""
-    left = {reader for reader in graph.readers[tensor] if reader >= at}
+    last = graph.readers[tensor][-1]
     for index in range(at, min(at + _FUSION_WINDOW, len(graph.nodes))):
-        left.discard(index)
-        if not left:
+        if index >= last:
             return True
         kind = graph.nodes[index].op_type
         if graph.varies[index] and kind not in _FOLLOWING and kind not in _VIEWS and not _is_tiny(graph, index):

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import onnx
@@ -14,7 +15,7 @@ import onnx.checker
 import onnx.defs
 import onnx.inliner
 import onnx.shape_inference
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from corepipe.errors import ModelError, UnknownNameError, UsageError
 from corepipe.network.check import DEFAULT_LIMITS, Limits, check_data, check_structure, check_with_onnx, explain
@@ -193,9 +194,8 @@ def _divide(
     check_with_onnx(skeleton(model), label)
     _inline_functions(model, label, limits)
     _check_ends(model, label)
-    changed = _fix_inputs(model, label, shapes)
-    declared = forget_shapes(model.graph)
-    types = fold(model, label, limits, None if changed else _unknown_to_onnx(model, declared))
+    changed, symbols = _fix_inputs(model, label, shapes)
+    types = fold(model, label, limits, _unknown_to_onnx(model, symbols, changed=changed, shapes=shapes))
     if not model.graph.input:
         raise ModelError(f"{label}: the model has no inputs, so frames could not change its result")
     for value in model.graph.output:
@@ -250,6 +250,7 @@ def _inline_functions(model: ModelProto, name: str, limits: Limits) -> None:
         return
     given = skeleton(model)
     _align_opsets(given, name)
+    _give_defaults(given, name)
     try:
         inlined = onnx.inliner.inline_local_functions(given)
     except Exception as error:
@@ -295,6 +296,33 @@ def _align_opsets(model: ModelProto, name: str) -> None:
                 )
 
 
+_SIMPLE = frozenset({
+    AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.FLOATS, AttributeProto.INTS,
+    AttributeProto.STRINGS,
+})  # fmt: skip
+
+
+def _give_defaults(model: ModelProto, name: str) -> None:
+    """Let calls of functions give the attributes that they leave to the functions' defaults: inlining would drop those.
+
+    Raises:
+        ModelError: a default is no number or text, nor a list of them.
+    """
+    defaults = {(f.domain, f.name, f.overload): f.attribute_proto for f in model.functions if f.attribute_proto}
+    for key, attributes in defaults.items():
+        for attribute in attributes:
+            if attribute.type not in _SIMPLE:
+                raise ModelError(
+                    f"{name}: the attribute {attribute.name!r} of its function {key[1]!r} has a tensor or graph as its "
+                    f"default, which is not supported; export it without"
+                )
+    for nodes in (model.graph.node, *(function.node for function in model.functions)) if defaults else ():
+        for node in all_nodes(nodes):
+            given = {attribute.name for attribute in node.attribute}
+            key = (node.domain, node.op_type, node.overload)
+            node.attribute.extend(one for one in defaults.get(key, ()) if one.name not in given)
+
+
 def _domain(name: str) -> str:
     """A domain by one name where it has two."""
     return "" if name in STANDARD_DOMAINS else name
@@ -338,8 +366,8 @@ def _dims(value: onnx.ValueInfoProto) -> list[Dim] | None:
     return [dim.dim_value if dim.dim_value > 0 else (dim.dim_param or None) for dim in tensor.shape.dim]
 
 
-def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Give every input a static shape; whether any was changed."""
+def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]]) -> tuple[bool, dict[str, int]]:
+    """Give every input a static shape; whether any was changed, and what symbols stand for."""
     values = list(model.graph.input)
     for wanted in shapes:
         if wanted not in [value.name for value in values]:
@@ -356,7 +384,7 @@ def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]
     for value in values:
         dims = _dims(value)
         if value.name in shapes:
-            fixed: list[Dim] | None = list(shapes[value.name])
+            fixed: list[Dim] | None = [int(size) for size in shapes[value.name]]
         else:
             fixed = dims and [symbols.get(d, d) if isinstance(d, str) else d for d in dims]
             if fixed and fixed[0] is None:
@@ -369,25 +397,29 @@ def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]
         set_type(value, TensorType(value.type.tensor_type.elem_type, sizes))
     if problems:
         raise ModelError(_ask_for_shapes(name, problems))
-    return changed
+    return changed, symbols
 
 
 def _check_shape(value: onnx.ValueInfoProto, shape: Sequence[int], name: str, symbols: dict[str, int]) -> None:
     given = f"{value.name}:{'x'.join(map(str, shape))}"
     declared = value.type.tensor_type.shape.dim
     zeros = {i for i, dim in enumerate(declared) if dim.HasField("dim_value") and dim.dim_value == 0}
-    if not all(isinstance(size, int) and (size > 0 or (size == 0 and i in zeros)) for i, size in enumerate(shape)):
+    if not all(isinstance(size, Integral) and (size > 0 or (size == 0 and i in zeros)) for i, size in enumerate(shape)):
         raise UsageError(f"{name}: the shape {given} has a size that is not positive")
     dims = _dims(value)
     if dims is None:
         return
     wanted = "x".join(str(d) if d is not None else "?" for d in dims)
     fits = len(dims) == len(shape) and all(
-        size == (symbols.setdefault(d, size) if isinstance(d, str) else d or size)
+        size == (symbols.setdefault(d, int(size)) if isinstance(d, str) else d or size)
         for d, size in zip(dims, shape, strict=True)
     )
     if not fits:
-        raise UsageError(f"{name}: the shape {given} does not fit the model's {wanted or 'scalar'}")
+        taken = ", ".join(f"{d} = {symbols[d]}" for d in dict.fromkeys(dims) if isinstance(d, str) and d in symbols)
+        raise UsageError(
+            f"{name}: the shape {given} does not fit the model's {wanted or 'scalar'}"
+            + (f" with {taken}" if taken else "")
+        )
 
 
 def _ask_for_shapes(name: str, problems: Sequence[tuple[str, list[Dim] | None]]) -> str:
@@ -407,13 +439,23 @@ def _ask_for_shapes(name: str, problems: Sequence[tuple[str, list[Dim] | None]])
     return f"{name}: input {'; input '.join(said)}; give the sizes, for example {' '.join(options)}"
 
 
-def _unknown_to_onnx(model: ModelProto, declared: Mapping[str, TensorType]) -> dict[str, TensorType]:
-    """Declared types of what operators outside the ONNX standard make: inference cannot tell those."""
+def _unknown_to_onnx(
+    model: ModelProto, symbols: Mapping[str, int], *, changed: bool, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, TensorType]:
+    """Declared types of what operators outside the ONNX standard make: inference cannot tell those.
 
-    def outputs(node: NodeProto) -> list[str]:
-        return [] if is_standard(node) else [output for output in node.output if output in declared]
+    Of a model whose inputs were changed those that say how they depend on that; and those of one frame, as exporters
+    write them that trace one, where all that was changed is the number of frames. All other declared types are dropped.
+    """
+    declared, symbolic = forget_shapes(model.graph, symbols)
 
-    return {output: declared[output] for node in model.graph.node for output in outputs(node)}
+    def holds(output: str) -> bool:
+        kind = declared.get(output)
+        one_frame = not shapes and kind is not None and kind.shape is not None and kind.shape[:1] == (1,)
+        return kind is not None and (not changed or output in symbolic or one_frame)
+
+    unknown = [output for node in model.graph.node if not is_standard(node) for output in node.output]
+    return {output: declared[output] for output in unknown if holds(output)}
 
 
 def _digest(model: ModelProto) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from corepipe.cost.table import CostTable, TableNetwork
+from corepipe.errors import PlanError
 from corepipe.plan.build import Grid, cluster_sizes, searchable
 from corepipe.plan.column_generation import RouteProgram
 from corepipe.plan.model import Evaluation, Plan, evaluate
@@ -38,7 +40,8 @@ def explain(plan: Plan, table: CostTable, *, limited: bool = False) -> list[str]
     sentences = [*_bottleneck(plan, found), *_bound(plan, found), *_given_up(plan)]
     fine = finer(table, max(2, _FINE_LAYERS // table.layer_count))
     if searchable(fine) and not limited:
-        sentences += _against_pipeline(found.throughput_fps, table, fine)
+        with contextlib.suppress(PlanError):  # too many kinds of cores
+            sentences += _against_pipeline(found.throughput_fps, table, fine)
         sentences += _against_replicas(found.throughput_fps, table)
         sentences += _what_would_help(plan, found.throughput_fps, table, fine)
     return sentences

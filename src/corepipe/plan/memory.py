@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import linprog
 
 from corepipe.cost.table import CostTable
+from corepipe.errors import PlanError
 from corepipe.plan.build import Grid, make_plan
 from corepipe.plan.column_generation import Mix, RouteProgram
 from corepipe.plan.limits import Limits, weight_bytes
@@ -56,7 +58,10 @@ def fitting_plans(
     used = sorted({t for t, _, _ in quickest})
     hops = [(used.index(t), cuts[start], cuts[stop]) for t, start, stop in quickest]
     alone = make_plan(table, "routes", [program.grid.configs[t] for t in used], [(1.0, hops)])
-    return [*plans, alone, best_pipeline(table), best_replicas(table, max(copies, 1))]
+    plans.append(alone)
+    with contextlib.suppress(PlanError):  # too many kinds of cores
+        plans += [best_pipeline(table), best_replicas(table, max(copies, 1))]
+    return plans
 
 
 def _shrunk(plan: Plan, table: CostTable, limits: Limits) -> Plan:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from corepipe.cost.table import CostTable
+from corepipe.errors import PlanError
 from corepipe.plan.build import Grid, Stage, best_of, pipeline_plan, single_plan
 from corepipe.plan.model import Plan
 
@@ -39,6 +41,13 @@ def best_pipeline(table: CostTable) -> Plan:
     return best_of(plans)
 
 
+MAX_STATES = 2**19
+"""Numbers of cores of each kind, times all cores: some seconds; six kinds of four cores have three quarters of it."""
+
+MAX_STEPS = 2**33
+"""And these times configs times pairs of cuts: some ten seconds."""
+
+
 @dataclass
 class PipelineSearch:
     """The least possible time of the slowest stage, for every number of cores at once.
@@ -48,6 +57,9 @@ class PipelineSearch:
     Attributes:
         grid: the costs.
         several: whether pipelines of one stage are left out (a plan of one worker has other costs).
+
+    Raises:
+        PlanError: there are too many kinds of cores to search.
     """
 
     grid: Grid
@@ -60,8 +72,17 @@ class PipelineSearch:
             self._loads[:, -1, 0] = np.inf
         clusters = list(self.grid.cluster_cores)
         self._total: Cores = tuple(self.grid.cluster_cores.values())
+        self._check_size()
         self._take = [tuple(c.count if name == c.cluster else 0 for name in clusters) for c in self.grid.configs]
         self._slowest = self._solve_slowest()
+
+    def _check_size(self) -> None:
+        states = math.prod(n + 1 for n in self._total)
+        if states * sum(self._total) > MAX_STATES or states * self._loads.size > MAX_STEPS:
+            raise PlanError(
+                f"pipelines of {len(self._total)} kinds of cores ({', '.join(map(str, self._total))}) and "
+                f"{len(self.grid.cuts) - 1} parts are too many to search; let the planner find routes"
+            )
 
     def slowest_s(self, cores: Cores) -> float:
         """Seconds of the slowest stage of the best pipeline on these cores; infinite if there is none."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from corepipe.errors import CorepipeError, FrameError, StreamFullError, UnknownNameError
 from corepipe.runtime.feeding import NoRoomError
+from corepipe.runtime.threads import daemon, start
 
 if TYPE_CHECKING:
     from corepipe.runtime.stream import Stream
@@ -135,11 +136,9 @@ class _Intake:
         self._ended = False
         self.stopped = False
         self._failure: BaseException | None = None
-        targets = [(self._read, (frames,))] + [(self._feed, ())] * self._drops
-        self._threads = [
-            threading.Thread(target=target, args=arguments, name="corepipe-intake", daemon=True)
-            for target, arguments in targets
-        ]
+        self._threads = [daemon("corepipe-intake", self._read, frames)]
+        if self._drops:
+            self._threads.append(daemon("corepipe-intake", self._feed))
         self._unstarted = deque(self._threads)
 
     def next_ended(self) -> Future[Any] | None:
@@ -149,10 +148,11 @@ class _Intake:
 
         Raises:
             StreamClosedError, WorkerError: the stream ended while the source had nothing.
+            WorkerError: no thread could be had to read the source.
             Exception: what the source raised.
         """
         while self._unstarted and not self.stopped:
-            self._unstarted.popleft().start()
+            start(self._unstarted.popleft())
         with self._lock:
             while not self._changed.wait_for(lambda: self._unread or self._ended, LOOK_S):
                 self._stream.state.check_open()  # the source may have nothing for long

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from corepipe.errors import CorepipeError, FrameError
 from corepipe.runtime.delivery import Outcome
 from corepipe.runtime.live import LOOK_S, OnError
+from corepipe.runtime.threads import daemon, start
 
 if TYPE_CHECKING:
     from corepipe.runtime.stream import Stream
@@ -94,6 +94,7 @@ async def run_async(
 
     Raises:
         FrameError, StreamClosedError, WorkerError, Exception: as for `run_in_order`.
+        WorkerError: no thread could be had to read the source.
     """
     room = asyncio.Semaphore(stream.window)
     aside = _Aside()
@@ -129,7 +130,7 @@ class _Aside:
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        threading.Thread(target=self._serve, name="corepipe-feeder", daemon=True).start()
+        start(daemon("corepipe-feeder", self._serve))
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What the function returns, or raises; one call after the other."""

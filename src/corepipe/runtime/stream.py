@@ -28,6 +28,7 @@ from corepipe.runtime.pool import Pool
 from corepipe.runtime.record import FrameRecord
 from corepipe.runtime.results import Output, Results
 from corepipe.runtime.state import State
+from corepipe.runtime.threads import daemon, start
 from corepipe.topology.model import Topology
 
 _FILLING_S = 5.0
@@ -101,10 +102,10 @@ class Stream:
             self.results = Results(self.state, network, self._deliveries, on_record)
             self.feeding = Feeding(self.state, self.results, network.inputs)
             reference = weakref.ref(self)
-            self._deliverer = _started("corepipe-delivery", deliver, reference, self._deliveries)
+            self._deliverer = start(daemon("corepipe-delivery", deliver, reference, self._deliveries))
             self.state.deliverer = self._deliverer
             undo.callback(self._deliveries.put, None)
-            self._collector = _started("corepipe-collector", collect, reference)
+            self._collector = start(daemon("corepipe-collector", collect, reference))
             undo.pop_all()
         _open_streams.add(self)
 
@@ -343,7 +344,7 @@ class Stream:
             self.state.set_lanes(*(lane for lane in self.lanes if lane not in done))
         for lane in done:
             try:
-                ending = _started("corepipe-closing", lane.pool.close)
+                ending = start(daemon("corepipe-closing", lane.pool.close))
             except WorkerError:
                 lane.pool.close()
             else:
@@ -428,16 +429,6 @@ class Stream:
                 self._deliverer.join(_CALLBACK_S)
             if self._deliverer.is_alive():
                 _log.warning("the callback of a result has not returned; the stream is closed without waiting for it")
-
-
-def _started(name: str, target: Callable[..., object], *arguments: object) -> threading.Thread:
-    """A thread that runs `target` and does not keep the process alive."""
-    thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise WorkerError(f"{name}: {error}; close other programs or use fewer workers") from None
-    return thread
 
 
 def _but_rates(plan: Plan) -> tuple[object, ...]:

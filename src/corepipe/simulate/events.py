@@ -258,6 +258,10 @@ def _slowing(plan: Plan, table: CostTable, contention: Contention | None) -> lis
     return [contention.get(worker.core_config.cluster, 0.0) for worker in plan.workers]
 
 
+_MOST = 1000.0
+"""Jitter and contention: more is a mistake, and much more exceeds what a number can be."""
+
+
 def _check_options(
     frames: int | None, slots: int | None, jitter: float, contention: Contention | None, seed: int
 ) -> None:
@@ -266,8 +270,8 @@ def _check_options(
             raise UsageError(f"cannot simulate with {name} {value}: give a whole number from {least} up")
     factors = contention.values() if isinstance(contention, Mapping) else [contention or 0.0]
     for name, number in (("jitter", jitter), *(("contention", factor) for factor in factors)):
-        if not (math.isfinite(number) and number >= 0):
-            raise UsageError(f"cannot simulate with {name} {number}: give a number from 0 up, such as 0.1")
+        if not 0 <= number <= _MOST:
+            raise UsageError(f"cannot simulate with {name} {number}: give a number from 0 to {_MOST:g}, such as 0.1")
 
 
 def _ns(seconds: float) -> int:

@@ -119,7 +119,9 @@ class Predictor:
         return found
 
     def _scaled(self, one: Condition, config: CoreConfig) -> Condition:
-        law = next(law for law in self.calibration.laws if law.cluster == config.cluster)
+        law = next((law for law in self.calibration.laws if law.cluster == config.cluster), None)
+        if law is None:
+            raise DocumentError(f"the calibration tells nothing of several cores of {config.cluster}; calibrate again")
         computing = law.serial + (1 - law.serial) / config.count
         memory = 1 / min(config.count, law.memory_cores)
         coefficients = {

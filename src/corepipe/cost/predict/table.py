@@ -12,6 +12,7 @@ from corepipe.cost.predict.model import Predictor
 from corepipe.cost.predict.paper import fit_paper
 from corepipe.cost.profile import table_network
 from corepipe.cost.table import ConfigCosts, CostTable, Provenance
+from corepipe.errors import DocumentError
 from corepipe.network.concat import never_joined
 from corepipe.network.model import Network
 from corepipe.topology.model import ALL_CORES, CoreConfig
@@ -91,6 +92,8 @@ def predict_table(network: Network, calibration: Calibration) -> Prediction:
         intervals[str(config)] = Interval(
             tuple(map(float, layers.low * share)), tuple(map(float, layers.high * share)), whole * low, whole * high
         )
+    if not configs:
+        raise DocumentError("the calibration tells nothing of the cores of its own machine; calibrate again")
     note = f"from the calibration of {calibration.created or 'unknown date'}"
     warnings = _warnings(network, seen, predictor, machine_configs(calibration)[0])
     return Prediction(_table(network, calibration, configs, note), intervals, warnings)

@@ -87,6 +87,8 @@ def prelu(node: Node) -> Tensor:
     """PRelu with one slope, or one for each channel."""
     slope, given = node.floats(1, "slope").astype(np.float32), node.tensor(0)
     if slope.size == 1:
+        if len(given.blob_shape) == 4:  # of which most versions leave such blobs as they are
+            given = node.builder.place(given, (math.prod(given.shape),))
         return node.builder.compute("PReLU", given, {0: 1}, weights=[slope.reshape(1)])
     channels = _channels(slope.shape, given.shape)
     if not channels or given.shape[0] != 1:

@@ -155,13 +155,24 @@ def resize(node: Node) -> Tensor:
     if node.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise Refused("keep_aspect_ratio_policy")
     params = {3: out[2], 4: out[3]}
-    if mode == "nearest" and (transform, rounding) in _EXACT_NEAREST and not (out[2] % height or out[3] % width):
+    smooth = mode == "linear" and transform in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    nearest = mode == "nearest" and (transform, rounding) in _EXACT_NEAREST
+    if (nearest and _repeats(height, out[2]) and _repeats(width, out[3])) or (smooth and height == width == 1):
         params[0] = 1
-    elif mode == "linear" and transform in ("half_pixel", "pytorch_half_pixel", "align_corners") and min(out[2:]) > 1:
+    elif smooth and min(height, width, *out[2:]) > 1:  # of a single row or column ncnn reads what is before it
         params |= {0: 2, 6: int(transform == "align_corners")}
     else:
         raise Refused(f"mode {mode} with {transform} and {rounding}")
     return node.builder.compute("Interp", given, params, shape=out, blob_shape=out[1:])
+
+
+def _repeats(size: int, out: int) -> bool:
+    """Whether the nearest of `size` for each of `out`, as ncnn rounds it, is each of them equally often."""
+    if out % size:
+        return False
+    step = np.float32(size) / np.float32(out)
+    found = (np.arange(out, dtype=np.float32) * step).astype(np.int64)
+    return np.array_equal(np.minimum(found, size - 1), np.arange(out) // (out // size))
 
 
 OPERATORS = {

@@ -40,7 +40,7 @@ def windows(node: Node, kernel: Sequence[int], shape: Sequence[int], *, ceil: bo
         if room < 0:
             raise Refused("its window is larger than its input")
         out[i] = room // strides[i] + 1
-        if ceil and auto == "NOTSET" and room % strides[i]:
+        if ceil and auto in ("NOTSET", "VALID") and room % strides[i]:
             if out[i] * strides[i] >= size[i] + before[i]:
                 raise Refused("ceil_mode with a window that starts behind the input")
             out[i] += 1
