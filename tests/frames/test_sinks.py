@@ -444,3 +444,24 @@ def test_npz_holds_whole_frames_where_one_was_interrupted(tmp_path, monkeypatch)
     with np.load(tmp_path / "out.npz") as data:
         assert data["frame_names"].tolist() == ["a"]
         assert data["y"].shape == data["z"].shape == (1, 3)
+
+
+def test_npz_goes_on_behind_the_last_whole_frame_once_there_is_room(tmp_path, monkeypatch):
+    disks = []
+
+    def disk(_folder):
+        disks.append(FullDisk())
+        return disks[-1]
+
+    monkeypatch.setattr(npz_module, "_unnamed_file", disk)
+    small, large = LOGITS, np.arange(12, dtype=np.float32).reshape(1, 12)
+    with open_sink(tmp_path / "out.npz") as sink:
+        sink.write(0, "a", {"small": small, "large": large})
+        with pytest.raises(CorepipeError, match="No space left"):
+            sink.write(1, "b", {"small": small + 1, "large": large})
+        monkeypatch.setattr(FullDisk, "write", io.BytesIO.write)
+        sink.write(2, "c", {"small": small + 2, "large": large + 2})
+    with np.load(tmp_path / "out.npz") as data:
+        assert data["frame_names"].tolist() == ["a", "c"]
+        np.testing.assert_array_equal(data["small"], [small[0], small[0] + 2])
+        np.testing.assert_array_equal(data["large"], [large[0], large[0] + 2])

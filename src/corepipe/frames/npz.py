@@ -34,15 +34,15 @@ class _Spool:
     rows: list[tuple[np.dtype[Any], tuple[int, ...]]] = field(default_factory=list)
 
     def write(self, array: NDArray[Any]) -> None:
-        """Put an array behind the others: whole, or not at all."""
-        data, before = array.reshape(-1).view(np.uint8).data, self.file.tell()
-        try:
-            while len(data):
-                data = data[self.file.write(data) :]
-        except OSError:
-            self.file.truncate(before)
-            self.file.seek(before)
-            raise
+        """Put an array behind the others."""
+        data = array.reshape(-1).view(np.uint8).data
+        while len(data):
+            data = data[self.file.write(data) :]
+
+    def cut(self, size: int) -> None:
+        """Drop what is behind the first `size` bytes."""
+        self.file.truncate(size)
+        self.file.seek(size)
 
 
 class NpzSink(Sink):
@@ -77,9 +77,15 @@ class NpzSink(Sink):
                 self._spools = {name: _Spool(_unnamed_file(self._path.parent)) for name in arrays}
         if arrays.keys() != self._spools.keys():
             raise FrameError(f"{frame}: has outputs {', '.join(arrays)}, earlier frames {', '.join(self._spools)}")
+        before = {name: spool.file.tell() for name, spool in self._spools.items()}
         with writing(self.name):
-            for name, array in arrays.items():
-                self._spools[name].write(array)
+            try:
+                for name, array in arrays.items():
+                    self._spools[name].write(array)
+            except BaseException:
+                for name, size in before.items():
+                    self._spools[name].cut(size)
+                raise
         for name, array in arrays.items():
             self._spools[name].rows.append((array.dtype, array.shape))
         self._names.append(frame)
