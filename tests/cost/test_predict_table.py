@@ -20,10 +20,10 @@ def network():
 
 
 def test_a_predicted_table_is_whole_and_can_be_planned_with(calibration, network):
-    began = time.perf_counter()
+    began = time.process_time()
     prediction = predict_table(network, calibration)
     made = plan(prediction.table)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     table = prediction.table
     assert made.throughput_fps > 0
     assert table.provenance.source == "predicted"

@@ -113,6 +113,22 @@ def test_empty_folder_names_what_is_there(tmp_path):
         open_source(tmp_path)
 
 
+def test_photographs_are_turned_as_their_cameras_say(tmp_path):
+    """A phone held upright writes a lying image, and that it is to be turned by a quarter to the right (6)."""
+    lying = np.zeros((16, 32, 3), np.uint8)
+    lying[:, :16] = 255
+    plain = encoded(".jpg", lying)
+    tag = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    about = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + tag + bytes(4)
+    exif = b"\xff\xe1" + struct.pack(">H", len(about) + 2) + about
+    (tmp_path / "phone.jpg").write_bytes(plain[:2] + exif + plain[2:])
+    with open_source(tmp_path / "phone.jpg") as source:
+        (frame,) = source
+    assert frame.data.shape == (32, 16, 3)
+    assert frame.data[:12].min() > 200
+    assert frame.data[20:].max() < 50
+
+
 def test_single_image(folder):
     source = open_source(folder / "frame2.png")
     (frame,) = source
