@@ -174,6 +174,7 @@ def test_a_cache_folder_that_may_not_be_searched_is_no_error(chain, here, tmp_pa
 
     monkeypatch.setenv("COREPIPE_CACHE", str(folder))
     monkeypatch.setattr(os, "stat", refuse)
+    assert api.find_costs(chain, here).table.configs
     assert api.costs(chain, here).configs
 
 

@@ -342,6 +342,8 @@ def find_costs(
 ) -> Costs:
     """The costs to plan with: kept ones, else predicted ones where this machine was calibrated, else measured now.
 
+    A profile that was begun and interrupted is finished rather than predicted.
+
     Args:
         network: what is to be planned.
         topology: where.

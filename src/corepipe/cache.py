@@ -154,8 +154,8 @@ class TableCache:
         return PartialProfile(configs=fitting, hop=hop.hop or found.hop)
 
     def was_begun(self, path: Path) -> bool:
-        """Whether an interrupted profile has left something for the table at `path`."""
-        return _partial(path).exists()
+        """Whether an interrupted profile has left something for the table at `path`, which is not there yet."""
+        return os.path.exists(_partial(path)) and not os.path.exists(path)
 
     def save(self, path: Path, table: CostTable) -> None:
         """Keep a finished table and drop what is left of its making."""

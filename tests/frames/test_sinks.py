@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from corepipe.errors import CorepipeError, FrameError, UsageError
-from corepipe.frames import check_sink, open_sink, read_labels, top_k
+from corepipe.frames import check_sink, may_hold_classes, open_sink, read_labels, top_k
 from corepipe.frames import npz as npz_module
 from corepipe.network.model import TensorInfo
 
@@ -465,3 +465,11 @@ def test_npz_goes_on_behind_the_last_whole_frame_once_there_is_room(tmp_path, mo
         assert data["frame_names"].tolist() == ["a", "c"]
         np.testing.assert_array_equal(data["small"], [small[0], small[0] + 2])
         np.testing.assert_array_equal(data["large"], [large[0], large[0] + 2])
+
+
+def test_classes_may_be_chosen_from_where_the_sink_shows_them():
+    beside = [info("y", 1, 3), TensorInfo("order", np.dtype(np.int64), (1, 5))]
+    assert may_hold_classes(beside)
+    assert not may_hold_classes(beside[1:])
+    assert may_hold_classes(beside[1:], ("a",) * 5)
+    assert not may_hold_classes([TensorInfo("boxes", np.dtype(np.float32), None)])

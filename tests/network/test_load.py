@@ -737,6 +737,18 @@ def test_a_default_that_is_a_tensor_is_refused(make_model):
     refused(with_default(make_model, helper.make_attribute("alpha", tensor)), "'alpha' of its function 'inner'")
 
 
+def test_a_default_that_is_a_tensor_and_not_needed_is_none_of_our_business(make_model):
+    tensor = onnx.numpy_helper.from_array(np.ones(1, np.float32))
+    assert load_network(with_default(make_model, helper.make_attribute("alpha", tensor), 0.7)).layers
+
+
+def test_declared_shapes_do_not_hold_where_the_image_has_another_size(make_model):
+    model = foreign(make_model, "N", ["N", 2, 4, 4])
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
+    network = load_network(model, shapes={"x": (1, 2, 8, 4)})
+    assert len(network.layers) <= 2
+
+
 def foreign(make_model, size, declared):
     """Convolution, an operator that is none of ONNX's and whose output is declared, convolution."""
     nodes = [
@@ -760,6 +772,7 @@ def foreign(make_model, size, declared):
         ("N", [3, 2, 4, 4], {}, False),
         ("N", ["N", 2, 4, 4], {"x": (5, 2, 4, 4)}, True),
         ("N", [1, 2, 4, 4], {"x": (5, 2, 4, 4)}, False),
+        ("N", [1, 2, 4, 4], {"x": (1, 2, 4, 4)}, True),
         ("N", ["M", 2, 4, 4], {}, False),
     ],
 )

@@ -241,6 +241,7 @@ def run(
     from corepipe import frames as io
     from corepipe import plan as planners
     from corepipe.follow import Change, Follower
+    from corepipe.network.graph import is_standard
     from corepipe.report.recording import LeftOut, Recording
     from corepipe.report.trace import TracedPlan, write_traces
     from corepipe.run import check_images, image_inputs, run_frames
@@ -272,7 +273,9 @@ def run(
     io.check_sink(output, outputs=network.outputs, labels=names, top_k=top)
     if npz:
         refuse(context, "with results in an .npz, which holds the outputs themselves", "labels", "top")
-    if not io.may_hold_classes(network.outputs, names):
+    # Behind operators of others, shapes may be unknown that are the same for all frames: each frame tells them.
+    outputs = network.outputs if all(map(is_standard, network.body.graph.node)) else None
+    if outputs is not None and not io.may_hold_classes(outputs, names):
         refuse(context, "where it is not one output of the network that holds class scores", "top")
     if input_spec is None:
         input_spec = _photographs(network, prepare)
@@ -301,7 +304,7 @@ def run(
             _sampler(topology, trace) as sampler,
             Stream(network, chosen, topology, on_record=recording.add if trace or report else None) as stream,
             io.open_sink(  # replaces an older file
-                output, outputs=network.outputs, labels=names, top_k=top, probabilities=network.probabilities
+                output, outputs=outputs, labels=names, top_k=top, probabilities=network.probabilities
             ) as sink,
         ):
             changes: list[Change] = []

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 _log = logging.getLogger("corepipe")
 
 APART = 1.2
-"""Cores of one cluster whose factors lie further apart are planned for as clusters of their own."""
+"""Cores of one cluster whose factors lie further apart are planned for as clusters of their own (`_MOST_PARTS`)."""
 
 _HALF_LIFE_S = 30.0
 """What is known of a core that does nothing loses half of its weight in so long: it may have cooled down."""

@@ -147,7 +147,7 @@ class _LineSink(Sink):
 
     def _may_be_scores(self, name: str, array: NDArray[Any]) -> bool:
         labels = self._labels
-        if array.dtype.kind not in ("fiu" if labels else "f"):
+        if array.dtype.kind not in _kinds(labels):
             return False
         # Of an output whose shape depends on the frame, such as boxes, a single row is not one of class scores.
         fixed = self._declared is None or self._declared.get(name) is not None
@@ -271,7 +271,8 @@ def open_sink(
     Args:
         spec: None or `text` for text on the standard output, `-` for JSONL on the standard output, or a file: `.txt`,
             `.jsonl` (`.ndjson`) or `.npz`. An older file is replaced.
-        outputs: the network's outputs; with them, labels that do not fit are refused at once.
+        outputs: the network's outputs; with them, labels that do not fit are refused at once, and what has no fixed
+            shape holds no class scores, but with labels of as many. Without them each frame tells.
         labels: text of each class, see `read_labels`.
         top_k: how many classes to give.
         probabilities: names of outputs that a softmax or sigmoid makes (`Network.probabilities`); of others it is told
@@ -306,8 +307,13 @@ def result_file(spec: str | os.PathLike[str] | None) -> Path | None:
 
 def may_hold_classes(outputs: Sequence[TensorInfo], labels: Sequence[str] | None = None) -> bool:
     """Whether one of a network's outputs is the one that holds class scores; without labels, one of known shape."""
-    shapes = {t.name: t.shape for t in outputs}
+    shapes = {t.name: t.shape for t in outputs if t.dtype.kind in _kinds(labels)}
     return (labels is not None and None in shapes.values()) or class_output(shapes, labels) is not None
+
+
+def _kinds(labels: Sequence[str] | None) -> str:
+    """Kinds of numbers that class scores may be: of integers labels must say so."""
+    return "fiu" if labels else "f"
 
 
 def check_sink(

@@ -194,8 +194,8 @@ def _divide(
     check_with_onnx(skeleton(model), label)
     _inline_functions(model, label, limits)
     _check_ends(model, label)
-    changed, symbols = _fix_inputs(model, label, shapes)
-    types = fold(model, label, limits, _unknown_to_onnx(model, symbols, changed=changed, shapes=shapes))
+    changes, symbols = _fix_inputs(model, label, shapes)
+    types = fold(model, label, limits, _unknown_to_onnx(model, changes, symbols))
     if not model.graph.input:
         raise ModelError(f"{label}: the model has no inputs, so frames could not change its result")
     for value in model.graph.output:
@@ -306,21 +306,22 @@ def _give_defaults(model: ModelProto, name: str) -> None:
     """Let calls of functions give the attributes that they leave to the functions' defaults: inlining would drop those.
 
     Raises:
-        ModelError: a default is no number or text, nor a list of them.
+        ModelError: a default that is needed is no number or text, nor a list of them.
     """
     defaults = {(f.domain, f.name, f.overload): f.attribute_proto for f in model.functions if f.attribute_proto}
-    for key, attributes in defaults.items():
-        for attribute in attributes:
-            if attribute.type not in _SIMPLE:
-                raise ModelError(
-                    f"{name}: the attribute {attribute.name!r} of its function {key[1]!r} has a tensor or graph as its "
-                    f"default, which is not supported; export it without"
-                )
     for nodes in (model.graph.node, *(function.node for function in model.functions)) if defaults else ():
         for node in all_nodes(nodes):
             given = {attribute.name for attribute in node.attribute}
             key = (node.domain, node.op_type, node.overload)
-            node.attribute.extend(one for one in defaults.get(key, ()) if one.name not in given)
+            for attribute in defaults.get(key, ()):
+                if attribute.name in given:
+                    continue
+                if attribute.type not in _SIMPLE:
+                    raise ModelError(
+                        f"{name}: the attribute {attribute.name!r} of its function {node.op_type!r} has a tensor or "
+                        f"graph as its default, which is not supported; export it without"
+                    )
+                node.attribute.append(attribute)
 
 
 def _domain(name: str) -> str:
@@ -366,8 +367,14 @@ def _dims(value: onnx.ValueInfoProto) -> list[Dim] | None:
     return [dim.dim_value if dim.dim_value > 0 else (dim.dim_param or None) for dim in tensor.shape.dim]
 
 
-def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]]) -> tuple[bool, dict[str, int]]:
-    """Give every input a static shape; whether any was changed, and what symbols stand for."""
+_Change = tuple[int, int]
+"""An axis of an input, and the size that it was given."""
+
+
+def _fix_inputs(
+    model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]]
+) -> tuple[set[_Change], dict[str, int]]:
+    """Give every input a static shape; which sizes were changed, as (axis, size), and what symbols stand for."""
     values = list(model.graph.input)
     for wanted in shapes:
         if wanted not in [value.name for value in values]:
@@ -380,7 +387,8 @@ def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]
         dims = _dims(value)
         if value.name not in shapes and dims and isinstance(dims[0], str):
             symbols.setdefault(dims[0], 1)
-    problems, changed = [], False
+    problems: list[tuple[str, list[Dim] | None]] = []
+    changes: set[_Change] = set()
     for value in values:
         dims = _dims(value)
         if value.name in shapes:
@@ -392,12 +400,13 @@ def _fix_inputs(model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]
         if fixed is None or not all(isinstance(size, int) for size in fixed):
             problems.append((value.name, fixed))
             continue
-        changed |= fixed != dims
+        before = dims or [None] * len(fixed)
+        changes |= {(axis, int(size or 0)) for axis, size in enumerate(fixed) if size != before[axis]}
         sizes = tuple(size for size in fixed if isinstance(size, int))
         set_type(value, TensorType(value.type.tensor_type.elem_type, sizes))
     if problems:
         raise ModelError(_ask_for_shapes(name, problems))
-    return changed, symbols
+    return changes, symbols
 
 
 def _check_shape(value: onnx.ValueInfoProto, shape: Sequence[int], name: str, symbols: dict[str, int]) -> None:
@@ -439,20 +448,20 @@ def _ask_for_shapes(name: str, problems: Sequence[tuple[str, list[Dim] | None]])
     return f"{name}: input {'; input '.join(said)}; give the sizes, for example {' '.join(options)}"
 
 
-def _unknown_to_onnx(
-    model: ModelProto, symbols: Mapping[str, int], *, changed: bool, shapes: Mapping[str, Sequence[int]]
-) -> dict[str, TensorType]:
+def _unknown_to_onnx(model: ModelProto, changes: set[_Change], symbols: Mapping[str, int]) -> dict[str, TensorType]:
     """Declared types of what operators outside the ONNX standard make: inference cannot tell those.
 
-    Of a model whose inputs were changed those that say how they depend on that; and those of one frame, as exporters
-    write them that trace one, where all that was changed is the number of frames. All other declared types are dropped.
+    Where only the number of frames was changed, those that say how they depend on that; and those of one frame, as
+    exporters write them that trace one, where it is one now. Where other sizes were changed, none.
     """
     declared, symbolic = forget_shapes(model.graph, symbols)
 
     def holds(output: str) -> bool:
         kind = declared.get(output)
-        one_frame = not shapes and kind is not None and kind.shape is not None and kind.shape[:1] == (1,)
-        return kind is not None and (not changed or output in symbolic or one_frame)
+        if kind is None or any(axis > 0 for axis, _ in changes):
+            return False
+        one_frame = changes == {(0, 1)} and kind.shape is not None and kind.shape[:1] == (1,)
+        return not changes or output in symbolic or one_frame
 
     unknown = [output for node in model.graph.node if not is_standard(node) for output in node.output]
     return {output: declared[output] for output in unknown if holds(output)}

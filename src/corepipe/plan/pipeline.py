@@ -30,7 +30,8 @@ def best_pipeline(table: CostTable) -> Plan:
         table: the costs.
 
     Raises:
-        PlanError: the table has no config within one cluster, or gives the network no cost at all.
+        PlanError: the table has no config within one cluster, gives the network no cost at all, or has too many kinds
+            of cores to search.
     """
     grid = Grid.of(table)
     search = PipelineSearch(grid, several=True)
@@ -41,8 +42,8 @@ def best_pipeline(table: CostTable) -> Plan:
     return best_of(plans)
 
 
-MAX_STATES = 2**19
-"""Numbers of cores of each kind, times all cores: some seconds; six kinds of four cores have three quarters of it."""
+MAX_STATES = 2**20
+"""Numbers of cores of each kind, times all cores: some seconds. Six kinds of four cores have a third of it."""
 
 MAX_STEPS = 2**33
 """And these times configs times pairs of cuts: some ten seconds."""

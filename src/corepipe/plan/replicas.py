@@ -24,7 +24,8 @@ def best_replicas(table: CostTable, max_groups: int | None = None) -> Plan:
         max_groups: how many groups there may be; as each holds every layer once, so many copies of the weights.
 
     Raises:
-        PlanError: the table has no config within one cluster, or gives the network no cost at all.
+        PlanError: the table has no config within one cluster, gives the network no cost at all, or has too many kinds
+            of cores to search.
     """
     grid = Grid.of(table)
     search = PipelineSearch(grid)
