@@ -65,13 +65,14 @@ def choose_costs(
 
     if not predict and calibration is None and use_cache:
         modes = [(engine, size) for engine in engines for size in sizes(batch) if not refused(engine, size)]
-        kept = [cache.load(cache.path(network, topology, *mode), network) for mode in modes]
+        paths = [cache.path(network, topology, *mode) for mode in modes]
+        kept = [cache.load(path, network) for path in paths]
         tables = [table for table in kept if table is not None]
         if tables and len(tables) == len(kept):
             # Tables of several modes were held against each other, which is kept beside them.
             table = tables[0] if len(tables) == 1 else measure()
             return Costs(table, f"costs: kept profile of {max(t.provenance.created for t in tables)}")
-        if any(cache.was_begun(cache.path(network, topology, *mode)) for mode in modes):
+        if any(map(cache.was_begun, paths)):
             table = measure()  # goes on where it was interrupted: with --no-cache, what was kept before is gone
             return Costs(table, f"costs: measured {table.provenance.created}")
     chosen = [] if calibration is None else [calibration]

@@ -274,7 +274,7 @@ def _check_functions(model: ModelProto, name: str, limits: Limits) -> None:
             raise ModelError(f"{name}: functions call each other in a circle or over {_MAX_CALL_DEPTH} levels deep")
         count = held = 0
         for node in nodes:
-            key = _key(node)
+            key = function_key(node)
             inner = inlined(key, depth) if key in bodies else (1, 0)
             count, held = count + inner[0], held + inner[1]
             for graph in subgraphs(node):
@@ -302,7 +302,7 @@ def _longest_arguments(model: ModelProto, functions: Container[_FunctionKey], na
     attributes = [item.ByteSize() for function in model.functions for item in function.attribute_proto]
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
         for node in all_nodes(nodes):
-            if _key(node) in functions:
+            if function_key(node) in functions:
                 if next(subgraphs(node), None) is not None:
                     raise ModelError(
                         f"{name}: node {title(node)} gives a subgraph to a function, which is not supported; "
@@ -313,7 +313,8 @@ def _longest_arguments(model: ModelProto, functions: Container[_FunctionKey], na
     return max(names) + _RENAMING_BYTES, max(attributes, default=0)
 
 
-def _key(node: NodeProto) -> _FunctionKey:
+def function_key(node: NodeProto) -> _FunctionKey:
+    """What tells the function that a node calls."""
     return node.domain, node.op_type, node.overload
 
 

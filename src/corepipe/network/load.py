@@ -18,7 +18,15 @@ import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from corepipe.errors import ModelError, UnknownNameError, UsageError
-from corepipe.network.check import DEFAULT_LIMITS, Limits, check_data, check_structure, check_with_onnx, explain
+from corepipe.network.check import (
+    DEFAULT_LIMITS,
+    Limits,
+    check_data,
+    check_structure,
+    check_with_onnx,
+    explain,
+    function_key,
+)
 from corepipe.network.external import load_external, read_at
 from corepipe.network.fold import fold, forget_shapes, skeleton
 from corepipe.network.graph import (
@@ -312,8 +320,7 @@ def _give_defaults(model: ModelProto, name: str) -> None:
     for nodes in (model.graph.node, *(function.node for function in model.functions)) if defaults else ():
         for node in all_nodes(nodes):
             given = {attribute.name for attribute in node.attribute}
-            key = (node.domain, node.op_type, node.overload)
-            for attribute in defaults.get(key, ()):
+            for attribute in defaults.get(function_key(node), ()):
                 if attribute.name in given:
                     continue
                 if attribute.type not in _SIMPLE:

@@ -75,9 +75,8 @@ def best_routes(table: CostTable, limits: Limits | None = None) -> Plan:
             plans.append(plan_of_mix(program.grid, mix))
             if len(plans[-1].workers) == 1:
                 # A lone worker has other costs (those of an idle machine), so the mix may not reach its promise.
-                for planner in (best_pipeline, best_replicas):
-                    with contextlib.suppress(PlanError):  # too many kinds of cores
-                        plans.append(planner(table))
+                with contextlib.suppress(PlanError):  # too many kinds of cores
+                    plans += [best_pipeline(table), best_replicas(table)]
             if limits.excess(plans[-1], table):
                 plans += fitting_plans(program, mix, limits, plan_of_mix, lambda n: best_mix(program, n)[0])
     plans = [plan for plan in plans if limits.excess(plan, table) is None]
