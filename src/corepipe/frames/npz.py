@@ -10,7 +10,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,23 +26,17 @@ _MOST_OF_ERROR = 160
 """Characters of an error that are kept: in an array each takes as much as the longest."""
 
 
-@dataclass
-class _Spool:
-    """The arrays of one output, one after another in a file without a name."""
+_Kind = tuple[np.dtype[Any], tuple[int, ...]]
+"""Type and shape of an array."""
 
-    file: IO[bytes]
-    rows: list[tuple[np.dtype[Any], tuple[int, ...]]] = field(default_factory=list)
 
-    def write(self, array: NDArray[Any]) -> None:
-        """Put an array behind the others."""
-        data = array.reshape(-1).view(np.uint8).data
-        while len(data):
-            data = data[self.file.write(data) :]
+@dataclass(frozen=True)
+class _Written:
+    """A frame whose outputs are on disk, behind those of the frames before it."""
 
-    def cut(self, size: int) -> None:
-        """Drop what is behind the first `size` bytes."""
-        self.file.truncate(size)
-        self.file.seek(size)
+    index: int
+    name: str
+    kinds: dict[str, _Kind]
 
 
 class NpzSink(Sink):
@@ -58,9 +52,8 @@ class NpzSink(Sink):
     def __init__(self, path: Path) -> None:
         super().__init__(display_name(path))
         self._path = Path(os.path.realpath(path))
-        self._spools: dict[str, _Spool] = {}
-        self._names: list[str] = []
-        self._indices: list[int] = []
+        self._spools: dict[str, IO[bytes]] = {}
+        self._written: list[_Written] = []
         self._failed: list[tuple[str, str]] = []
         self._closed = False
         with writing(self.name), _unnamed_file(self._path.parent):
@@ -72,24 +65,22 @@ class NpzSink(Sink):
         if self._closed:
             raise CorepipeError(f"{self.name}: the results are closed already")
         arrays = {name: _plain(array) for name, array in outputs.items()}
-        if not self._names and not self._spools:
+        if not self._written and not self._spools:
             with writing(self.name):
-                self._spools = {name: _Spool(_unnamed_file(self._path.parent)) for name in arrays}
+                self._spools = {name: _unnamed_file(self._path.parent) for name in arrays}
         if arrays.keys() != self._spools.keys():
             raise FrameError(f"{frame}: has outputs {', '.join(arrays)}, earlier frames {', '.join(self._spools)}")
-        before = {name: spool.file.tell() for name, spool in self._spools.items()}
+        before = {name: spool.tell() for name, spool in self._spools.items()}
         with writing(self.name):
             try:
                 for name, array in arrays.items():
-                    self._spools[name].write(array)
+                    _append(self._spools[name], array)
             except BaseException:
                 for name, size in before.items():
-                    self._spools[name].cut(size)
+                    self._spools[name].truncate(size)
+                    self._spools[name].seek(size)
                 raise
-        for name, array in arrays.items():
-            self._spools[name].rows.append((array.dtype, array.shape))
-        self._names.append(frame)
-        self._indices.append(index)
+        self._written.append(_Written(index, frame, {name: (a.dtype, a.shape) for name, a in arrays.items()}))
 
     def _fail(self, index: int | None, frame: str, message: str) -> None:
         self._failed.append((frame, message if len(message) <= _MOST_OF_ERROR else f"{message[:_MOST_OF_ERROR]}..."))
@@ -105,7 +96,7 @@ class NpzSink(Sink):
         self._closed = True
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         try:
-            if self._names or self._failed:
+            if self._written or self._failed:
                 with _uninterrupted(), writing(self.name, "; an .npz needs room for its outputs twice"):
                     self._save(temporary)
                     os.replace(temporary, self._path)
@@ -114,21 +105,20 @@ class NpzSink(Sink):
                 temporary.unlink()
             for spool in self._spools.values():
                 with contextlib.suppress(OSError):
-                    spool.file.close()
+                    spool.close()
 
     def _save(self, path: Path) -> None:
-        # Who was interrupted may have put down a part of the last frame.
-        frames = len(self._indices)
         facts: dict[str, NDArray[Any]] = {
-            "frame_names": np.array(self._names[:frames], dtype=np.str_),
-            "frame_index": np.array(self._indices, dtype=np.int64),
+            "frame_names": np.array([one.name for one in self._written], dtype=np.str_),
+            "frame_index": np.array([one.index for one in self._written], dtype=np.int64),
             "failed_names": np.array([name for name, _ in self._failed], dtype=np.str_),
             "failed_errors": np.array([error for _, error in self._failed], dtype=np.str_),
         }
         with path.open("xb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                for name, spool in self._spools.items() if frames else ():
-                    _save_output(archive, f"output:{name}" if name in facts else name, spool, spool.rows[:frames])
+                for name, spool in self._spools.items() if self._written else ():
+                    kinds = [one.kinds[name] for one in self._written]
+                    _save_output(archive, f"output:{name}" if name in facts else name, spool, kinds)
                 for name, array in facts.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                         np.lib.format.write_array(entry, array, allow_pickle=False)
@@ -160,18 +150,22 @@ def _unnamed_file(folder: Path) -> IO[bytes]:
     return tempfile.TemporaryFile(dir=folder, buffering=0)  # a buffer that a full disk does not take stays full
 
 
-def _save_output(
-    archive: zipfile.ZipFile, name: str, spool: _Spool, rows: list[tuple[np.dtype[Any], tuple[int, ...]]]
-) -> None:
-    """One output: a single array if all its rows are alike, else an entry for each."""
-    spool.file.seek(0)
-    dtype, shape = rows[0]
-    if all(row == (dtype, shape) for row in rows):
+def _append(spool: IO[bytes], array: NDArray[Any]) -> None:
+    data = array.reshape(-1).view(np.uint8).data
+    while len(data):
+        data = data[spool.write(data) :]
+
+
+def _save_output(archive: zipfile.ZipFile, name: str, spool: IO[bytes], kinds: list[_Kind]) -> None:
+    """One output: a single array if all its frames are alike, else an entry for each."""
+    spool.seek(0)
+    dtype, shape = kinds[0]
+    if all(kind == (dtype, shape) for kind in kinds):
         stacked = shape[1:] if shape[:1] == (1,) else shape
-        _save_array(archive, name, dtype, (len(rows), *stacked), spool.file)
+        _save_array(archive, name, dtype, (len(kinds), *stacked), spool)
         return
-    for i, (dtype, shape) in enumerate(rows):
-        _save_array(archive, f"{name}/{i}", dtype, shape, spool.file)
+    for i, (dtype, shape) in enumerate(kinds):
+        _save_array(archive, f"{name}/{i}", dtype, shape, spool)
 
 
 def _save_array(
