@@ -32,7 +32,7 @@ from corepipe.runtime.stream import Stream
 from corepipe.topology.memory import available_memory
 from corepipe.topology.model import Topology
 
-_TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 6, 12, 0.5
+_TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 6, 20, 0.5
 """How long candidates are tried: enough to tell 3 % on a quiet machine, and longer on one that is not."""
 
 _RACE_ROUNDS, _RACE_BEHIND = 3, 0.05

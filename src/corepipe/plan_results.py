@@ -26,10 +26,12 @@ STABLE_SPREAD = 0.05
 TRIAL_TOLERANCE = 0.02
 """What a trial cannot tell apart; by so much less the simpler plan is kept."""
 
-_WON_SHARE = 0.75
+_WON_SHARE = 0.6
 """The share of the rounds in which a plan must be faster than a simpler one to take its place.
 
-Of two that are equally simple the one that is faster by the median is the better guess, however the rounds differ.
+By chance alone, where slices vary by 12 % and 20 rounds are run, it is kept so in 3 of 100 cases if it is 5 % slower,
+and in 91 if it is 10 % faster. Of two that are equally simple the one that is faster by the median is the better guess,
+however the rounds differ.
 """
 
 

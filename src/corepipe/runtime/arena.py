@@ -293,6 +293,10 @@ class Arena:
         with or_worker_error(f"cannot map {layout.nbytes >> 20} MiB of shared memory"):
             memory = mmap.mmap(fd, layout.nbytes)
         self.slots = tuple(Slot(memory, i * layout.slot_bytes, layout) for i in range(layout.slots))
+        self.ended_ns: NDArray[np.int64] = np.ndarray(
+            (layout.slots, MAX_HOPS), np.int64, memory, _TIMES_OFFSET + 8, (layout.slot_bytes, 16)
+        )
+        """When each hop of the frames in each slot ended (see `Slot.times`), shape (slots, MAX_HOPS)."""
 
     @classmethod
     def create(cls, layout: Layout) -> Arena:
@@ -315,7 +319,7 @@ class Arena:
 
     def close(self) -> None:
         """Give the memory back as soon as nobody holds a view of it. Safe to call again."""
-        self.slots = ()
+        self.slots, self.ended_ns = (), self.ended_ns[:0].copy()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -1,8 +1,9 @@
-"""Which route the next frame takes: the plan's rates as a smooth order, that does not wait for a full route in vain."""
+"""Which route the next frame takes: the plan's rates as a smooth order, that lets no worker wait in vain."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Sequence
 
 from corepipe.errors import PlanError
 from corepipe.plan.model import Plan, route_groups
@@ -20,6 +21,14 @@ _MAX_SPARE = 8
 at once: see `HOLD_S`."""
 
 _MAX_CREDIT = 2.0
+"""Frames that a group, or a route of it, may be behind its rates: what it has missed by more is forgotten."""
+
+_HUNGRY_FIRST, _HUNGRY_LATER = 2, 1
+"""A worker with fewer frames is about to wait for more: at the first hop of a route, where another one comes at once,
+and at later ones. With more of them routes are less efficient where the rates are right (`bench/dispatch.py`)."""
+
+_FULL_SHARE = 0.5
+"""A worker at which so much of a group's frames wait leaves too few for the others."""
 
 _WRONG_RATES = 2
 """Times a group may take longer than its rates say without holding the others up."""
@@ -35,7 +44,9 @@ class _Group:
     def __init__(self, routes: list[int], shares: list[float], plan: Plan) -> None:
         hops = [hop for route in routes for hop in plan.routes[route].hops]
         workers = {hop.worker for hop in hops}
+        numbers = {worker.name: number for number, worker in enumerate(plan.workers)}
         self.routes = routes
+        self._workers = [[numbers[hop.worker] for hop in plan.routes[route].hops] for route in routes]
         shared = len(hops) > len(workers)
         self._most_spare = _spare(plan, routes) if len(hops) == 1 else 0
         self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops) + self._most_spare
@@ -54,22 +65,38 @@ class _Group:
         """Whether it can take a frame."""
         return self.share > 0 and self.room > self._most_spare - (self.spare if deep else 0)
 
-    def next_route(self) -> int:
-        """The route that is furthest behind its share of the group's frames."""
+    def next_route(self, waiting: Callable[[], Sequence[int]] | None) -> int:
+        """The route that is furthest behind its share of the group's frames, of those that are wanted most."""
         if len(self.routes) == 1:
             return self.routes[0]
         for index, weight in enumerate(self._weights):
-            self._deficits[index] += weight
-        chosen = max(range(len(self.routes)), key=lambda index: (self._deficits[index], -index))
-        self._deficits[chosen] -= 1.0
+            self._deficits[index] = min(self._deficits[index] + weight, _MAX_CREDIT)
+        indices: Collection[int] = [index for index, weight in enumerate(self._weights) if weight > 0]
+        if waiting is not None:
+            indices = self._wanted(indices, waiting())
+        chosen = max(indices, key=lambda index: (self._deficits[index], -index))
+        self._deficits[chosen] = max(self._deficits[chosen] - 1.0, -_MAX_CREDIT)
         return self.routes[chosen]
+
+    def _wanted(self, indices: Collection[int], waiting: Sequence[int]) -> Collection[int]:
+        """Of some routes those that lead to no worker with too many frames, and of these those to one with too few."""
+        most = _FULL_SHARE * self.slots
+        indices = [i for i in indices if all(waiting[w] < most for w in self._workers[i])] or indices
+        return [i for i in indices if self._feeds_hungry(self._workers[i], waiting)] or indices
+
+    @staticmethod
+    def _feeds_hungry(workers: Sequence[int], waiting: Sequence[int]) -> bool:
+        return waiting[workers[0]] < _HUNGRY_FIRST or any(waiting[worker] < _HUNGRY_LATER for worker in workers[1:])
 
 
 class Dispatcher:
     """Largest deficit first: among the groups of routes that have room, and then among the routes of the group.
 
-    Routes that share a worker form a group. Within it the rates are kept to the frame: they are what lets all its
-    workers be busy at once, and a route that took more than its rate would take the workers' time from the others.
+    Routes that share a worker form a group. Within it the rates are kept as long as every worker has something to do:
+    they are what lets all be busy at once, and a route that took more than its rate would take the workers' time from
+    the others. Where one is about to wait all the same, or frames pile up at one, its speed is not what the rates were
+    made for, and routes that feed the one and avoid the other come first. Of the routes of the best plan none is worse
+    than another, as long as no worker waits: by the prices of the linear program all of them cost the same.
     Groups have nothing in common, so one that turns out faster than its rates takes more frames, and one that turns
     out slower holds nobody up: each frame adds every group's share of the rates to its credit and takes 1 from the
     group that is chosen, while credits stay within bounds.
@@ -126,8 +153,14 @@ class Dispatcher:
         """Whether word of this route's results may wait: its worker runs nothing else, and its queue is longer."""
         return self._group_of[route].spare > 0
 
-    def choose(self, *, deep: bool) -> int:
-        """The route for the next frame; it counts as under way until `done`. Call only when `has_room`."""
+    def choose(self, waiting: Callable[[], Sequence[int]] | None = None, *, deep: bool) -> int:
+        """The route for the next frame; it counts as under way until `done`. Call only when `has_room`.
+
+        Args:
+            waiting: tells how many slots are at each worker of the plan, waiting or at work; without it routes that
+                share workers go by the rates alone.
+            deep: as for `has_room`.
+        """
         chosen: _Group | None = None
         for group in self._groups:
             group.credit = min(group.credit + group.share, _MAX_CREDIT)
@@ -136,7 +169,7 @@ class Dispatcher:
         assert chosen is not None, "there is no room"
         chosen.credit = max(chosen.credit - 1.0, -_MAX_CREDIT)
         chosen.room -= 1
-        return chosen.next_route()
+        return chosen.next_route(waiting)
 
     def done(self, route: int) -> None:
         """A frame has left its route."""

@@ -147,6 +147,7 @@ class _Run:
         self._ended: set[int] = set()
         self._queues: list[list[tuple[int, _Flight]]] = [[] for _ in plan.workers]
         self._serving: list[_Flight | None] = [None] * len(plan.workers)
+        self._waiting = [0] * len(plan.workers)
         self._working_cores = 0
         self._events: list[tuple[float, int, int, _Flight]] = []
         self._numbers = itertools.count()
@@ -174,11 +175,13 @@ class _Run:
             and self._fed - self._next_delivery < self._dispatcher.window
             and self._dispatcher.has_room(deep=True)
         ):
-            flight = _Flight(self._fed, self._dispatcher.choose(deep=True), now)
+            flight = _Flight(self._fed, self._dispatcher.choose(lambda: self._waiting, deep=True), now)
+            worker = self._routes[flight.route][0].worker
             self._fed += 1
             self._under_way += 1
+            self._waiting[worker] += 1
             self.fed_until_ns = _ns(now)
-            self._arrive(now, self._routes[flight.route][0].worker, flight)
+            self._arrive(now, worker, flight)
 
     def _arrive(self, now: float, worker: int, flight: _Flight) -> None:
         heapq.heappush(self._queues[worker], (flight.number, flight))
@@ -202,12 +205,15 @@ class _Run:
 
     def _end_hop(self, now: float, worker: int, flight: _Flight) -> None:
         self._serving[worker] = None
+        self._waiting[worker] -= 1
         self._working_cores -= self._cores[worker]
         route = self._routes[flight.route]
         if len(flight.hops) == len(route):
             self._end_flight(now, flight)
         else:
-            self._at(now + self._latency_s, route[len(flight.hops)].worker, flight)
+            following = route[len(flight.hops)].worker
+            self._waiting[following] += 1
+            self._at(now + self._latency_s, following, flight)
         if self._serving[worker] is None and self._queues[worker]:
             self._begin_hop(now, worker)
 
