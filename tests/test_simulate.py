@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import PlanError, UsageError
-from corepipe.plan import Hop, Route, evaluate, plan, plan_latency_s
+from corepipe.plan import Hop, Route, Worker, evaluate, plan, plan_latency_s
 from corepipe.report.bench import describe
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.simulate import simulate, simulate_bench
@@ -155,6 +155,37 @@ def test_rates_are_kept_where_routes_share_workers():
     mixed = cut.model_copy(update={"routes": routes})
     share = Counter(record.route for record in simulate(mixed, table).steady)
     assert share[1] / share.total() == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("routes", "least"),
+    [
+        ([[("big1", 0, 4)], [("little1", 0, 2), ("big1", 2, 4)]], 0.98),
+        ([[("little1", 0, 4)], [("little1", 0, 2), ("big1", 2, 4)]], 0.98),
+        ([[("big1", 0, 4)], [("big1", 0, 2), ("little1", 2, 4)]], 0.82),  # it waits behind all else at big
+    ],
+    ids=["little begins", "big ends", "little ends"],
+)
+@pytest.mark.parametrize("first", [0.1, 0.4, 0.7, 1.0])
+def test_wrong_rates_of_routes_that_share_workers_cost_little(routes, least, first):
+    """By the rates alone 1.0 would give 0.68, 0.51 and 0.68 of the best."""
+    table = made_up(
+        [ConfigCosts(config="big1", layer_s=(1e-2,) * 4), ConfigCosts(config="little1", layer_s=(2e-2,) * 4)],
+        {"big": 1, "little": 1},
+    )
+    whole = plan(table, "routes")
+    workers = tuple(Worker(name=f"{c}1", config=f"{c}1", cores=(n,)) for n, c in enumerate(("big", "little")))
+
+    def with_rates(*rates):
+        made = tuple(
+            Route(rate_fps=rate, hops=tuple(Hop(worker=w, layers=(a, b)) for w, a, b in hops))
+            for rate, hops in zip(rates, routes, strict=True)
+        )
+        return whole.model_copy(update={"workers": workers, "routes": made})
+
+    best = max(evaluate(with_rates(share, 1 - share), table).throughput_fps for share in np.linspace(0.01, 0.99, 99))
+    found = simulate(with_rates(first, max(1 - first, 0.01)), table, jitter=0.05)
+    assert found.throughput_fps > least * best
 
 
 def test_drawn_times_have_the_mean_and_variation_asked_for_and_repeat():

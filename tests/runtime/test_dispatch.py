@@ -117,6 +117,55 @@ def test_rates_are_kept_among_routes_that_share_workers_in_whatever_order_frames
     assert set(counts) <= set().union(*groups)
 
 
+@given(plans, st.data())
+def test_within_a_group_no_frame_goes_to_a_full_worker_or_past_a_hungry_one(plan, data):
+    dispatcher = Dispatcher(plan)
+    workers = [[int(hop.worker[1:]) for hop in route.hops] for route in plan.routes]
+    numbers = {int(worker.name[1:]): number for number, worker in enumerate(plan.workers)}
+    slots = {route: slots_of(plan, group) for group in sharing(plan) for route in group}
+    for _ in range(30):
+        waiting = data.draw(st.lists(st.integers(0, 12), min_size=len(plan.workers), max_size=len(plan.workers)))
+        route = dispatcher.choose(lambda at=waiting: at, deep=True)
+        dispatcher.done(route)
+        (group,) = (group for group in sharing(plan) if route in group)
+        at = {number: [waiting[numbers[worker]] for worker in workers[number]] for number in group}
+        avoids_full = {number for number in group if max(at[number]) < slots[route] / 2} or group
+        assert route in avoids_full
+        hungry = {number for number in avoids_full if at[number][0] < 2 or 0 in at[number]}
+        assert route in (hungry or avoids_full)
+
+
+def slots_of(plan, group):
+    """How many slots a group that shares workers has."""
+    return 4 * sum(len(plan.routes[route].hops) for route in group)
+
+
+@given(plans, st.integers(0, 100))
+def test_while_every_worker_has_enough_to_do_rates_are_kept(plan, start):
+    dispatcher = Dispatcher(plan)
+    counts = Counter()
+    for frames in range(1, 101):
+        counts[route := dispatcher.choose(lambda: [2] * len(plan.workers), deep=True)] += 1
+        dispatcher.done(route)
+        for number, one in enumerate(plan.routes):
+            assert abs(counts[number] - frames * one.rate_fps / plan.throughput_fps) <= len(plan.routes)
+
+
+def test_a_worker_that_was_full_for_long_is_not_paid_back_for_long():
+    dispatcher = Dispatcher(plan_of([(1.0, [0]), (1.0, [0, 1])]))
+
+    def next_routes(waiting, count=20):
+        chosen = []
+        for _ in range(count):
+            chosen.append(dispatcher.choose(lambda: waiting, deep=True))
+            dispatcher.done(chosen[-1])
+        return chosen
+
+    assert next_routes([3, 6]) == [0] * 20
+    assert next_routes([3, 0]) == [1] * 20
+    assert abs(next_routes([3, 3]).count(0) - 10) <= 2
+
+
 @given(plans, st.booleans())
 def test_a_group_that_stalls_holds_no_other_up(plan, deep):
     groups = sharing(plan)

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
 from corepipe.runtime import messages
-from corepipe.runtime.arena import Arena, Slot
+from corepipe.runtime.arena import Slot
 from corepipe.runtime.delivery import Outcome
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.pool import Pool
+from corepipe.runtime.whereabouts import Whereabouts
 from corepipe.topology.model import Topology
 
 
@@ -61,43 +62,6 @@ class Flight:
         return self.frames[0].sequence
 
 
-class _Whereabouts:
-    """Which worker each slot under way is at, by the times that the workers leave in the slots.
-
-    Args:
-        plan: tells who runs which hop.
-        arena: the slots.
-    """
-
-    def __init__(self, plan: Plan, arena: Arena) -> None:
-        self._arena = arena
-        self._workers = len(plan.workers)
-        most = max(len(route.hops) for route in plan.routes)
-        numbers = {worker.name: number for number, worker in enumerate(plan.workers)}
-        # By route and hops that have ended; the last row is of slots that are not under way.
-        self._worker = np.full((len(plan.routes) + 1, most + 1), self._workers)
-        for number, route in enumerate(plan.routes):
-            self._worker[number, : len(route.hops)] = [numbers[hop.worker] for hop in route.hops]
-        self._route = np.full(len(arena.slots), -1)
-        self._ended = np.zeros((len(arena.slots), most + 1), bool)
-
-    def note(self, slot: int, route: int) -> None:
-        """A slot, whose times are cleared, is about to go this route."""
-        self._route[slot] = route
-
-    def forget(self, slot: int) -> None:
-        """A slot is not under way any more."""
-        self._route[slot] = -1
-
-    def at_workers(self) -> list[int]:
-        """How many slots are at each worker of the plan, waiting or at work."""
-        ended = self._ended
-        np.not_equal(self._arena.ended_ns[:, : ended.shape[1] - 1], 0, out=ended[:, :-1])
-        at = self._worker[self._route, ended.argmin(axis=1)]  # hops end in order: the first that has not
-        counts: list[int] = np.bincount(at, minlength=self._workers).tolist()
-        return counts[: self._workers]
-
-
 class Lane:
     """A plan with its pool; a stream that changes its plan has two of them for as long as the old one holds frames.
 
@@ -135,7 +99,7 @@ class Lane:
         self.open: Flight | None = None
         self.filling = 0
         self.paused = False
-        self._whereabouts = _Whereabouts(plan, self.pool.arena)
+        self._whereabouts = Whereabouts(plan, self.pool.arena)
         self._workers_of = [{hop.worker for hop in route.hops} for route in plan.routes]
 
     @property

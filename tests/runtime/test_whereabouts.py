@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
+from corepipe.runtime.arena import Arena, Layout
+from corepipe.runtime.whereabouts import Whereabouts
+
+SLOTS, WORKERS = 5, 3
+
+
+def plan_of(routes):
+    """A plan of routes that are lists of workers; every hop is one layer, the last takes the rest."""
+    layers = max(map(len, routes))
+    return Plan(
+        planner="by hand",
+        network=PlanNetwork(name="n", sha256="", layers=layers),
+        workers=tuple(Worker(name=f"w{number}", config="cpu1", cores=(number,)) for number in range(WORKERS)),
+        routes=tuple(
+            Route(
+                rate_fps=1.0,
+                hops=tuple(
+                    Hop(worker=f"w{worker}", layers=(at, layers if at + 1 == len(workers) else at + 1))
+                    for at, worker in enumerate(workers)
+                ),
+            )
+            for workers in routes
+        ),
+    )
+
+
+routes = st.lists(st.lists(st.integers(0, WORKERS - 1), min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+@given(routes, st.data())
+def test_each_slot_is_counted_at_the_worker_of_the_first_hop_that_has_not_ended(routes, data):
+    arena = Arena.create(Layout.of([], SLOTS))
+    try:
+        whereabouts = Whereabouts(plan_of(routes), arena)
+        under_way = {}
+        for _ in range(data.draw(st.integers(0, 25))):
+            number = data.draw(st.integers(0, SLOTS - 1))
+            slot = arena.slots[number]
+            if number not in under_way:  # what an earlier frame left in the slot is still there
+                route = data.draw(st.integers(0, len(routes) - 1))
+                slot.clear_times(len(routes[route]))
+                whereabouts.note(number, route)
+                under_way[number] = [route, 0]
+            elif under_way[number][1] < len(routes[under_way[number][0]]):
+                slot.begin(under_way[number][1], 1)
+                if data.draw(st.booleans()):
+                    slot.end(under_way[number][1], 2)
+                    under_way[number][1] += 1
+            else:
+                whereabouts.forget(number)
+                del under_way[number]
+            expected = [0] * WORKERS
+            for route, ended in under_way.values():
+                if ended < len(routes[route]):
+                    expected[routes[route][ended]] += 1
+            assert whereabouts.at_workers() == expected
+    finally:
+        arena.close()
