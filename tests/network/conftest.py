@@ -187,3 +187,17 @@ def build(
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., onnx.ModelProto]:
     return build
+
+
+@pytest.fixture
+def small(make_model):
+    """A convolution and an activation on a dynamic batch."""
+    return make_model(
+        [
+            onnx.helper.make_node("Conv", ["x", "w", "b"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            onnx.helper.make_node("Relu", ["c"], ["y"]),
+        ],
+        {"x": ["N", 3, 8, 8]},
+        ["y"],
+        {"w": np.ones((4, 3, 3, 3), np.float32), "b": np.zeros(4, np.float32)},
+    )
