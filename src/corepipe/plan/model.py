@@ -181,6 +181,11 @@ class Plan(Document):
         return next(w for w in self.workers if w.name == name)
 
     @property
+    def worker_numbers(self) -> dict[str, int]:
+        """For each worker's name its place in `workers`."""
+        return {worker.name: number for number, worker in enumerate(self.workers)}
+
+    @property
     def throughput_fps(self) -> float:
         """The sum of the routes' rates."""
         return sum(route.rate_fps for route in self.routes)

@@ -47,7 +47,8 @@ _SHARED = "/dev/shm"
 _PAGE = 4096
 _ERROR_BYTES = 1024
 _TIMES_OFFSET = _ERROR_BYTES
-_COUNT_OFFSET = _TIMES_OFFSET + MAX_HOPS * 2 * 8
+_TIME_BYTES = 8
+_COUNT_OFFSET = _TIMES_OFFSET + MAX_HOPS * 2 * _TIME_BYTES
 _HEADER = _COUNT_OFFSET + 8
 _SHAPE_BYTES = (MAX_RANK + 1) * 8
 
@@ -294,7 +295,11 @@ class Arena:
             memory = mmap.mmap(fd, layout.nbytes)
         self.slots = tuple(Slot(memory, i * layout.slot_bytes, layout) for i in range(layout.slots))
         self.ended_ns: NDArray[np.int64] = np.ndarray(
-            (layout.slots, MAX_HOPS), np.int64, memory, _TIMES_OFFSET + 8, (layout.slot_bytes, 16)
+            (layout.slots, MAX_HOPS),
+            np.int64,
+            memory,
+            offset=_TIMES_OFFSET + _TIME_BYTES,  # start and end take turns
+            strides=(layout.slot_bytes, 2 * _TIME_BYTES),
         )
         """When each hop of the frames in each slot ended (see `Slot.times`), shape (slots, MAX_HOPS)."""
 
@@ -319,7 +324,7 @@ class Arena:
 
     def close(self) -> None:
         """Give the memory back as soon as nobody holds a view of it. Safe to call again."""
-        self.slots, self.ended_ns = (), self.ended_ns[:0].copy()
+        self.slots, self.ended_ns = (), np.empty((0, MAX_HOPS), np.int64)
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from corepipe.errors import PlanError
 from corepipe.plan.model import Plan, route_groups
@@ -24,11 +24,14 @@ _MAX_CREDIT = 2.0
 """Frames that a group, or a route of it, may be behind its rates: what it has missed by more is forgotten."""
 
 _HUNGRY_FIRST, _HUNGRY_LATER = 2, 1
-"""A worker with fewer frames is about to wait for more: at the first hop of a route, where another one comes at once,
-and at later ones. With more of them routes are less efficient where the rates are right (`bench/dispatch.py`)."""
+"""A worker with fewer slots is about to wait for more: at the first hop of a route, where what is fed comes at once,
+and at later ones. Higher figures mix less well where the rates are right (`bench/dispatch.py`)."""
 
 _FULL_SHARE = 0.5
-"""A worker at which so much of a group's frames wait leaves too few for the others."""
+"""A worker that has so many of its group's slots, waiting or at work, leaves too few for the others."""
+
+_MOST_PASSED = 100
+"""A route gets a frame after so many of its group's, or by its rate: who follows a plan learns nothing of others."""
 
 _WRONG_RATES = 2
 """Times a group may take longer than its rates say without holding the others up."""
@@ -44,7 +47,7 @@ class _Group:
     def __init__(self, routes: list[int], shares: list[float], plan: Plan) -> None:
         hops = [hop for route in routes for hop in plan.routes[route].hops]
         workers = {hop.worker for hop in hops}
-        numbers = {worker.name: number for number, worker in enumerate(plan.workers)}
+        numbers = plan.worker_numbers
         self.routes = routes
         self._workers = [[numbers[hop.worker] for hop in plan.routes[route].hops] for route in routes]
         shared = len(hops) > len(workers)
@@ -60,33 +63,36 @@ class _Group:
         self.share = sum(shares[route] for route in self.routes)
         self._weights = [shares[route] / (self.share or 1.0) for route in self.routes]
         self._deficits = [0.0] * len(self.routes)
+        self._rated = [index for index, weight in enumerate(self._weights) if weight > 0]
+        self._passed = [0] * len(self.routes)
+        self._most_passed = [max(_MOST_PASSED, 1 / weight) if weight > 0 else 0.0 for weight in self._weights]
 
     def has_room(self, deep: bool) -> bool:
         """Whether it can take a frame."""
         return self.share > 0 and self.room > self._most_spare - (self.spare if deep else 0)
 
-    def next_route(self, waiting: Callable[[], Sequence[int]] | None) -> int:
+    def next_route(self, waiting: Callable[[], Sequence[int]]) -> int:
         """The route that is furthest behind its share of the group's frames, of those that are wanted most."""
         if len(self.routes) == 1:
             return self.routes[0]
-        for index, weight in enumerate(self._weights):
-            self._deficits[index] = min(self._deficits[index] + weight, _MAX_CREDIT)
-        indices: Collection[int] = [index for index, weight in enumerate(self._weights) if weight > 0]
-        if waiting is not None:
-            indices = self._wanted(indices, waiting())
-        chosen = max(indices, key=lambda index: (self._deficits[index], -index))
+        for index in self._rated:
+            self._deficits[index] = min(self._deficits[index] + self._weights[index], _MAX_CREDIT)
+            self._passed[index] += 1
+        overdue = [index for index in self._rated if self._passed[index] > self._most_passed[index]]
+        chosen = max(overdue or self._wanted(waiting()), key=lambda index: (self._deficits[index], -index))
         self._deficits[chosen] = max(self._deficits[chosen] - 1.0, -_MAX_CREDIT)
+        self._passed[chosen] = 0
         return self.routes[chosen]
 
-    def _wanted(self, indices: Collection[int], waiting: Sequence[int]) -> Collection[int]:
-        """Of some routes those that lead to no worker with too many frames, and of these those to one with too few."""
+    def _wanted(self, waiting: Sequence[int]) -> list[int]:
+        """The routes that lead to no worker with too many slots, and of these those to one with too few."""
         most = _FULL_SHARE * self.slots
-        indices = [i for i in indices if all(waiting[w] < most for w in self._workers[i])] or indices
-        return [i for i in indices if self._feeds_hungry(self._workers[i], waiting)] or indices
+        clear = [i for i in self._rated if all(waiting[worker] < most for worker in self._workers[i])] or self._rated
+        return [i for i in clear if self._feeds_hungry(i, waiting)] or clear
 
-    @staticmethod
-    def _feeds_hungry(workers: Sequence[int], waiting: Sequence[int]) -> bool:
-        return waiting[workers[0]] < _HUNGRY_FIRST or any(waiting[worker] < _HUNGRY_LATER for worker in workers[1:])
+    def _feeds_hungry(self, index: int, waiting: Sequence[int]) -> bool:
+        first, *later = self._workers[index]
+        return waiting[first] < _HUNGRY_FIRST or any(waiting[worker] < _HUNGRY_LATER for worker in later)
 
 
 class Dispatcher:
@@ -94,9 +100,10 @@ class Dispatcher:
 
     Routes that share a worker form a group. Within it the rates are kept as long as every worker has something to do:
     they are what lets all be busy at once, and a route that took more than its rate would take the workers' time from
-    the others. Where one is about to wait all the same, or frames pile up at one, its speed is not what the rates were
-    made for, and routes that feed the one and avoid the other come first. Of the routes of the best plan none is worse
-    than another, as long as no worker waits: by the prices of the linear program all of them cost the same.
+    the others. Frames that pile up at one, or do not come to another, tell that its speed is not what the rates were
+    made for: routes that avoid the one come first, and of these those that feed the other. Little is lost by that: in
+    the best mix no route is worse than another as long as all workers have something to do (they have the same reduced
+    cost, which is 0, in the linear program).
     Groups have nothing in common, so one that turns out faster than its rates takes more frames, and one that turns
     out slower holds nobody up: each frame adds every group's share of the rates to its credit and takes 1 from the
     group that is chosen, while credits stay within bounds.
@@ -153,12 +160,12 @@ class Dispatcher:
         """Whether word of this route's results may wait: its worker runs nothing else, and its queue is longer."""
         return self._group_of[route].spare > 0
 
-    def choose(self, waiting: Callable[[], Sequence[int]] | None = None, *, deep: bool) -> int:
+    def choose(self, waiting: Callable[[], Sequence[int]], *, deep: bool) -> int:
         """The route for the next frame; it counts as under way until `done`. Call only when `has_room`.
 
         Args:
-            waiting: tells how many slots are at each worker of the plan, waiting or at work; without it routes that
-                share workers go by the rates alone.
+            waiting: tells how many slots are at each worker of the plan, waiting or at work; asked where routes share
+                workers.
             deep: as for `has_room`.
         """
         chosen: _Group | None = None

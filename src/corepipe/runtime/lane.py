@@ -75,6 +75,7 @@ class Lane:
         open: the slot that takes more frames.
         filling: how many slots are being filled in the user's threads.
         paused: whether new frames are held back while a worker is replaced.
+        whereabouts: at which worker the slots under way are.
 
     Args:
         network, plan, topology: what runs, how, and where.
@@ -99,7 +100,7 @@ class Lane:
         self.open: Flight | None = None
         self.filling = 0
         self.paused = False
-        self._whereabouts = Whereabouts(plan, self.pool.arena)
+        self.whereabouts = Whereabouts(plan, self.pool.arena)
         self._workers_of = [{hop.worker for hop in route.hops} for route in plan.routes]
 
     @property
@@ -120,16 +121,22 @@ class Lane:
 
     def take(self, *, deep: bool) -> Flight:
         """A flight for one more frame, which is to be put back or let go; call only when there is room."""
-        flight = self.open or Flight(self._dispatcher.choose(self._whereabouts.at_workers, deep=deep), self.free.pop())
+        flight = self.open or self._new_flight(deep)
         flight.deep = flight.deep and deep
         self.open = None
         self.filling += 1
         return flight
 
+    def _new_flight(self, deep: bool) -> Flight:
+        flight = Flight(self._dispatcher.choose(self.whereabouts.at_workers, deep=deep), self.free.pop())
+        self.slot(flight).clear_times(len(self.plan.routes[flight.route].hops))
+        self.whereabouts.note(flight.slot, flight.route)  # it counts while it is filled: others choose meanwhile
+        return flight
+
     def release(self, flight: Flight) -> None:
         """Free the slot of a flight that has ended, or that took no frame."""
         self.free.append(flight.slot)
-        self._whereabouts.forget(flight.slot)
+        self.whereabouts.forget(flight.slot)
         self._dispatcher.done(flight.route)
 
     def set_rates(self, plan: Plan) -> None:
@@ -147,7 +154,6 @@ class Lane:
             self.open = None
         hops, slot = self.plan.routes[flight.route].hops, self.slot(flight)
         slot.clear_times(len(hops))  # also where it is held back: an earlier frame's would blame this one
-        self._whereabouts.note(flight.slot, flight.route)
         if self.paused:
             flight.started = True
             return

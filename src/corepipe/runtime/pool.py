@@ -45,7 +45,7 @@ class Pool:
         self.plan = plan
         self._network = network
         self._topology = topology
-        self._numbers = {worker.name: number for number, worker in enumerate(plan.workers)}
+        self._numbers = plan.worker_numbers
         self._specs: dict[HopPart, dict[str, Any]] = {}
         self._model_fds: dict[HopPart, int] = {}
         used = {part for worker in plan.workers for part in plan.segments_of(worker.name)}

@@ -236,7 +236,7 @@ class _Run:
 
 def _steps(plan: Plan, table: CostTable, *, busy: bool) -> list[list[_Step]]:
     """The hops of every route with their seconds."""
-    numbers = {worker.name: number for number, worker in enumerate(plan.workers)}
+    numbers = plan.worker_numbers
     return [
         [
             _Step(
