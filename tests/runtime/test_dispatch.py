@@ -5,34 +5,10 @@ from collections import Counter, deque
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from route_plans import plan_of
 
-from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.messages import HOLD_S
-
-
-def plan_of(routes):
-    """A plan from routes written as [(rate, [worker, ...]), ...]; every hop is one layer, the last takes the rest."""
-    layers = max(len(workers) for _, workers in routes)
-    return Plan(
-        planner="by hand",
-        network=PlanNetwork(name="n", sha256="", layers=layers),
-        workers=tuple(
-            Worker(name=f"w{number}", config="cpu1", cores=(number,))
-            for number in sorted({worker for _, workers in routes for worker in workers})
-        ),
-        routes=tuple(
-            Route(
-                rate_fps=rate,
-                hops=tuple(
-                    Hop(worker=f"w{worker}", layers=(at, layers if at + 1 == len(workers) else at + 1))
-                    for at, worker in enumerate(workers)
-                ),
-            )
-            for rate, workers in routes
-        ),
-    )
-
 
 rates = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
 plans = (

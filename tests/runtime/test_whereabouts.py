@@ -2,32 +2,12 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from route_plans import plan_of
 
-from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
 from corepipe.runtime.arena import Arena, Layout
 from corepipe.runtime.whereabouts import Whereabouts
 
 SLOTS, WORKERS = 5, 3
-
-
-def plan_of(routes):
-    """A plan of routes that are lists of workers; every hop is one layer, the last takes the rest."""
-    layers = max(map(len, routes))
-    return Plan(
-        planner="by hand",
-        network=PlanNetwork(name="n", sha256="", layers=layers),
-        workers=tuple(Worker(name=f"w{number}", config="cpu1", cores=(number,)) for number in range(WORKERS)),
-        routes=tuple(
-            Route(
-                rate_fps=1.0,
-                hops=tuple(
-                    Hop(worker=f"w{worker}", layers=(at, layers if at + 1 == len(workers) else at + 1))
-                    for at, worker in enumerate(workers)
-                ),
-            )
-            for workers in routes
-        ),
-    )
 
 
 routes = st.lists(st.lists(st.integers(0, WORKERS - 1), min_size=1, max_size=4), min_size=1, max_size=3)
@@ -35,9 +15,10 @@ routes = st.lists(st.lists(st.integers(0, WORKERS - 1), min_size=1, max_size=4),
 
 @given(routes, st.data())
 def test_each_slot_is_counted_at_the_worker_of_the_first_hop_that_has_not_ended(routes, data):
+    plan = plan_of([(1.0, workers) for workers in routes])
     arena = Arena.create(Layout.of([], SLOTS))
     try:
-        whereabouts = Whereabouts(plan_of(routes), arena)
+        whereabouts = Whereabouts(plan, arena)
         under_way = {}
         for _ in range(data.draw(st.integers(0, 25))):
             number = data.draw(st.integers(0, SLOTS - 1))
@@ -55,10 +36,10 @@ def test_each_slot_is_counted_at_the_worker_of_the_first_hop_that_has_not_ended(
             else:
                 whereabouts.forget(number)
                 del under_way[number]
-            expected = [0] * WORKERS
+            expected = dict.fromkeys((worker.name for worker in plan.workers), 0)
             for route, ended in under_way.values():
                 if ended < len(routes[route]):
-                    expected[routes[route][ended]] += 1
-            assert whereabouts.at_workers() == expected
+                    expected[f"w{routes[route][ended]}"] += 1
+            assert whereabouts.at_workers() == list(expected.values())
     finally:
         arena.close()
