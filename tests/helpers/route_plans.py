@@ -1,8 +1,17 @@
-"""Plans of which only who runs which hop, and how often, matters."""
+"""Routes in short, and plans of which only who runs which hop, and how often, matters."""
 
 from __future__ import annotations
 
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
+
+ROUTES = {
+    "one worker": [(1, [(0, 0, 6)])],
+    "pipeline": [(1, [(0, 0, 2), (1, 2, 6)])],
+    "replicas": [(2, [(0, 0, 6)]), (1, [(1, 0, 6)])],
+    "there and back": [(1, [(0, 0, 2), (1, 2, 4), (0, 4, 6)])],
+    "mix": [(3, [(0, 0, 6)]), (1, [(1, 0, 3), (0, 3, 6)]), (0.5, [(0, 0, 1), (1, 1, 6)])],
+}
+"""For `make_plan`, of a network with six layers and two cores."""
 
 
 def plan_of(routes):

@@ -1,4 +1,4 @@
-"""Workers killed at random moments: every frame gives exactly one result, in order, equal to the reference."""
+"""Workers that die, at random moments too, or hang: each frame gives one result, in order, equal to the reference."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from reference import assert_equal, assert_same, frames_for, whole
+from route_plans import ROUTES
+from waiting import wait_until
 
+from corepipe.errors import FrameError, WorkerError
+from corepipe.network.load import load_network
 from corepipe.runtime import collector
 from corepipe.runtime.stream import Stream
 
@@ -132,3 +137,102 @@ def test_killing_the_users_process_leaves_no_process_and_no_shared_memory(
     assert time.monotonic() < killed + 2, "the workers exit within two seconds"
     if os.path.isdir("/dev/shm"):
         assert not {name for name in set(os.listdir("/dev/shm")) - shared if "corepipe" in name}
+
+
+@pytest.mark.parametrize("victim", ["w0", "w1"])
+def test_a_killed_worker_is_replaced_and_its_frames_run_again(chain, two_cores, make_plan, victim):
+    frames = frames_for(chain, 40)
+    open_before = len(os.listdir("/proc/self/fd"))
+    with Stream(chain, make_plan(chain, ROUTES["there and back"]), two_cores) as stream:
+        futures = []
+        for number, frame in enumerate(frames):
+            if number in (5, 25):
+                os.kill(stream.worker_pids[victim], signal.SIGKILL)
+            futures.append(stream.submit(frame))
+        assert_equal([future.result(60) for future in futures], whole(chain, frames))
+        assert stream.restarts == 2
+    assert len(os.listdir("/proc/self/fd")) <= open_before
+
+
+def test_a_worker_is_replaced_with_any_number_of_open_files(chain, two_cores, make_plan, many_files):
+    frames = frames_for(chain, 4)
+    with Stream(chain, make_plan(chain, ROUTES["one worker"]), two_cores) as stream:
+        os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+        assert_equal(stream(frames), whole(chain, frames))
+
+
+def test_a_frame_that_kills_its_worker_twice_fails_alone(two_cores, make_plan, make_chain):
+    network = load_network(make_chain(layers=2, channels=64, side=512))
+    frames = frames_for(network, 3)
+    plan = make_plan(network, [(1, [(0, 0, 2)])])
+    with Stream(network, plan, two_cores) as stream:
+        deadly = stream.submit(frames[0])
+        for _ in range(2):
+            wait_until(lambda: stream.pool.arena.slots[stream.lanes[-1].under_way()[0].slot].times(0)[0] > 0)
+            restarts = stream.restarts
+            os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+            wait_until(lambda before=restarts: stream.restarts > before)
+        with pytest.raises(FrameError, match="died 2 times"):
+            deadly.result(30)
+        assert stream.lanes[-1].whereabouts.at_workers() == [0]
+        assert_equal(stream(frames[1:]), whole(network, frames[1:]))
+
+
+def test_closing_while_a_replacement_starts_does_not_wait_for_it(chain, two_cores, make_plan, monkeypatch):
+    stream = Stream(chain, make_plan(chain, ROUTES["pipeline"]), two_cores)
+    monkeypatch.setattr("corepipe.runtime.launch._BOOT", "import time; time.sleep(60)  # {path} {fd}")
+    os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+    first = stream.worker_pids["w0"]
+    wait_until(lambda: stream.worker_pids["w0"] != first)
+    before = time.monotonic()
+    stream.close()
+    assert time.monotonic() - before < 10
+
+
+def test_a_replacement_that_does_not_come_up_is_tried_again(chain, two_cores, make_plan, monkeypatch):
+    frames = frames_for(chain, 5)
+    with Stream(chain, make_plan(chain, ROUTES["pipeline"]), two_cores) as stream:
+        real = stream.pool._start
+        failures = iter([WorkerError("no memory"), WorkerError("no memory")])
+
+        def start(worker, again):
+            for failure in failures:
+                raise failure
+            return real(worker, again)
+
+        monkeypatch.setattr(stream.pool, "_start", start)
+        os.kill(stream.worker_pids["w1"], signal.SIGKILL)
+        assert_equal([stream.submit(frame).result(30) for frame in frames], whole(chain, frames))
+
+
+def test_a_worker_that_hangs_is_named_once_and_can_be_replaced(chain, two_cores, make_plan, monkeypatch, caplog):
+    monkeypatch.setattr("corepipe.runtime.collector.PATIENCE_S", 0.3)
+    frame = np.ones(chain.inputs[0].shape, np.float32)
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 3), (1, 3, 6)])]), two_cores) as stream:
+        (expected,) = stream([frame])
+        caplog.clear()  # the first frame may take long on a busy machine
+        time.sleep(0.7)
+        assert "has not finished" not in caplog.text, "nothing is under way"
+        name, pid = list(stream.worker_pids.items())[1]
+        os.kill(pid, signal.SIGSTOP)
+        futures = [stream.submit(frame) for _ in range(3)]
+        time.sleep(1.5)
+        assert caplog.text.count(f"worker {name} (process {pid}) has not finished frame 1 ") == 1
+        os.kill(pid, signal.SIGKILL)
+        for future in futures:
+            assert np.array_equal(future.result(20), expected)
+
+
+def test_a_worker_that_hangs_while_another_is_replaced_is_named(chain, two_cores, make_plan, monkeypatch, caplog):
+    monkeypatch.setattr("corepipe.runtime.collector.PATIENCE_S", 0.3)
+    frame = np.ones(chain.inputs[0].shape, np.float32)
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 3), (1, 3, 6)])]), two_cores) as stream:
+        (expected,) = stream([frame])
+        (_, dead), (name, hung) = stream.worker_pids.items()
+        os.kill(hung, signal.SIGSTOP)
+        os.kill(dead, signal.SIGKILL)
+        wait_until(lambda: f"worker {name} (process {hung}) has done nothing" in caplog.text, 20)
+        time.sleep(1)
+        assert caplog.text.count("has done nothing") == 1
+        os.kill(hung, signal.SIGKILL)
+        assert np.array_equal(stream.submit(frame).result(30), expected)

@@ -248,3 +248,17 @@ def test_a_frame_that_comes_with_it_is_not_waited_for(chain, two_cores, make_pla
         with pytest.raises(KeyboardInterrupt):
             results.extend(stream(iter(frames), "return", "drop-oldest"))
         assert len(results) <= 1
+
+
+def test_ctrl_c_waits_for_the_frames_under_way(chain, two_cores, make_plan):
+    frame = np.ones(chain.inputs[0].shape, np.float32)
+
+    def feed():
+        yield from [frame] * 5
+        raise KeyboardInterrupt
+
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 6)])]), two_cores) as stream:
+        outputs = []
+        with pytest.raises(KeyboardInterrupt):
+            outputs.extend(stream(feed()))
+        assert len(outputs) == 5
