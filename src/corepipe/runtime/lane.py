@@ -129,7 +129,7 @@ class Lane:
 
     def _new_flight(self, deep: bool) -> Flight:
         flight = Flight(self._dispatcher.choose(self.whereabouts.at_workers, deep=deep), self.free.pop())
-        self.slot(flight).clear_times(len(self.plan.routes[flight.route].hops))
+        self._clear_times(flight)
         self.whereabouts.note(flight.slot, flight.route)  # it counts while it is filled: others choose meanwhile
         return flight
 
@@ -152,17 +152,20 @@ class Lane:
         """
         if flight is self.open:
             self.open = None
-        hops, slot = self.plan.routes[flight.route].hops, self.slot(flight)
-        slot.clear_times(len(hops))  # also where it is held back: an earlier frame's would blame this one
         if self.paused:
             flight.started = True
             return
-        slot.count = len(flight.frames)
-        inbox = self.pool.inbox(hops[0].worker)
+        self.slot(flight).count = len(flight.frames)
+        inbox = self.pool.inbox(self.plan.routes[flight.route].hops[0].worker)
         kind = messages.RUN_HOLD if flight.deep and self._dispatcher.holds(flight.route) else messages.RUN
         message = messages.pack(kind, 0, flight.route, flight.slot, flight.sequence)
         flight.started = True
         os.write(inbox, message)
+
+    def start_again(self, flight: Flight) -> None:
+        """Send a slot on its way from its first hop, whatever hops it has made."""
+        self._clear_times(flight)  # also where it is held back: the frame before would blame this one
+        self.start(flight)
 
     def start_next_apart(self, flight: Flight) -> None:
         """Send the next of the frames that run one by one on its way; copies of it fill the slot."""
@@ -172,7 +175,7 @@ class Lane:
         for name, array in inputs.items():
             for position in range(self.plan.batch):
                 np.copyto(slot.view(name, position), array)
-        self.start(flight)
+        self.start_again(flight)
 
     def start_if_idle(self) -> None:
         """Let a slot that is not full go if its workers have nothing else to do: more frames may never come."""
@@ -181,6 +184,9 @@ class Lane:
         mine = self._workers_of[self.open.route]
         if not any(f.started and mine & self._workers_of[f.route] for f in self.flights.values()):
             self.start(self.open)
+
+    def _clear_times(self, flight: Flight) -> None:
+        self.slot(flight).clear_times(len(self.plan.routes[flight.route].hops))
 
     def slot(self, flight: Flight) -> Slot:
         """The memory of a flight."""

@@ -177,6 +177,6 @@ class State:
             self.restarts += restarted
             lane.paused = False
             for flight in lane.started():
-                lane.start(flight)
+                lane.start_again(flight)
             lane.start_if_idle()
             self.tell()
