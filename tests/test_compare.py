@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -18,6 +19,7 @@ from corepipe.errors import CorepipeError, UnknownNameError, UsageError
 from corepipe.network.batch_check import rounding
 from corepipe.network.model import TensorInfo
 from corepipe.plan import PLANNERS, all_cores, proved_bound, replicas_per_core
+from corepipe.plan.model import evaluate
 from corepipe.report.bench import bench_json, describe, results_json
 from corepipe.report.page import page
 from corepipe.report.trace import TracedPlan, write_traces
@@ -183,6 +185,54 @@ def test_a_trial_keeps_what_runs_and_fails_where_nothing_does(chain, two_cores, 
     assert (trial.best.name, [one.name for one in trial.results], set(trial.failures)) == ("good", ["good"], {"bad"})
     with pytest.raises(CorepipeError, match="none"):
         comparing.trial(chain, {"bad": bad}, two_cores, table, frames(chain))
+
+
+MIXED = [(2, [(0, 0, 6)]), (1, [(0, 0, 3), (1, 3, 6)]), (1, [(1, 0, 6)])]
+
+
+def test_a_trial_corrects_the_rates_of_routes_that_share_workers(chain, two_cores, table, make_plan, monkeypatch):
+    """Of workers that take other times than the costs say; the plan and its twin end with rates that suit these."""
+    monkeypatch.setattr(comparing, "_TRIAL_SLICE_S", 0.05)
+    mixed, apart = make_plan(chain, MIXED), make_plan(chain, [MIXED[0], MIXED[2]])
+    twin = mixed.model_copy(
+        update={"workers": tuple(w.model_copy(update={"name": w.name.upper()}) for w in mixed.workers)}
+        | {
+            "routes": tuple(
+                r.model_copy(update={"hops": tuple(h.model_copy(update={"worker": h.worker.upper()}) for h in r.hops)})
+                for r in reversed(mixed.routes)
+            )
+        }
+    )
+    seconds = {"w0": 0.003, "w1": 0.001}
+    monkeypatch.setattr(
+        comparing,
+        "hop_times",
+        lambda plan, *_: {
+            hop: (hop.stop - hop.start) * seconds[hop.worker] for route in plan.routes for hop in route.hops
+        },
+    )
+    run_slice, ran = comparing._run_slice, collections.Counter()
+    monkeypatch.setattr(comparing, "_run_slice", lambda one, *rest: ran.update([one.name]) or run_slice(one, *rest))
+    plans = {"mixed": mixed, "twin": twin, "apart": apart}
+    results = {one.name: one for one in comparing.trial(chain, plans, two_cores, table, frames(chain)).results}
+    found, same = results["mixed"].plan, results["twin"].plan
+    shares = [route.rate_fps / found.throughput_fps for route in found.routes]
+    # w0 can do 1 of 0.018 s, or a half of 0.009 s beside a half of w1: all mixes that fill both are equally good.
+    busy_s = (shares[0] + shares[1] / 2) * 0.018, (shares[2] + shares[1] / 2) * 0.006
+    assert busy_s[0] == pytest.approx(busy_s[1])
+    assert found.throughput_fps == pytest.approx(1 / 0.018 + 1 / 0.006)
+    assert found.predicted_fps == pytest.approx(evaluate(found, table).throughput_fps)
+    assert [r.rate_fps for r in same.routes] == [r.rate_fps for r in reversed(found.routes)]
+    assert results["apart"].plan == apart  # these run as fast as they can
+    assert ran["mixed"] == len(results["mixed"].slices_fps) + 1  # the one before the first correction
+    assert ran["apart"] == len(results["apart"].slices_fps)
+    assert all(one.outputs_equal for one in results.values())
+
+
+def test_plans_that_are_compared_keep_their_rates(chain, two_cores, table, make_plan):
+    mixed = make_plan(chain, MIXED)
+    (result,) = comparing.compare(chain, {"mixed": mixed}, two_cores, table, frames(chain), rounds=2, slice_s=0.01)
+    assert result.plan == mixed
 
 
 @pytest.mark.parametrize(

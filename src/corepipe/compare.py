@@ -23,8 +23,19 @@ from corepipe.errors import CorepipeError
 from corepipe.network.batch_check import relative_error, rounding, runs_on
 from corepipe.network.model import Network
 from corepipe.plan.limits import loading_bytes
-from corepipe.plan.model import Plan, evaluate
-from corepipe.plan_results import RELATIVE_TOLERANCE, PlanResult, Trial, agree, as_twin, fastest, hop_checks, twins
+from corepipe.plan.model import Plan, evaluate, route_groups
+from corepipe.plan.rates import best_rates, mix_fps, route_loads
+from corepipe.plan_results import (
+    RELATIVE_TOLERANCE,
+    PlanResult,
+    Trial,
+    agree,
+    as_twin,
+    fastest,
+    hop_checks,
+    hop_times,
+    twins,
+)
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.record import FrameRecord, HopTime
 from corepipe.runtime.results import Output
@@ -40,6 +51,9 @@ _RACE_ROUNDS, _RACE_BEHIND = 3, 0.05
 
 _FRAMES_PER_SLICE, _SLOTS_PER_SLICE = 24, 12
 """At the least; each counts."""
+
+_FRAMES_PER_HOP, _RATES_GAIN = 5, 0.01
+"""Of a hop that fewer frames went over too little is known, and less than this is not worth other rates."""
 
 _LONGER = 10
 """Times the planned length, for a plan that turns out slower than predicted, or a machine that stalls."""
@@ -83,6 +97,7 @@ def compare(
     most_rounds: int = 0,
     slice_s: float = 1.0,
     race: bool = False,
+    correct_rates: bool = False,
     on_progress: Callable[[float, str], None] = lambda share, text: None,
     on_failure: Callable[[str, CorepipeError], None] | None = None,
     baselines: Sequence[Baseline] = (),
@@ -106,6 +121,9 @@ def compare(
         slice_s: seconds of a slice at the least; slow plans get longer ones.
         race: whether plans that are clearly behind are closed after a few rounds, with the slices that they have, so
             that the time is spent on those that are hard to tell apart. It ends when one is left.
+        correct_rates: whether plans of routes that share workers get, before each slice, the best rates by what hops
+            took so far; one slice more is run for that, which does not count. The results hold the plans with the last
+            rates.
         on_progress: told of the progress.
         on_failure: told of a plan that cannot run, which is left out with those that equal it; None to raise its
             error.
@@ -141,7 +159,14 @@ def compare(
                     with contextlib.ExitStack() as brief:
                         if contender.stream is None:
                             _open(contender, network, topology, frames, expected, opened if keep_open else brief)
-                        _run_slice(contender, frames, expected, _slice_seconds(contender, table, slice_s))
+                        seconds = _slice_seconds(contender, table, slice_s)
+                        if correct_rates and any(len(group) > 1 for group in route_groups(contender.plan)):
+                            if not contender.slices:
+                                _run_slice(contender, frames, expected, seconds)
+                                contender.slices.clear()
+                                contender.short_slices = 0
+                            _correct_rates(contender, table)
+                        _run_slice(contender, frames, expected, seconds)
                 except CorepipeError as error:
                     if on_failure is None:
                         raise
@@ -156,7 +181,7 @@ def compare(
     results = {one.name: _result(one, network, table) for one in contenders if one.name not in failed}
     for name, twin in same.items():
         if twin in results:
-            results[name] = as_twin(results[twin], name, plans[name])
+            results[name] = as_twin(results[twin], name, plans[name], corrected=results[twin].plan != plans[twin])
     return [results[name] for name in (*(one.name for one in baselines), *plans) if name in results]
 
 
@@ -182,7 +207,7 @@ def trial(
     results = compare(
         network, plans, topology, table, frames,
         rounds=_TRIAL_ROUNDS, most_rounds=_TRIAL_MOST_ROUNDS, slice_s=_TRIAL_SLICE_S, race=True,
-        on_progress=on_progress, on_failure=failures.__setitem__,
+        correct_rates=True, on_progress=on_progress, on_failure=failures.__setitem__,
     )  # fmt: skip
     if not results:
         raise next(iter(failures.values()))
@@ -197,6 +222,17 @@ def _leave_behind(running: list[_Contender]) -> None:
             running.remove(one)
             if one.stream is not None:
                 one.stream.close()
+
+
+def _correct_rates(contender: _Contender, table: CostTable) -> None:
+    """Go on with the best rates by what the hops took so far, where they promise more."""
+    plan, stream = contender.plan, contender.stream
+    loads = route_loads(plan, table, hop_times(plan, contender.kept, _FRAMES_PER_HOP))
+    best = best_rates(plan, loads)
+    if isinstance(stream, Stream) and (best.predicted_fps or 0.0) > (1 + _RATES_GAIN) * mix_fps(plan, loads):
+        fps = evaluate(best, table).throughput_fps
+        contender.plan = best.model_copy(update={"predicted_fps": fps, "given_up": None})
+        stream.set_rates(contender.plan)
 
 
 def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> float:

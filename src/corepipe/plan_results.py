@@ -117,13 +117,13 @@ class Trial:
     failures: Mapping[str, CorepipeError]
 
 
-def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | None) -> tuple[HopCheck, ...]:
-    """What hops took, a check for each worker and layers that any frame went over; in the plan's order.
+def hop_times(plan: Plan, records: Iterable[FrameRecord], least: int = 1) -> dict[Hop, float]:
+    """The mean seconds (which throughput depends on) of hops that frames went over, in the plan's order.
 
     Args:
         plan: the plan.
         records: of frames that ended well.
-        table: the costs to hold them against; without any the predictions are NaN.
+        least: how many frames must have gone over a hop for it to count.
     """
     times: dict[tuple[int, int], list[int]] = {}
     for record in records:
@@ -132,10 +132,20 @@ def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | No
     took: dict[Hop, list[int]] = {}
     for (number, index), found in sorted(times.items()):
         took.setdefault(plan.routes[number].hops[index], []).extend(found)
+    return {hop: statistics.fmean(found) * 1e-9 for hop, found in took.items() if len(found) >= least}
+
+
+def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | None) -> tuple[HopCheck, ...]:
+    """What hops took, a check for each worker and layers that any frame went over; in the plan's order.
+
+    Args:
+        plan, records: as for `hop_times`.
+        table: the costs to hold them against; without any the predictions are NaN.
+    """
     checks = []
-    for hop, found in took.items():
+    for hop, measured in hop_times(plan, records).items():
         predicted = math.nan if table is None else hop_s(plan, hop, table, busy=len(plan.workers) > 1)
-        checks.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, statistics.fmean(found) * 1e-9))
+        checks.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, measured))
     return tuple(checks)
 
 
@@ -208,11 +218,21 @@ def _routes(plan: Plan) -> list[tuple[Any, int]]:
     return sorted((key(route), number) for number, route in enumerate(plan.routes))
 
 
-def as_twin(result: PlanResult, name: str, plan: Plan) -> PlanResult:
-    """A result in the words of a plan that is the same but for the names of workers and the order of routes."""
+def as_twin(result: PlanResult, name: str, plan: Plan, *, corrected: bool = False) -> PlanResult:
+    """A result in the words of a plan that is the same but for the names of workers and the order of routes.
+
+    Args:
+        result: of the other plan.
+        name, plan: the twin.
+        corrected: whether the other plan had its rates corrected; the twin gets them too.
+    """
     names = {w.cores: w.name for w in plan.workers}
     worker = {w.name: names[w.cores] for w in result.plan.workers}
     route = {old: new for (_, old), (_, new) in zip(_routes(result.plan), _routes(plan), strict=True)}
+    if corrected:
+        rates = {route[number]: one.rate_fps for number, one in enumerate(result.plan.routes)}
+        routes = tuple(one.model_copy(update={"rate_fps": rates[number]}) for number, one in enumerate(plan.routes))
+        plan = plan.model_copy(update={"routes": routes, "predicted_fps": result.plan.predicted_fps, "given_up": None})
     return dataclasses.replace(
         result,
         name=name,

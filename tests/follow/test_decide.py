@@ -18,8 +18,8 @@ from corepipe.follow.belief import Belief, _parted
 from corepipe.follow.decide import PLAN_GAIN, Decider
 from corepipe.follow.observe import Seen
 from corepipe.follow.probe import TRIES, UNEQUAL, Probe, core_speeds
-from corepipe.follow.rates import KEPT_SHARE, best_rates, mix_fps
 from corepipe.plan.model import hop_s
+from corepipe.plan.rates import mix_fps
 from corepipe.topology.model import CoreConfig
 
 
@@ -474,32 +474,6 @@ def test_what_is_known_of_an_idle_core_fades():
     assert belief.factors(1, 0.0) == pytest.approx(4.0)
     assert belief.factors(1, 30.0) == pytest.approx(2.0)
     assert belief.factors(1, 600.0) == pytest.approx(1.0, abs=1e-3)
-
-
-@settings(max_examples=50)
-@given(st.integers(0, 10_000), st.floats(0.3, 3.0), st.floats(0.3, 3.0))
-def test_best_rates_are_no_worse_than_any_others(seed, one, two):
-    """Against a grid of all mixes of two routes (the third is what is left)."""
-    table = table_of({"big": (1, 0.004), "little": (1, 0.01)}, seed=seed)
-    plan = planners.plan(table)
-    factors = {worker.name: factor for worker, factor in zip(plan.workers, (one, two), strict=False)}
-    loads = [
-        {hop.worker: factors[hop.worker] * hop_s(plan, hop, table, busy=True) for hop in route.hops}
-        for route in plan.routes
-    ]
-    found = best_rates(plan, loads)
-    assert found.predicted_fps == pytest.approx(mix_fps(found, loads), rel=1e-6)
-    count = len(plan.routes)
-    for shares in np.random.default_rng(seed).dirichlet(np.ones(count), 200):
-        shares = KEPT_SHARE + (1 - count * KEPT_SHARE) * shares
-        mixed = plan.model_copy(
-            update={
-                "routes": tuple(
-                    r.model_copy(update={"rate_fps": float(s)}) for r, s in zip(plan.routes, shares, strict=True)
-                )
-            }
-        )
-        assert mix_fps(mixed, loads) <= found.predicted_fps * (1 + 1e-6)
 
 
 @given(factors=st.lists(st.floats(0.1, 10), min_size=1, max_size=30))

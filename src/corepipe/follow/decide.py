@@ -19,8 +19,8 @@ from corepipe.errors import PlanError
 from corepipe.follow.belief import Belief
 from corepipe.follow.observe import Seen
 from corepipe.follow.probe import Probe
-from corepipe.follow.rates import best_rates, mix_fps
 from corepipe.plan.model import Plan, Worker, hop_s
+from corepipe.plan.rates import best_rates, mix_fps, route_loads
 
 Floats = NDArray[np.float64]
 
@@ -224,17 +224,12 @@ class Decider:
         """For each route the seconds of each worker, by what is known now."""
         table = self._table.for_frames(plan.batch)
         busy = len(plan.workers) > 1
-        found: list[dict[str, float]] = []
-        for route in plan.routes:
-            load: dict[str, float] = {}
-            for hop in route.hops:
-                factors = self.belief.slowest(plan.worker(hop.worker).cores, now_s)[hop.start : hop.stop]
-                weights = self._layer_weights(plan, hop.start, hop.stop, hop.worker)
-                seconds = hop_s(plan, hop, table, busy=busy) * float(factors @ weights)
-                seconds += table.half_hop_s(hop.start) + table.half_hop_s(hop.stop)
-                load[hop.worker] = load.get(hop.worker, 0.0) + seconds
-            found.append(load)
-        return found
+        took_s = {}
+        for hop in (hop for route in plan.routes for hop in route.hops):
+            factors = self.belief.slowest(plan.worker(hop.worker).cores, now_s)[hop.start : hop.stop]
+            weights = self._layer_weights(plan, hop.start, hop.stop, hop.worker)
+            took_s[hop] = hop_s(plan, hop, table, busy=busy) * float(factors @ weights)
+        return route_loads(plan, table, took_s)
 
     def _layer_weights(self, plan: Plan, start: int, stop: int, worker: str) -> list[float]:
         row = self._table.costs_of(plan.worker(worker).core_config)

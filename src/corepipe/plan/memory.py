@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import linprog
 
 from corepipe.cost.table import CostTable
 from corepipe.errors import PlanError
 from corepipe.plan.build import Grid, make_plan
 from corepipe.plan.column_generation import Mix, RouteProgram
 from corepipe.plan.limits import Limits, weight_bytes
-from corepipe.plan.model import Plan, hop_load_s
+from corepipe.plan.model import Plan
 from corepipe.plan.pipeline import best_pipeline
+from corepipe.plan.rates import best_rates, route_loads
 from corepipe.plan.replicas import best_replicas
 
 _MAX_SPARE_COPIES = 2
@@ -86,19 +86,12 @@ def _shrunk(plan: Plan, table: CostTable, limits: Limits) -> Plan:
 
 def _with_best_rates(plan: Plan, table: CostTable, left_out: int) -> Plan:
     """The plan without one of its routes, the rates of the others solved anew."""
-    names = [worker.name for worker in plan.workers]
-    configs = [worker.core_config for worker in plan.workers]
-    routes = [route for i, route in enumerate(plan.routes) if i != left_out]
-    loads = np.zeros((len(names), len(routes)))
-    for column, route in enumerate(routes):
-        for hop in route.hops:
-            row = names.index(hop.worker)
-            loads[row, column] += hop_load_s(plan, hop, table, busy=True)
-    scale = loads.max()
-    rates = linprog(-np.ones(len(routes)), A_ub=loads / scale, b_ub=np.ones(len(names)), method="highs-ds").x
+    rest = plan.model_copy(update={"routes": tuple(r for i, r in enumerate(plan.routes) if i != left_out)})
+    best = best_rates(rest, route_loads(rest, table), least_share=0.0)
+    numbers = plan.worker_numbers
     mix = [
-        (float(rate), [(names.index(h.worker), h.start, h.stop) for h in route.hops])
-        for rate, route in zip(rates, routes, strict=True)
-        if rate > 1e-9 * rates.sum()
+        (route.rate_fps, [(numbers[hop.worker], hop.start, hop.stop) for hop in route.hops])
+        for route in best.routes
+        if route.rate_fps > 1e-9 * best.throughput_fps
     ]
-    return make_plan(table, plan.planner, configs, mix)
+    return make_plan(table, plan.planner, [worker.core_config for worker in plan.workers], mix)
