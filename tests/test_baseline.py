@@ -192,7 +192,7 @@ def test_it_is_measured_beside_plans(chain, here, model, table):
     assert 0 < alone.throughput_spread_fps[0] <= alone.throughput_fps
     assert alone.busy["all"] > 0.5
     assert alone.peak_rss_bytes > 10e6
-    data = json.loads(json.dumps(bench_json(results, chain, here, table, ["corepipe"], "made up"), allow_nan=False))
+    data = json.loads(json.dumps(bench_json(results, chain, here, table, "corepipe bench", "made up"), allow_nan=False))
     assert [(r["plan"], r["engine_alone"]) for r in data["results"]] == [(r.name, r.alone) for r in results]
     words = " ".join(describe(results))
     assert "engine:onnxruntime" in words
@@ -207,6 +207,7 @@ def test_it_is_measured_beside_plans(chain, here, model, table):
     words = " ".join(describe([differs, plan]))
     assert "The outputs of engine:onnxruntime differ" in words
     assert "All plans' outputs equal" in words
+    assert "spreads overlap" not in words  # what is wrong wins nothing
     faster = dataclasses.replace(plan, largest_error=0.5, throughput_fps=10 * alone.throughput_fps)
     words = " ".join(describe([alone, faster]))
     assert "No plan with equal outputs is faster" in words

@@ -71,7 +71,7 @@ def test_run_reads_photographs_and_names_what_it_skips(classifier, photos, tmp_p
     assert "skipped" in result.stderr
     assert "c.jpg" in result.stderr
     assert "3 frames" in result.stderr
-    assert "1 frame could not be read" in result.stderr
+    assert "1 part of the input could not be read" in result.stderr
 
 
 def test_run_without_an_input_reads_the_photographs_that_come_along(classifier, tmp_path):

@@ -53,7 +53,7 @@ def test_every_plan_is_measured_and_equals_the_whole_model(chain, two_cores, tab
         assert all(0 < share < 2 for share in result.busy.values())
         assert {(h.start, h.stop) for h in result.hops} == {h.layers for r in result.plan.routes for h in r.hops}
         assert result.peak_rss_bytes > 10e6
-    data = bench_json(results, chain, two_cores, table, ["corepipe", "bench"], "made up")
+    data = bench_json(results, chain, two_cores, table, "corepipe bench", "made up")
     assert data["best"] == max(results, key=lambda r: r.throughput_fps).name
     assert {r["plan"] for r in data["results"]} == set(plans)
     assert any("Bottleneck" in sentence for sentence in describe(results))

@@ -29,7 +29,8 @@ class RunSummary:
     """What a run did.
 
     Attributes:
-        frames: results written; `failed` frames ended with an error, `skipped` could not be read.
+        frames: results written; `failed` frames ended with an error, `skipped` parts of the input could not be read: an
+            image, or all that a video lacks at one place.
         dropped: frames that were dropped or refused because the stream was full.
         seconds: from the first frame read to the last result written.
         read_s, prepare_s: seconds of this process's time spent in decoding, and in preprocessing into the slots.
@@ -65,7 +66,7 @@ class RunSummary:
         if self.dropped:
             sentences.append(f"{plural(self.dropped, 'frame')} dropped because the cores could not keep up")
         if self.skipped:
-            sentences.append(f"{plural(self.skipped, 'frame')} could not be read (named above)")
+            sentences.append(f"{plural(self.skipped, 'part')} of the input could not be read (named above)")
         if self.failed:
             sentences.append(f"{plural(self.failed, 'frame')} failed")
         if self.interrupted:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from corepipe.api import engine_name
 from corepipe.cache import TableCache
 from corepipe.cost.calibration import PartialCalibration
-from corepipe.cost.calibration_store import CalibrationStore, check_trust, mismatch, read_calibration
+from corepipe.cost.calibration_store import CalibrationStore, check_trust, mismatch, not_calibrated, read_calibration
 from corepipe.cost.predict.table import predict_table
 from corepipe.cost.profile import PartialProfile, table_machine
 from corepipe.cost.source import choose_costs
 from corepipe.cost.table import EngineName
 from corepipe.errors import DocumentError, NotTrustworthyError, UsageError
+from corepipe.topology.cpulist import format_cpu_list
 
 
 @pytest.fixture
@@ -76,6 +79,16 @@ def test_named_engines_that_were_not_calibrated_are_said(chain, here, mine, cach
     with pytest.raises(UsageError, match="corepipe calibrate --engine openvino"):
         choose_costs(chain, here, engines, never, cache=cache, predict=True, named=True)
     assert choose_costs(chain, here, engines, never, cache=cache, predict=True).prediction is not None
+
+
+def test_the_command_that_is_advised_is_one_that_helps(here):
+    ort = engine_name()
+    assert "run `corepipe calibrate --engine onnxruntime` once" in not_calibrated(here, ort)
+    some = replace(here, restricted=True)
+    cpus = format_cpu_list(here.cpus)
+    assert f"run `corepipe calibrate --engine onnxruntime --cores {cpus}` once" in not_calibrated(some, ort)
+    with pytest.raises(UsageError, match="ncnn cannot be calibrated"):
+        not_calibrated(here, EngineName(name="ncnn", version="1"))
 
 
 def test_costs_of_several_frames_at_once_are_not_predicted(chain, here, cache, mine):

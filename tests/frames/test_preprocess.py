@@ -33,8 +33,10 @@ def reference(prepare, image):
     have_h, have_w = image.shape[:2]
 
     def scaled(h, w):
-        area = have_h >= 2 * h or have_w >= 2 * w
-        return cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
+        averaged = image
+        if have_h >= 2 * h or have_w >= 2 * w:
+            averaged = cv2.resize(image, (min(w, have_w), min(h, have_h)), interpolation=cv2.INTER_AREA)
+        return cv2.resize(averaged, (w, h), interpolation=cv2.INTER_LINEAR)
 
     if prepare.resize == "stretch":
         image = scaled(height, width)
@@ -392,3 +394,13 @@ def test_opencv_keeps_to_one_thread():
 def test_a_crop_larger_than_the_shorter_side_says_what_it_does():
     assert "or as much as it takes to cover that" in Preprocess((227, 227), shorter=100).describe()
     assert "as much as" not in Preprocess((227, 227), shorter=256).describe()
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["wide", "high"])
+def test_a_side_that_shrinks_is_averaged_where_the_other_grows(turned):
+    """Stripes of one pixel, 18 in each that is left: what averages sees grey, what samples sees black or white."""
+    stripes = np.zeros((4, 18 * 16, 3), np.uint8)
+    stripes[:, ::2] = 255
+    image, size = (stripes.transpose(1, 0, 2), (16, 32)) if turned else (stripes, (32, 16))
+    prepare = Preprocess(size, color="bgr", scale=1, resize="stretch")
+    np.testing.assert_allclose(prepare(np.ascontiguousarray(image)), 127.5, atol=1)

@@ -311,6 +311,17 @@ def test_unstable_and_wrong_results_are_marked() -> None:
     assert "marks an unstable figure" in Reader(page(None, None, make_table(), [shaky], {})).text
 
 
+def test_plans_that_ran_one_after_the_other_are_not_compared() -> None:
+    first, second = make_result("routes", throughput_fps=66.0), make_result("routes 2", throughput_fps=50.0)
+    read = Reader(page(make_network(), TOPOLOGY, make_table(), [first, second], {}, successive=True))
+    assert "The plan changed while it ran: routes (66.00 frames/s), then routes 2 (50.00 frames/s)." in read.text
+    for claim in ("Nothing beats", "Best:", "0.76x", "1.00x"):
+        assert claim not in read.text
+    assert not read.of("div", "best")
+    alone = Reader(page(make_network(), TOPOLOGY, make_table(), [first], {}, successive=True))
+    assert "changed" not in alone.text
+
+
 def test_write_page(tmp_path: Path) -> None:
     path = tmp_path / "p.html"
     write_page(path, make_network(), TOPOLOGY, make_table(), [make_result()], {"routes": make_records(make_plan())})
@@ -340,7 +351,7 @@ def test_a_run_summed_up() -> None:
     with pytest.raises(FrameError, match="too few"):
         result_of_records("run", plan, make_records(plan, 1))
     failed = [r._replace(failed=True) for r in make_records(plan)]
-    with pytest.raises(FrameError, match="run: 0 frames"):
+    with pytest.raises(FrameError, match=r"run: too few frames with a result to sum up \(0\)"):
         result_of_records("run", plan, failed)
 
 

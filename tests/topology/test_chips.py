@@ -339,6 +339,8 @@ def test_restriction(tmp_path, make_tree, chips):
     topology = detect(tree, restrict_to=parse_cpu_list("0-1,4"))
     assert shape(topology) == {"big": (4,), "little": (0, 1)}
     assert topology.hidden == ("CPUs 5-7 (big): not asked for", "CPUs 2-3 (little): not asked for")
+    assert topology.restricted
+    assert not detect(tree, restrict_to=range(8)).restricted
     only_little = detect(tree, restrict_to=[0])
     assert shape(only_little) == {"little": (0,)}
     assert len(only_little.warnings) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,9 +206,9 @@ def read_plan(path: Path) -> Any:
     return Plan.read(path).model_copy(update={"predicted_fps": None, "bound_fps": None})
 
 
-def command_line() -> list[str]:
+def command_line() -> str:
     """What the user typed, for results to name."""
-    return ["corepipe", *sys.argv[1:]]
+    return shlex.join(["corepipe", *sys.argv[1:]])
 
 
 def trace_plans(path: Path | None, results: Any, layers: Any, *, simulated: bool, counters: Any) -> None:

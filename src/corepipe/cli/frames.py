@@ -147,8 +147,7 @@ def bench(
         from corepipe.report.page import write_page
 
         records = {r.name: r.records for r in results}
-        command = " ".join(command_line())
-        write_page(report, network, topology, table, results, records, command=command, frames=said)
+        write_page(report, network, topology, table, results, records, command=command_line(), frames=said)
     if json_to == "-":
         write_json(json_to, lambda: data)
     else:
@@ -367,7 +366,9 @@ def _write_report(
     said = f"{len(recording.records)} frames of {input_spec}, read and preprocessed meanwhile"
     if recording.left_out is not None:
         said += f"; {recording.left_out.count} later ones are not on this page"
-    write_page(path, network, topology, table, results, records, command=" ".join(command_line()), frames=said)
+    write_page(
+        path, network, topology, table, results, records, successive=True, command=command_line(), frames=said
+    )  # fmt: skip
     say(log, f"page written to {path}")
 
 

@@ -93,13 +93,13 @@ def profile(
 
 def _quick(network: Any, topology: Any, name: str = DEFAULT_ENGINE) -> Any:
     from corepipe.api import engine_name
-    from corepipe.cost.calibration_store import CalibrationStore, calibrate_command
+    from corepipe.cost.calibration_store import CalibrationStore, not_calibrated
     from corepipe.cost.quick import profile_quick
 
     engine = engine_name(name)
     calibration = CalibrationStore().load(topology, engine)
     if calibration is None:
-        raise UsageError(f"--quick predicts what it does not measure: run `{calibrate_command(engine)}` once first")
+        raise UsageError(f"--quick predicts what it does not measure, and {not_calibrated(topology, engine)}")
     with ProgressBar() as on_progress:
         found = profile_quick(network, topology, engine, calibration, on_progress=on_progress)
     measured, count = found.distinct
@@ -132,17 +132,15 @@ def predict(
 def _predicted(network: Any, machine: Path | None, engine: str = DEFAULT_ENGINE) -> Any:
     """The prediction for the board of a calibration file, or for this machine."""
     from corepipe.api import engine_name
-    from corepipe.cost.calibration_store import CalibrationStore, calibrate_command, read_calibration
+    from corepipe.cost.calibration_store import CalibrationStore, not_calibrated, read_calibration
     from corepipe.cost.predict.table import predict_table
 
     if machine is not None:
         return predict_table(network, read_calibration(machine, None, None))
-    name = engine_name(engine)
-    found = CalibrationStore().load(topology_of(None), name)
+    name, topology = engine_name(engine), topology_of(None)
+    found = CalibrationStore().load(topology, name)
     if found is None:
-        raise UsageError(
-            f"this machine was not calibrated with {engine}; run `{calibrate_command(name)}` once (some minutes)"
-        )
+        raise UsageError(not_calibrated(topology, name))
     return predict_table(network, found)
 
 

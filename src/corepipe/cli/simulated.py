@@ -119,8 +119,7 @@ def _simulate(
     trace_plans(trace, results, table.network.layers, simulated=True, counters=())
     if report is not None:
         records = {r.name: r.records for r in results}
-        command = " ".join(command_line())
-        write_page(report, None, None, table, results, records, simulated=True, command=command)
+        write_page(report, None, None, table, results, records, simulated=True, command=command_line())
     if json_to == "-":
         write_json(json_to, lambda: data)
     else:

@@ -57,6 +57,19 @@ _LAW_COUNTS = 3
 """Of a cluster with more cores than this, only the counts 1, 2 and all are measured."""
 
 
+def check_calibrated(engine: EngineName) -> None:
+    """Refuse an engine that cannot be calibrated.
+
+    Raises:
+        UsageError: it lacks operators of the set.
+    """
+    if engine.name not in CALIBRATED:
+        raise UsageError(
+            f"{engine.name} cannot be calibrated: the networks of the calibration need operators that it lacks; its "
+            f"costs are measured (corepipe profile), those of {' and '.join(CALIBRATED)} can be predicted"
+        )
+
+
 def calibrate(
     topology: Topology,
     engine: EngineName,
@@ -87,11 +100,7 @@ def calibrate(
         WorkerError: a measuring process failed; the message says on which config.
         EngineError: the engine refuses a network of the set.
     """
-    if engine.name not in CALIBRATED:
-        raise UsageError(
-            f"{engine.name} cannot be calibrated: the networks of the calibration need operators that it lacks; its "
-            f"costs are measured (corepipe profile), those of {' and '.join(CALIBRATED)} can be predicted"
-        )
+    check_calibrated(engine)
     count = networks or _ROUNDS * kind_count()
     kept = done if done is not None and done.set_version == SET_VERSION else None
     partial = kept or PartialCalibration(set_version=SET_VERSION)

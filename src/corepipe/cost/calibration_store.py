@@ -7,18 +7,30 @@ import os
 from pathlib import Path
 
 from corepipe.cache import TableCache, machine_key, read_kept
-from corepipe.cost.calibrate import MOST_SPREAD
+from corepipe.cost.calibrate import MOST_SPREAD, check_calibrated
 from corepipe.cost.calibration import Calibration, PartialCalibration
 from corepipe.cost.table import EngineName
 from corepipe.errors import DocumentError, NotTrustworthyError, UsageError
+from corepipe.topology.cpulist import format_cpu_list
 from corepipe.topology.model import Topology
 
 _log = logging.getLogger("corepipe")
 
 
-def calibrate_command(engine: EngineName) -> str:
-    """What a user types to calibrate the machine for an engine."""
-    return f"corepipe calibrate --engine {engine.name}"
+def not_calibrated(topology: Topology, engine: EngineName) -> str:
+    """What to say where a calibration is missing, with the command that makes it.
+
+    Raises:
+        UsageError: the engine cannot be calibrated.
+    """
+    check_calibrated(engine)
+    what, cores = "this machine was", ""
+    if topology.restricted:
+        what, cores = "these cores by themselves were", f" --cores {format_cpu_list(topology.cpus)}"
+    return (
+        f"{what} not calibrated with {engine.name}; run `corepipe calibrate --engine {engine.name}{cores}` once (some "
+        f"minutes)"
+    )
 
 
 class CalibrationStore:
@@ -132,9 +144,10 @@ def mismatch(calibration: Calibration, topology: Topology | None, engine: Engine
     """In what a calibration is not of this machine or engine; empty if it is."""
     found = []
     if topology is not None and calibration.machine.fingerprint != topology.fingerprint():
+        made, here = calibration.machine, topology.fingerprint()
         found.append(
-            f"the calibration is of another machine ({calibration.machine.description or 'unnamed'}, "
-            f"{calibration.machine.fingerprint}; this one is {topology.machine or 'unnamed'}, {topology.fingerprint()})"
+            f"the calibration is of another machine, or of other cores of it ({made.description or 'unnamed'}, "
+            f"{made.fingerprint}; this one is {topology.machine or 'unnamed'}, {here})"
         )
     if engine is not None and calibration.engine != engine:
         found.append(

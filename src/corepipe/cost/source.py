@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from corepipe.cache import TableCache
 from corepipe.cost.calibration import Calibration
-from corepipe.cost.calibration_store import CalibrationStore, calibrate_command
+from corepipe.cost.calibration_store import CalibrationStore, not_calibrated
 from corepipe.cost.predict.table import Prediction, predict_table
 from corepipe.cost.table import CostTable, EngineName, check_batch_size, merged
 from corepipe.errors import UsageError
@@ -84,10 +84,7 @@ def choose_costs(
             chosen = []
     unknown = [e for e in engines if e.name not in {one.engine.name for one in chosen}]
     if calibration is None and (predict or chosen) and unknown and (named or not chosen):
-        raise UsageError(
-            f"this machine was not calibrated with {unknown[0].name}; run `{calibrate_command(unknown[0])}` once (some "
-            f"minutes)" + (", or leave that engine out" if chosen else "")
-        )
+        raise UsageError(not_calibrated(topology, unknown[0]) + (", or leave that engine out" if chosen else ""))
     if chosen:
         predictions = [predict_table(network, one) for one in chosen]
         doubt = "".join(f", which was noisy (spread {c.spread:.1%})" for c in chosen if not c.trustworthy)

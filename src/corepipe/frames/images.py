@@ -37,29 +37,20 @@ MAX_FILE_BYTES = 2**30
 """Larger image files are refused before they are read."""
 
 
-def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, BMP, WebP, TIFF or PNM file.
 
     EXIF orientation is applied, 16 bits become 8, grey becomes three equal channels, alpha is dropped.
 
     Args:
         data: the bytes of the file.
-        name: for messages.
 
     Returns:
         height x width x 3, BGR.
 
     Raises:
-        FrameError: not such a file, damaged, or larger than `MAX_PIXELS`.
+        FrameError: not such a file, damaged, or larger than `MAX_PIXELS`; the message does not name the file.
     """
-    try:
-        return _decode(data)
-    except FrameError as error:
-        raise FrameError(f"{name}: {error}") from None
-
-
-def _decode(data: bytes) -> NDArray[np.uint8]:
-    """`decode_image` with messages that do not name the file."""
     if not data:
         raise FrameError("the file is empty")
     size = image_size(data)
@@ -195,7 +186,7 @@ class ImageSource(FrameSource):
         self._lone: NDArray[np.uint8] | None = None
         if single:
             try:
-                self._lone = _decode(_read_file(files[0][1]))
+                self._lone = decode_image(_read_file(files[0][1]))
             except FrameError as error:
                 raise FrameError(f"{name}: {error}") from None
 
@@ -203,7 +194,7 @@ class ImageSource(FrameSource):
         readable = 0
         for name, path in self._files:
             try:
-                image = _decode(_read_file(path)) if self._lone is None else self._lone
+                image = decode_image(_read_file(path)) if self._lone is None else self._lone
             except FrameError as error:
                 self._skip(name, str(error))
                 continue

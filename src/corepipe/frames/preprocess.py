@@ -246,11 +246,13 @@ class Preprocess:
 
 def _scaled(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Bilinear, averaged over areas where the image shrinks to half or less."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = image.shape[0] >= 2 * height or image.shape[1] >= 2 * width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+    have_h, have_w = image.shape[:2]
+    if have_h >= 2 * height or have_w >= 2 * width:
+        # OpenCV averages only where no side grows: one that does grows afterwards.
+        image = cv2.resize(image, (min(have_w, width), min(have_h, height)), interpolation=cv2.INTER_AREA)
+    if image.shape[:2] != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(image, np.uint8)
 
 
 def _trimmed(image: NDArray[np.uint8], height: float, width: float) -> NDArray[np.uint8]:

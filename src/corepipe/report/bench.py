@@ -117,8 +117,8 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
             f"{DEFAULT} runs as all plans here do, with what corepipe has of huge pages and quicker operators; the "
             f"engine by itself (engine:NAME) may be slower."
         )
-    rivals = [r.name for r in results if r is not best and r.same_as != best.name and best.same_as != r.name]
-    close = [n for n in rivals if _overlap(best, next(r for r in results if r.name == n))]
+    others = [r for r in results if r is not best and r.same_as != best.name and best.same_as != r.name]
+    close = [r.name for r in others if r.outputs_equal and _overlap(best, r)]
     if close and not simulated:
         sentences.append(f"No clear winner between it and {', '.join(close)}: their spreads overlap.")
     sentences.append(bottleneck(best))
@@ -127,7 +127,9 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
         if result.same_as is not None:
             continue
         if result.restarts:
-            sentences.append(f"{result.restarts} workers of {result.name} died and were replaced: not trustworthy.")
+            sentences.append(
+                f"Workers of {result.name} died and were replaced ({result.restarts} in all): not trustworthy."
+            )
         if result.short_slices:
             sentences.append(
                 f"{result.name} finished too few frames in {result.short_slices} of {len(result.slices_fps)} slices, "
@@ -171,13 +173,13 @@ def bench_json(
     network: Network,
     topology: Topology,
     table: CostTable,
-    command: Sequence[str],
+    command: str,
     frames: str,
 ) -> dict[str, Any]:
     """The results with their environment; see docs/bench.md for the keys."""
     return {
         "schema_version": 1,
-        "command": " ".join(command),
+        "command": command,
         "environment": environment(topology, table.engines),
         "model": {
             "name": network.name,
@@ -235,11 +237,11 @@ def results_json(results: Sequence[PlanResult]) -> list[dict[str, Any]]:
     ]
 
 
-def simulated_json(results: Sequence[PlanResult], table: CostTable, command: Sequence[str]) -> dict[str, Any]:
+def simulated_json(results: Sequence[PlanResult], table: CostTable, command: str) -> dict[str, Any]:
     """The same for results that were simulated on a cost table."""
     return {
         "schema_version": 1,
-        "command": " ".join(command),
+        "command": command,
         "simulated": True,
         "environment": {"corepipe": __version__, "machine": table.machine.description},
         "model": {"name": table.network.name, "sha256": table.network.sha256, "layers": table.layer_count},

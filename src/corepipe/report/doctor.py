@@ -270,9 +270,7 @@ def _cpu_text(cluster: Cluster) -> str:
 
 
 def _cache_text(cache: Cache) -> str:
-    size = cache.size_bytes / 1024
-    text = f"{size / 1024:.3g} MiB" if size >= 1024 else f"{size:.3g} KiB"
-    return f"L{cache.level} {text}" + (f" / {cache.shared_by} CPUs" if cache.shared_by > 1 else "")
+    return cache.text + (f" / {cache.shared_by} CPUs" if cache.shared_by > 1 else "")
 
 
 def _mhz(value: float | None) -> str:

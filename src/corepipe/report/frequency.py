@@ -36,9 +36,6 @@ class FrequencySampler:
         interval_s: seconds between two readings.
         root: folder that holds `sys/`; another one for a saved tree.
 
-    Attributes:
-        available: the CPUs whose frequency can be read.
-
     Example:
         >>> with FrequencySampler(topology.cpus) as sampler:                 # doctest: +SKIP
         ...     run()
@@ -48,7 +45,6 @@ class FrequencySampler:
     def __init__(self, cpus: Iterable[int], *, interval_s: float = 0.05, root: Path = Path("/")) -> None:
         self._paths = {cpu: root / _FREQUENCY.format(cpu) for cpu in cpus}
         self._paths = {cpu: path for cpu, path in self._paths.items() if _read_mhz(path) is not None}
-        self.available = tuple(self._paths)
         self._interval_s = interval_s
         self._rounds: list[tuple[int, tuple[float | None, ...]]] = []
         self._stopping = threading.Event()

@@ -33,6 +33,7 @@ def write_page(
     records: Mapping[str, Sequence[FrameRecord]],
     *,
     simulated: bool = False,
+    successive: bool = False,
     command: str = "",
     frames: str = "",
 ) -> None:
@@ -49,6 +50,7 @@ def write_page(
             `corepipe.report.summary.result_of_records` for a single run.
         records: the frames of each plan, by the result's name; a plan may be missing.
         simulated: whether results and records come from the simulator.
+        successive: whether the plans ran one after the other, each where the one before was given up.
         command: the command line that made them.
         frames: a sentence on the frames that were fed.
 
@@ -56,7 +58,7 @@ def write_page(
         DocumentError: the file cannot be written.
         PlanError: plans, network and cost table do not belong together.
     """
-    write_atomically(path, page(network, topology, table, results, records, simulated, command, frames))
+    write_atomically(path, page(network, topology, table, results, records, simulated, successive, command, frames))
 
 
 def page(
@@ -66,11 +68,12 @@ def page(
     results: Sequence[PlanResult],
     records: Mapping[str, Sequence[FrameRecord]],
     simulated: bool = False,
+    successive: bool = False,
     command: str = "",
     frames: str = "",
 ) -> str:
     """The text of the page that `write_page` writes."""
-    sheet = Sheet.of(network, topology, table, results, simulated)
+    sheet = Sheet.of(network, topology, table, results, simulated, successive)
     _check(sheet)
     name = network.name if network else table.network.name if table else _first_name(results)
     style, script = _file("page.css"), _file("page.js")

@@ -18,6 +18,11 @@ def headline(sheet: Sheet) -> Iterator[str]:
     best = sheet.best
     if best is None:
         return
+    if sheet.successive:
+        steps = ", then ".join(f"{r.name} ({number(r.throughput_fps)} frames/s)" for r in sheet.results)
+        yield f"The plan changed while it ran: {steps}. They ran at different times, so they are not compared."
+        yield bottleneck(sheet.results[-1])
+        return
     default = sheet.results[0]
     how = {"simulated": "in the simulation", "emulated": "measured on emulated cores"}.get(sheet.run.kind, "measured")
     fps = f"{number(best.throughput_fps)} frames/s"
@@ -109,7 +114,7 @@ def _row(sheet: Sheet, result: PlanResult, top_fps: float, top_s: float) -> Html
             class_="c-fps",
         ),
         tag("span", tag("span", *times, class_="track", title=text), tag("b", milliseconds(p50)), class_="c-lat"),
-        class_="c-row best" if result is sheet.best else "c-row",
+        class_="c-row best" if result is sheet.best and not sheet.successive else "c-row",
     )
 
 
@@ -127,7 +132,7 @@ def _table(sheet: Sheet) -> Html:
         values = [
             number(r.throughput_fps) + ("" if r.stable else " ?"),
             f"{number(low)} – {number(high)}",
-            f"{r.throughput_fps / default.throughput_fps:.2f}x",
+            "–" if sheet.successive else f"{r.throughput_fps / default.throughput_fps:.2f}x",
             number(r.predicted_fps),
             f"{r.throughput_fps / r.predicted_fps:.0%}" if math.isfinite(r.predicted_fps) and r.predicted_fps else "–",
             number(_bound(sheet, r)),
@@ -136,7 +141,8 @@ def _table(sheet: Sheet) -> Html:
         ]
         cells = [tag("td", text, class_="num") for text in values]
         cells += [tag("td", _outputs(sheet, r)), tag("td", f"{r.bottleneck} {r.busy[r.bottleneck]:.0%}")]
-        rows.append(tag("tr", tag("th", r.name, scope="row"), *cells, class_="best" if r is sheet.best else None))
+        best = r is sheet.best and not sheet.successive
+        rows.append(tag("tr", tag("th", r.name, scope="row"), *cells, class_="best" if best else None))
     return tag(
         "div", tag("table", tag("thead", tag("tr", *groups), tag("tr", *heads)), tag("tbody", *rows)), class_="scroll"
     )

@@ -110,9 +110,7 @@ def _facts(cluster: Cluster) -> list[str]:
 
 
 def _cache(cache: Cache) -> str:
-    size = cache.size_bytes
-    text = f"{size / 2**20:.3g} MiB" if size >= 2**20 else f"{size / 1024:.3g} KiB"
-    return f"L{cache.level} {text}" + (f" for {cache.shared_by}" if cache.shared_by > 1 else "")
+    return cache.text + (f" for {cache.shared_by}" if cache.shared_by > 1 else "")
 
 
 def _chosen(sheet: Sheet) -> dict[str, ConfigCosts]:

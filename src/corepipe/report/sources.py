@@ -46,6 +46,8 @@ class Sheet:
         best: the fastest of them whose outputs are not known to be wrong; None without results.
         layers: layer names, empty where neither network nor table is known.
         colors: a colour for every worker name.
+        successive: whether the plans ran one after the other, each where the one before was given up, so that they are
+            not compared.
         run, table_source, bound, facts, machine: where the figures of each sort come from.
     """
 
@@ -57,6 +59,7 @@ class Sheet:
     layers: Sequence[str]
     colors: dict[str, str]
     simulated: bool
+    successive: bool
     run: Source
     table_source: Source
     bound: Source
@@ -71,6 +74,7 @@ class Sheet:
         table: CostTable | None,
         results: Sequence[PlanResult],
         simulated: bool,
+        successive: bool = False,
     ) -> Sheet:
         """Put together, with the sources told apart."""
         best = max(results, key=lambda r: (not _wrong(r), r.throughput_fps), default=None)
@@ -79,6 +83,7 @@ class Sheet:
         table_source = _table_source(table)
         return cls(
             network, topology, table, results, best, names, _colors(workers), simulated,
+            successive=successive and len(results) > 1,
             run=_run_source(topology, table, simulated),
             table_source=table_source,
             bound=Source("proved", "proved", _BOUND),

@@ -39,7 +39,7 @@ def result_of_records(
     # Not by when they were done: word of results may come for several at once.
     done = sorted((r for r in records if not r.failed), key=lambda r: r.computed_ns)
     if len(done) < 2 or done[-1].computed_ns <= done[0].computed_ns:
-        raise FrameError(f"{name}: {len(done)} frames with a result are too few to sum up; run more frames")
+        raise FrameError(f"{name}: too few frames with a result to sum up ({len(done)}); run more frames")
     seconds = (done[-1].computed_ns - done[0].computed_ns) * 1e-9
     busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
     for record in done[1:]:

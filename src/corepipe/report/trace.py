@@ -55,7 +55,7 @@ class TraceSummary:
 
     def describe(self) -> str:
         """One sentence."""
-        text = f"{sum(self.frames.values())} frames in the trace"
+        text = f"frames in the trace: {sum(self.frames.values())}"
         for name, dropped in self.dropped.items():
             text += f"; {dropped.count} later ones of {name} left out (frames {dropped.first} to {dropped.last})"
         return text

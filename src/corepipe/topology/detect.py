@@ -147,7 +147,8 @@ def _restricted(topology: Topology, wanted: frozenset[int]) -> Topology:
         raise TopologyError(f"{what}; choose among {name_cpus(topology.cpus)}")
     left = [(c.name, [cpu for cpu in c.cpus if cpu not in wanted]) for c in topology.clusters]
     hidden = tuple(f"{name_cpus(cpus)} ({name}): not asked for" for name, cpus in left if cpus)
-    return replace(topology, clusters=_kept(topology.clusters, wanted), hidden=topology.hidden + hidden)
+    kept = _kept(topology.clusters, wanted)
+    return replace(topology, clusters=kept, hidden=topology.hidden + hidden, restricted=bool(hidden))
 
 
 def _with_quota_warning(topology: Topology) -> Topology:

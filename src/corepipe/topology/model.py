@@ -69,6 +69,12 @@ class Cache:
     size_bytes: int
     shared_by: int
 
+    @property
+    def text(self) -> str:
+        """`L2 512 KiB`."""
+        size = self.size_bytes / 1024
+        return f"L{self.level} " + (f"{size / 1024:.3g} MiB" if size >= 1024 else f"{size:.3g} KiB")
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -119,6 +125,7 @@ class Topology:
         emulated: some cores are slowed down by `corepipe emulate`.
         hidden: what exists but may not be used, in words (offline cores, a cpuset).
         warnings: what would spoil a measurement, one sentence each.
+        restricted: whether the user asked for some of the cores only (`--cores`).
     """
 
     clusters: tuple[Cluster, ...]
@@ -130,6 +137,7 @@ class Topology:
     emulated: bool = False
     hidden: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    restricted: bool = False
 
     def __post_init__(self) -> None:
         if not self.clusters or any(not cluster.cores for cluster in self.clusters):
