@@ -60,8 +60,8 @@ def test_a_chip_that_slows_down_while_it_is_measured_is_told_of(chain, here, mon
 def failing_ncnn(monkeypatch):
     """ONNX Runtime and an ncnn whose measuring fails with an error; gives the configs that it was asked for."""
 
-    def install(error):
-        names = (api.engine_name(), EngineName(name="ncnn", version="0"))
+    def install(error, *, first=False):
+        names = (api.engine_name(), EngineName(name="ncnn", version="0"))[:: -1 if first else 1]
         monkeypatch.setattr(api, "engine_names", lambda engines=None: names)
         real, asked = profiling._measure_config, []
 
@@ -116,6 +116,28 @@ def test_an_engine_that_refuses_is_not_asked_again_for_a_day(chain, here, failin
     os.utime(refusal, (1e9, 1e9))
     api.costs(chain, here)
     assert len(asked) == 3
+
+
+def test_an_engine_that_refuses_frame_by_frame_is_not_asked_for_more(chain, here, failing_ncnn, caplog):
+    asked = failing_ncnn(EngineError("it has no such layer"))
+    api.costs(chain, here, batch=4)
+    assert len(asked) == 1
+    assert caplog.text.count("plans do without ncnn") == 1
+
+
+def test_a_named_engine_that_refuses_ends_it_before_others_are_measured(chain, here, failing_ncnn, measured):
+    failing_ncnn(EngineError("it has no such layer"), first=True)
+    with pytest.raises(EngineError, match="no such layer"):
+        api.costs(chain, here, engines=["ncnn", "onnxruntime"])
+    assert not measured
+
+
+def test_hop_costs_are_measured_once_where_they_cannot_be_kept(chain, here, monkeypatch):
+    count = []
+    monkeypatch.setattr(profiling, "measure_hop", lambda topology: count.append(1) or HopCosts())
+    monkeypatch.setattr(TableCache, "_write", lambda *_: False)
+    api.costs(chain, here, batch=2, engines=["onnxruntime"])
+    assert len(count) == 1
 
 
 def test_a_batch_that_fails_is_not_kept_as_a_refusal_of_the_network(chain, here, measured, monkeypatch):

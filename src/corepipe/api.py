@@ -185,6 +185,8 @@ def costs(
     cache = TableCache()
     tables: list[CostTable] = []
     refusals: list[EngineError] = []
+    gone: set[str] = set()
+    """Engines that did not take the network frame by frame."""
 
     @functools.cache
     def check() -> None:
@@ -209,6 +211,8 @@ def costs(
             together = f", {size} frames at once" if size > 1 else ""
             on_progress((number + share) / len(modes), text + where + together)
 
+        if name.name in gone:
+            continue
         path = cache.path(network, topology, name, size)
         hop = tables[0].hop if tables else None
         known = cache.refusal(path) if use_cache else None
@@ -220,6 +224,7 @@ def costs(
             if not tables or (size == 1 and engines is not None):
                 raise
             cache.keep_refusal(path, str(error), FAILURE_S)
+            gone.update([name.name] if size == 1 else [])
             together = f" with {size} frames at once" if size > 1 else ""
             _log.warning("plans do without %s%s: %s", name.name, together, error)
         except EngineError as error:
@@ -231,10 +236,12 @@ def costs(
                     "plans do without %s with %d frames at once: %s", name.name, size, error,
                 )  # fmt: skip
                 continue
+            if engines is not None:
+                raise
             refusals.append(error)
-            if engines is None:
-                _log.log(logging.INFO if known else logging.WARNING, "plans do without %s: %s", name.name, error)
-    if refusals and (engines or not tables):
+            gone.add(name.name)
+            _log.log(logging.INFO if known else logging.WARNING, "plans do without %s: %s", name.name, error)
+    if not tables:
         raise refusals[0]
     return _aligned(network, topology, tables, use_cache, lambda share, text: on_progress(1.0, text))
 
@@ -281,7 +288,7 @@ def _costs(
     """The cost table of one engine and batch.
 
     Args:
-        hop: what was measured of hops before where kept costs may not be used; they cost the same whatever the engine.
+        hop: what was measured of hops before, for where none are kept; they cost the same whatever the engine.
         check: called before it is measured.
         forget: called before something is kept where kept costs may not be used.
     """
@@ -297,12 +304,13 @@ def _costs(
 
     def measure() -> CostTable:
         check()
+        done = cache.load_partial(path, hop_path, network) if use_cache else PartialProfile()
         table = profile(
             network,
             topology,
             name,
             batch=batch,
-            done=cache.load_partial(path, hop_path, network) if use_cache else PartialProfile(hop=hop),
+            done=PartialProfile(configs=done.configs, hop=done.hop or hop),
             on_progress=on_progress,
             on_partial=keep,
         )

@@ -95,6 +95,10 @@ class TableCache:
                 return found.reason
         return None
 
+    def was_refused(self, path: Path) -> bool:
+        """Whether there is no table at `path` as its engine refused the network, now or some time ago."""
+        return os.path.exists(_refusal(path)) and not os.path.exists(path)
+
     def keep_refusal(self, path: Path, reason: str, hold_s: float = REFUSAL_S) -> None:
         """Keep for so many seconds that there is no table at `path`, as its engine refuses the network."""
         self._write(_refusal(path), Refusal(reason=reason, hold_s=hold_s))

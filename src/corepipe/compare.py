@@ -122,8 +122,8 @@ def compare(
         race: whether plans that are clearly behind are closed after a few rounds, with the slices that they have, so
             that the time is spent on those that are hard to tell apart. It ends when one is left.
         correct_rates: whether plans of routes that share workers get, before each slice, the best rates by what hops
-            took so far; one slice more is run for that, which does not count. The results hold the plans with the last
-            rates.
+            took so far; one slice more is run for that, whose throughput does not count. The results hold the plans
+            with the last rates.
         on_progress: told of the progress.
         on_failure: told of a plan that cannot run, which is left out with those that equal it; None to raise its
             error.

@@ -60,6 +60,21 @@ def test_then_it_is_measured(chain, here, calibration, cache):
     assert "measured" in found.source
 
 
+def test_a_kept_profile_comes_first_where_another_engine_s_refusal_is_old(
+    chain, here, mine, calibration, cache
+):
+    """Else plans would go by predictions of an engine that does not take the network."""
+    engines = [engine_name(), EngineName(name="openvino", version="1")]
+    table = predict_table(chain, calibration).table
+    cache.save(cache.path(chain, here, engines[0]), table)
+    for engine in engines:
+        CalibrationStore(cache).save(here, engine, mine.model_copy(update={"engine": engine}))
+    cache.keep_refusal(cache.path(chain, here, engines[1]), "no such element type", hold_s=0.0)
+    found = choose_costs(chain, here, engines, lambda: table, cache=cache)
+    assert found.prediction is None
+    assert found.table is table
+
+
 def test_without_a_cache_it_is_measured(chain, here, mine, calibration, cache):
     CalibrationStore(cache).save(here, engine_name(), mine)
     table = predict_table(chain, calibration).table

@@ -71,10 +71,10 @@ def calibrate(
         say(log, f"warning: {error}; what was written is used with --machine FILE")
     else:
         say(log, f"kept in {path}; copy it to plan for this machine elsewhere (predict --machine)")
-    others = [one.name for one in installed if store.load(topology, one) is None]
-    if others:
-        still = f"networks are still measured where plans may use {', '.join(others)} too"
-        say(log, f"{still}; --engine {engine} predicts")
+        others = [one.name for one in installed if store.load(topology, one) is None]
+        if others:
+            still = f"networks are still measured where plans may use {', '.join(others)} too"
+            say(log, f"{still}; --engine {engine} predicts")
     check_trust(found)
 
 

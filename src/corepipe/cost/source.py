@@ -72,8 +72,11 @@ def choose_costs(
             # Tables of several modes were held against each other, which is kept beside them.
             table = tables[0] if len(tables) == 1 else measure()
             return Costs(table, f"costs: kept profile of {max(t.provenance.created for t in tables)}")
-        if any(map(cache.was_begun, paths)):
-            table = measure()  # goes on where it was interrupted: with --no-cache, what was kept before is gone
+        missing = [path for path, table in zip(paths, kept, strict=True) if table is None]
+        if any(map(cache.was_begun, paths)) or (tables and all(map(cache.was_refused, missing))):
+            # It goes on where it was interrupted (with --no-cache, what was kept before is gone), and asks an engine
+            # again whose refusal holds no more.
+            table = measure()
             return Costs(table, f"costs: measured {table.provenance.created}")
     chosen = [] if calibration is None else [calibration]
     if not chosen and (predict or use_cache):
