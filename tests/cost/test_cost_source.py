@@ -60,9 +60,7 @@ def test_then_it_is_measured(chain, here, calibration, cache):
     assert "measured" in found.source
 
 
-def test_a_kept_profile_comes_first_where_another_engine_s_refusal_is_old(
-    chain, here, mine, calibration, cache
-):
+def test_a_kept_profile_comes_first_where_another_engine_s_refusal_is_old(chain, here, mine, calibration, cache):
     """Else plans would go by predictions of an engine that does not take the network."""
     engines = [engine_name(), EngineName(name="openvino", version="1")]
     table = predict_table(chain, calibration).table
