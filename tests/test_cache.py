@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 import subprocess
@@ -138,6 +139,33 @@ def test_hop_costs_are_measured_once_where_they_cannot_be_kept(chain, here, monk
     monkeypatch.setattr(TableCache, "_write", lambda *_: False)
     api.costs(chain, here, batch=2, engines=["onnxruntime"])
     assert len(count) == 1
+
+
+def test_engines_are_held_against_each_other_anew_where_that_was_long_ago(chain, here, measured, monkeypatch, caplog):
+    count = itertools.count(1)
+
+    def align(network, topology, table, *, on_progress):
+        number = next(count)
+        if number == 4:
+            raise WorkerError("killed for its memory")
+        return table.replaced(provenance=table.provenance.model_copy(update={"note": f"aligned {number}"}))
+
+    def notes(**options):
+        return api.find_costs(chain, here, engines=["onnxruntime"], batch=2, **options).table.provenance.note
+
+    monkeypatch.setattr(api, "align", align)
+    assert notes() == notes() == notes(aligned_within_s=60.0) == "aligned 1"
+    for path in TableCache().folder.glob("*.costs.json"):
+        os.utime(path, (0, path.stat().st_mtime - 100))
+    assert notes() == "aligned 1"
+    assert notes(aligned_within_s=60.0) == notes(aligned_within_s=60.0) == notes() == "aligned 2"
+    before = len(measured)
+    assert notes(use_cache=False) == "aligned 3"
+    assert len(measured) > before
+    for path in TableCache().folder.glob("*.costs.json"):
+        os.utime(path, (0, path.stat().st_mtime - 100))
+    assert notes(aligned_within_s=60.0) == "aligned 3", "what is kept will do where it cannot be done"
+    assert "were not held against each other" in caplog.text
 
 
 def test_a_batch_that_fails_is_not_kept_as_a_refusal_of_the_network(chain, here, measured, monkeypatch):

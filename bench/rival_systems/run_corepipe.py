@@ -19,18 +19,19 @@ import numpy as np
 
 from corepipe import Plan, Stream
 from corepipe import plan as planners
-from corepipe.api import find_costs
+from corepipe.api import ALIGNED_S, find_costs
 from corepipe.bench_setup import bench_frames
 from corepipe.compare import trial
 from corepipe.cost.table import CostTable
 from corepipe.network.load import open_network
+from corepipe.network.model import Network
 from corepipe.plan.model import hop_s
 from corepipe.plan_results import PlanResult
 from corepipe.report.plan import hop_text
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.feeding import Writer
 from corepipe.runtime.record import FrameRecord
-from corepipe.topology import detect
+from corepipe.topology import Topology, detect
 from rival_systems.child import TOLERANCE, Array, Runner
 from rival_systems.prepare import model_path
 from rival_systems.rate import Slice
@@ -44,7 +45,7 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
     frames, _ = bench_frames(network, None)
     best: list[tuple[PlanResult, CostTable]] = []
     for batch in spec["batches"]:
-        table = find_costs(network, topology, batch=batch, measured=True).table
+        table = _costs(network, topology, batch)
         best.append((trial(network, planners.candidates(table), topology, table, frames).best, table))
     result, table = max(best, key=lambda one: one[0].throughput_fps)
     plan = result.plan
@@ -53,11 +54,15 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
     return _Stream(stream, plan, table, done)
 
 
+def _costs(network: Network, topology: Topology, batch: int) -> CostTable:
+    return find_costs(network, topology, batch=batch, measured=True, aligned_within_s=ALIGNED_S).table
+
+
 def measure_costs(folder: Path, cpus: Sequence[int], batches: Sequence[int]) -> None:
     """Measure what `load` needs, where it is not known yet."""
     network, topology = open_network(model_path(folder, 1)), detect(restrict_to=cpus)
     for batch in batches:
-        find_costs(network, topology, batch=batch, measured=True)
+        _costs(network, topology, batch)
 
 
 class _Stream:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -121,6 +122,11 @@ def _said(network: Network, topology: Topology) -> Progress:
     return lambda share, text: say()
 
 
+ALIGNED_S = 1800.0
+"""Where plans are tried, engines that were held against each other longer ago are so anew: what memory and clock give
+differs from hour to hour, and not for all engines alike."""
+
+
 def engine_name(name: str = "onnxruntime") -> EngineName:
     """An engine with its installed version, without importing it into this process.
 
@@ -164,6 +170,7 @@ def costs(
     engines: Sequence[str] | None = None,
     batch: int = 1,
     use_cache: bool = True,
+    aligned_within_s: float = math.inf,
     on_progress: Progress = lambda share, text: None,
 ) -> CostTable:
     """The cost table of a network on this machine: from the cache, else measured now and kept.
@@ -174,6 +181,7 @@ def costs(
         engines: on which engines; None for all, see `engine_names`, of which those are left out that refuse it.
         batch: run frame by frame, and also so many frames at once, where an engine can.
         use_cache: whether kept costs may be used.
+        aligned_within_s: engines and batches are held against each other anew where that was longer ago.
         on_progress: told of the progress.
 
     Raises:
@@ -243,13 +251,14 @@ def costs(
             _log.log(logging.INFO if known else logging.WARNING, "plans do without %s: %s", name.name, error)
     if not tables:
         raise refusals[0]
-    return _aligned(network, topology, tables, use_cache, lambda share, text: on_progress(1.0, text))
+    within_s = aligned_within_s if use_cache else 0.0
+    return _aligned(network, topology, tables, within_s, lambda share, text: on_progress(1.0, text))
 
 
 def _aligned(
-    network: Network, topology: Topology, tables: Sequence[CostTable], use_cache: bool, on_progress: Progress
+    network: Network, topology: Topology, tables: Sequence[CostTable], within_s: float, on_progress: Progress
 ) -> CostTable:
-    """One table of several engines or batches, held against each other by measuring."""
+    """One table of several engines or batches, held against each other by measuring, unless they were in that time."""
     table = merged(tables)
     if len(tables) == 1:
         return table
@@ -260,18 +269,21 @@ def _aligned(
         version=hashlib.sha256(repr(modes).encode()).hexdigest()[:16],
     )
     path = cache.path(network, topology, together, table.batches[-1])
-    if use_cache and (known := cache.refusal(path)) is not None:
+    if within_s > 0 and (known := cache.refusal(path)) is not None:
         _log.warning("%s (as at an earlier start; --no-cache tries again)", known)
         return table
     try:
         return cache.kept_or_measured(
-            path, network, lambda: align(network, topology, table, on_progress=on_progress), use_kept=use_cache
+            path,
+            network,
+            lambda: align(network, topology, table, on_progress=on_progress),
+            use_kept=cache.age_s(path) < within_s,
         )
     except (WorkerError, EngineError) as error:  # the whole network in every mode may be more than the memory takes
         text = f"{network.name}: its engines were not held against each other, plans may be off: {error}"
         cache.keep_refusal(path, text, FAILURE_S)
         _log.warning("%s", text)
-        return table
+        return cache.load(path, network) or table
 
 
 def _costs(
@@ -346,6 +358,7 @@ def find_costs(
     measured: bool = False,
     calibration: str | os.PathLike[str] | None = None,
     force: bool = False,
+    aligned_within_s: float = math.inf,
     on_progress: Progress = lambda share, text: None,
 ) -> Costs:
     """The costs to plan with: kept ones, else predicted ones where this machine was calibrated, else measured now.
@@ -362,6 +375,7 @@ def find_costs(
         measured: never predict.
         calibration: predict with the calibration in this file, which must be of this machine and engine version.
         force: use it even if it is not.
+        aligned_within_s: as for `costs`.
         on_progress: told of the progress of measuring.
 
     Raises:
@@ -370,7 +384,10 @@ def find_costs(
     """
 
     def measure() -> CostTable:
-        return costs(network, topology, engines=engines, batch=batch, use_cache=use_cache, on_progress=on_progress)
+        return costs(
+            network, topology, engines=engines, batch=batch, use_cache=use_cache,
+            aligned_within_s=aligned_within_s, on_progress=on_progress,
+        )  # fmt: skip
 
     if measured:
         table = measure()

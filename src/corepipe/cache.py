@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import re
 import time
@@ -94,6 +95,12 @@ class TableCache:
             if time.time() - _refusal(path).stat().st_mtime < found.hold_s:
                 return found.reason
         return None
+
+    def age_s(self, path: Path) -> float:
+        """Seconds since the table at `path` was kept; infinite where there is none."""
+        with contextlib.suppress(OSError):
+            return max(time.time() - path.stat().st_mtime, 0.0)
+        return math.inf
 
     def was_refused(self, path: Path) -> bool:
         """Whether there is no table at `path` as its engine refused the network, now or some time ago."""

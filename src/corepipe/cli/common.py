@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -165,6 +166,7 @@ def costs_of(
     measured: bool = False,
     calibration: Path | None = None,
     force: bool = False,
+    tried: bool = False,
 ) -> Any:
     """The costs to plan with, and on stderr where they come from.
 
@@ -178,6 +180,7 @@ def costs_of(
         measured: do not predict.
         calibration: predict from this file.
         force: even if it is of another machine or engine version.
+        tried: whether they are for plans that are to be tried on this machine now.
     """
     from corepipe import api
 
@@ -193,6 +196,7 @@ def costs_of(
             measured=measured,
             calibration=calibration,
             force=force,
+            aligned_within_s=api.ALIGNED_S if tried else math.inf,
             on_progress=on_progress,
         )
     say(log, found.source)

@@ -234,7 +234,7 @@ def plan(
             planners.check_planner(planner, [c.name for c in topology.clusters])
             table = costs_of(
                 network, topology, no_cache, engines=engine, batch=batch, predict=predicted, calibration=calibration,
-                force=force,
+                force=force, tried=tried,
             )  # fmt: skip
     if cores is not None and (table_file or machine):
         table = restrict(table, parse_cpu_list(cores))

@@ -247,12 +247,14 @@ class Preprocess:
 def _scaled(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Bilinear, averaged over areas where the image shrinks to half or less."""
     have_h, have_w = image.shape[:2]
-    if have_h >= 2 * height or have_w >= 2 * width:
-        # OpenCV averages only where no side grows: one that does grows afterwards.
-        image = cv2.resize(image, (min(have_w, width), min(have_h, height)), interpolation=cv2.INTER_AREA)
-    if image.shape[:2] != (height, width):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(image, np.uint8)
+    if (have_h, have_w) == (height, width):
+        return image
+    if have_h < 2 * height and have_w < 2 * width:
+        return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    # OpenCV averages only where no side grows: one that does grows afterwards.
+    inner_h, inner_w = min(have_h, height), min(have_w, width)
+    averaged = np.asarray(cv2.resize(image, (inner_w, inner_h), interpolation=cv2.INTER_AREA), np.uint8)
+    return _scaled(averaged, height, width)
 
 
 def _trimmed(image: NDArray[np.uint8], height: float, width: float) -> NDArray[np.uint8]:
