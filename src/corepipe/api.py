@@ -232,7 +232,8 @@ def costs(
             if not tables or (size == 1 and engines is not None):
                 raise
             cache.keep_refusal(path, str(error), FAILURE_S)
-            gone.update([name.name] if size == 1 else [])
+            if size == 1:
+                gone.add(name.name)
             together = f" with {size} frames at once" if size > 1 else ""
             _log.warning("plans do without %s%s: %s", name.name, together, error)
         except EngineError as error:

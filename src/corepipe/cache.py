@@ -91,13 +91,10 @@ class TableCache:
         found = None if os.path.exists(path) else read_kept(Refusal, _refusal(path))
         if found is None:
             return None
-        with contextlib.suppress(OSError):
-            if time.time() - _refusal(path).stat().st_mtime < found.hold_s:
-                return found.reason
-        return None
+        return found.reason if self.age_s(_refusal(path)) < found.hold_s else None
 
     def age_s(self, path: Path) -> float:
-        """Seconds since the table at `path` was kept; infinite where there is none."""
+        """Seconds since what is at `path` was kept; infinite where there is nothing."""
         with contextlib.suppress(OSError):
             return max(time.time() - path.stat().st_mtime, 0.0)
         return math.inf

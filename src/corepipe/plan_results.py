@@ -231,8 +231,8 @@ def as_twin(result: PlanResult, name: str, plan: Plan, *, corrected: bool = Fals
     route = {old: new for (_, old), (_, new) in zip(_routes(result.plan), _routes(plan), strict=True)}
     if corrected:
         rates = {route[number]: one.rate_fps for number, one in enumerate(result.plan.routes)}
-        routes = tuple(one.model_copy(update={"rate_fps": rates[number]}) for number, one in enumerate(plan.routes))
-        plan = plan.model_copy(update={"routes": routes, "predicted_fps": result.plan.predicted_fps, "given_up": None})
+        plan = plan.with_rates(rates[number] for number in range(len(plan.routes)))
+        plan = plan.model_copy(update={"predicted_fps": result.plan.predicted_fps, "given_up": None})
     return dataclasses.replace(
         result,
         name=name,

@@ -39,13 +39,6 @@ def slowed(made, table, factor):
     return {hop: hop_s(made, hop, table, busy=True) * factor[hop.worker] for hop in hops}
 
 
-def with_rates(made, rates):
-    routes = zip(made.routes, rates, strict=True)
-    return made.model_copy(
-        update={"routes": tuple(route.model_copy(update={"rate_fps": float(rate)}) for route, rate in routes)}
-    )
-
-
 @settings(max_examples=50, deadline=None)
 @given(table=tables(), one=factors, two=factors, seed=st.integers(0, 1000))
 def test_best_rates_are_no_worse_than_any_others(table, one, two, seed):
@@ -57,7 +50,7 @@ def test_best_rates_are_no_worse_than_any_others(table, one, two, seed):
     assert best_rates(made, loads, least_share=0.0).predicted_fps >= mix_fps(made, loads) * (1 - 1e-9)
     count = len(made.routes)
     for shares in np.random.default_rng(seed).dirichlet(np.ones(count), 200):
-        mixed = with_rates(made, KEPT_SHARE + (1 - count * KEPT_SHARE) * shares)
+        mixed = made.with_rates((KEPT_SHARE + (1 - count * KEPT_SHARE) * shares).tolist())
         assert mix_fps(mixed, loads) <= found.predicted_fps * (1 + 1e-6)
 
 

@@ -190,6 +190,13 @@ class Plan(Document):
         """The sum of the routes' rates."""
         return sum(route.rate_fps for route in self.routes)
 
+    def with_rates(self, rates_fps: Iterable[float]) -> Plan:
+        """The plan with another rate for each route, in their order; its prediction is as before."""
+        routes = zip(self.routes, rates_fps, strict=True)
+        return self.model_copy(
+            update={"routes": tuple(route.model_copy(update={"rate_fps": rate}) for route, rate in routes)}
+        )
+
     def parts_of(self, hop: Hop) -> tuple[HopPart, ...]:
         """The segments that a hop consists of."""
         return hop.parts or (HopPart(layers=hop.layers, engine=self.worker(hop.worker).engine),)

@@ -84,8 +84,5 @@ def best_rates(plan: Plan, loads: Sequence[Mapping[str, float]], *, least_share:
     if found.x is None:
         return plan
     rates = dict(zip(used, found.x / scale, strict=True))
-    routes = tuple(
-        route.model_copy(update={"rate_fps": float(max(rates.get(number, 0.0), 0.0))})
-        for number, route in enumerate(plan.routes)
-    )
-    return plan.model_copy(update={"routes": routes, "predicted_fps": float(sum(rates.values()))})
+    made = plan.with_rates(float(max(rates.get(number, 0.0), 0.0)) for number in range(len(plan.routes)))
+    return made.model_copy(update={"predicted_fps": float(sum(rates.values()))})

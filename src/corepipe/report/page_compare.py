@@ -114,7 +114,7 @@ def _row(sheet: Sheet, result: PlanResult, top_fps: float, top_s: float) -> Html
             class_="c-fps",
         ),
         tag("span", tag("span", *times, class_="track", title=text), tag("b", milliseconds(p50)), class_="c-lat"),
-        class_="c-row best" if result is sheet.best and not sheet.successive else "c-row",
+        class_="c-row best" if sheet.leads(result) else "c-row",
     )
 
 
@@ -141,8 +141,7 @@ def _table(sheet: Sheet) -> Html:
         ]
         cells = [tag("td", text, class_="num") for text in values]
         cells += [tag("td", _outputs(sheet, r)), tag("td", f"{r.bottleneck} {r.busy[r.bottleneck]:.0%}")]
-        best = r is sheet.best and not sheet.successive
-        rows.append(tag("tr", tag("th", r.name, scope="row"), *cells, class_="best" if best else None))
+        rows.append(tag("tr", tag("th", r.name, scope="row"), *cells, class_="best" if sheet.leads(r) else None))
     return tag(
         "div", tag("table", tag("thead", tag("tr", *groups), tag("tr", *heads)), tag("tbody", *rows)), class_="scroll"
     )

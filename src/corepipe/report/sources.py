@@ -66,6 +66,10 @@ class Sheet:
     facts: Source
     machine: Source
 
+    def leads(self, result: PlanResult) -> bool:
+        """Whether it is the best of plans that are compared."""
+        return result is self.best and not self.successive
+
     @classmethod
     def of(
         cls,
