@@ -270,15 +270,15 @@ def _aligned(
         version=hashlib.sha256(repr(modes).encode()).hexdigest()[:16],
     )
     path = cache.path(network, topology, together, table.batches[-1])
-    if within_s > 0 and (known := cache.refusal(path)) is not None:
+    if within_s > 0 and cache.age_s(path) >= within_s and (known := cache.refusal(path, beside_table=True)) is not None:
         _log.warning("%s (as at an earlier start; --no-cache tries again)", known)
-        return table
+        return cache.load(path, network) or table
     try:
         return cache.kept_or_measured(
             path,
             network,
             lambda: align(network, topology, table, on_progress=on_progress),
-            use_kept=cache.age_s(path) < within_s,
+            within_s=within_s,
         )
     except (WorkerError, EngineError) as error:  # the whole network in every mode may be more than the memory takes
         text = f"{network.name}: its engines were not held against each other, plans may be off: {error}"
@@ -345,7 +345,7 @@ def _costs(
             )
         return table
 
-    return cache.kept_or_measured(path, network, measure, use_kept=use_cache)
+    return cache.kept_or_measured(path, network, measure, within_s=math.inf if use_cache else 0.0)
 
 
 def find_costs(

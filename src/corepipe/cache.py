@@ -31,6 +31,9 @@ REFUSAL_S = 24 * 3600.0
 FAILURE_S = 3600.0
 """How long it holds that an engine died, or did not load."""
 
+_CLOCK_S = 60.0
+"""By so much clocks may differ; what is from further in the future is of a time that is not known."""
+
 _log = logging.getLogger("corepipe")
 _unwritable: set[Path] = set()
 """Folders of which it was said already."""
@@ -86,17 +89,23 @@ class TableCache:
             return None
         return table
 
-    def refusal(self, path: Path) -> str | None:
-        """Why there is no table at `path` and will be none for now; None where that is not known, or there is one."""
-        found = None if os.path.exists(path) else read_kept(Refusal, _refusal(path))
+    def refusal(self, path: Path, *, beside_table: bool = False) -> str | None:
+        """Why there is no table at `path` and will be none for now; None where that is not known, or there is one.
+
+        Args:
+            path: from `path()`.
+            beside_table: whether an older table at `path` counts for nothing.
+        """
+        found = read_kept(Refusal, _refusal(path)) if beside_table or not os.path.exists(path) else None
         if found is None:
             return None
         return found.reason if self.age_s(_refusal(path)) < found.hold_s else None
 
     def age_s(self, path: Path) -> float:
-        """Seconds since what is at `path` was kept; infinite where there is nothing."""
+        """Seconds since what is at `path` was kept; infinite where there is nothing, or the clock went back."""
         with contextlib.suppress(OSError):
-            return max(time.time() - path.stat().st_mtime, 0.0)
+            age_s = time.time() - path.stat().st_mtime
+            return max(age_s, 0.0) if age_s > -_CLOCK_S else math.inf
         return math.inf
 
     def was_refused(self, path: Path) -> bool:
@@ -108,7 +117,7 @@ class TableCache:
         self._write(_refusal(path), Refusal(reason=reason, hold_s=hold_s))
 
     def kept_or_measured(
-        self, path: Path, network: Network, measure: Callable[[], CostTable], *, use_kept: bool = True
+        self, path: Path, network: Network, measure: Callable[[], CostTable], *, within_s: float = math.inf
     ) -> CostTable:
         """The table at `path`, or else what `measure` finds, which is kept there.
 
@@ -116,18 +125,21 @@ class TableCache:
             path: from `path()`.
             network: whose costs they are.
             measure: measures them, while no other process does.
-            use_kept: whether a kept table will do.
+            within_s: a table that was kept so long ago at the most will do.
         """
-        table = self.load(path, network) if use_kept else None
+        table = self._load_of(path, network, within_s)
         if table is not None:
             return table
         with self._measuring():
             # Another process may have measured the same meanwhile.
-            table = self.load(path, network) if use_kept else None
+            table = self._load_of(path, network, within_s)
             if table is None:
                 table = measure()
                 self.save(path, table)
         return table
+
+    def _load_of(self, path: Path, network: Network, within_s: float) -> CostTable | None:
+        return self.load(path, network) if within_s == math.inf or self.age_s(path) < within_s else None
 
     @contextlib.contextmanager
     def _measuring(self) -> Iterator[None]:
@@ -206,18 +218,22 @@ def machine_key(topology: Topology, engine: EngineName) -> tuple[str, ...]:
     return (topology.fingerprint(), engine.name, engine.version, f"m{MEASUREMENT_VERSION}", *pages)
 
 
-def read_kept(kind: type[_Kept], path: Path, damaged: str = "a damaged cache file") -> _Kept | None:
-    """A kept document, None where there is none; a damaged one is reported, in these words, and ignored."""
+def read_kept(kind: type[_Kept], path: Path, what: str = "a cache file") -> _Kept | None:
+    """A kept document, None where there is none; one that cannot be read is reported, in these words, and ignored."""
     try:
         return kind.read(path) if os.path.exists(path) else None
     except (OSError, DocumentError) as error:
-        _log.warning("ignoring %s: %s", damaged, error)
+        _log.warning("ignoring %s that cannot be used: %s", what, error)
         return None
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(path.name.replace(".costs.json", ".partial.json"))
+    return _beside(path, ".partial.json")
 
 
 def _refusal(path: Path) -> Path:
-    return path.with_name(path.name.replace(".costs.json", ".refusal.json"))
+    return _beside(path, ".refusal.json")
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name.replace(".costs.json", suffix))

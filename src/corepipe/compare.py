@@ -160,12 +160,8 @@ def compare(
                         if contender.stream is None:
                             _open(contender, network, topology, frames, expected, opened if keep_open else brief)
                         seconds = _slice_seconds(contender, table, slice_s)
-                        if correct_rates and any(len(group) > 1 for group in route_groups(contender.plan)):
-                            if not contender.slices:
-                                _run_slice(contender, frames, expected, seconds)
-                                contender.slices.clear()
-                                contender.short_slices = 0
-                            _correct_rates(contender, table)
+                        if correct_rates:
+                            _correct_rates(contender, table, frames, expected, seconds)
                         _run_slice(contender, frames, expected, seconds)
                 except CorepipeError as error:
                     if on_failure is None:
@@ -224,12 +220,27 @@ def _leave_behind(running: list[_Contender]) -> None:
                 one.stream.close()
 
 
-def _correct_rates(contender: _Contender, table: CostTable) -> None:
-    """Go on with the best rates by what the hops took so far, where they promise more."""
+def _correct_rates(
+    contender: _Contender,
+    table: CostTable,
+    frames: Sequence[Mapping[str, NDArray[Any]]],
+    expected: Sequence[Mapping[str, NDArray[Any]]],
+    seconds: float,
+) -> None:
+    """Go on with the best rates by what the hops took so far, where they promise more: first after an uncounted slice.
+
+    A plan of routes that do not share workers has none to correct.
+    """
     plan, stream = contender.plan, contender.stream
+    if not isinstance(stream, Stream) or all(len(group) == 1 for group in route_groups(plan)):
+        return
+    if not contender.slices:
+        _run_slice(contender, frames, expected, seconds)
+        contender.slices.clear()
+        contender.short_slices = 0
     loads = route_loads(plan, table, hop_times(plan, contender.kept, _FRAMES_PER_HOP))
     best = best_rates(plan, loads)
-    if isinstance(stream, Stream) and (best.predicted_fps or 0.0) > (1 + _RATES_GAIN) * mix_fps(plan, loads):
+    if (best.predicted_fps or 0.0) > (1 + _RATES_GAIN) * mix_fps(plan, loads):
         fps = evaluate(best, table).throughput_fps
         contender.plan = best.model_copy(update={"predicted_fps": fps, "given_up": None})
         stream.set_rates(contender.plan)

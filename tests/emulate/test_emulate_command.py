@@ -58,6 +58,16 @@ def test_exit_code_environment_and_report(cpu: int, capfd: pytest.CaptureFixture
 
 
 @pytest.mark.privileged
+def test_programs_beside_this_python_are_found(
+    cpu: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`.venv/bin/corepipe emulate ... -- corepipe ...` needs no PATH."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert run_command({cpu: 0.5}, ["corepipe", "--version"]) == 0
+    assert "corepipe" in capfd.readouterr().out
+
+
+@pytest.mark.privileged
 def test_signals_reach_the_command_and_its_death_is_told(cpu: int) -> None:
     command = ["sh", "-c", 'trap "echo got" USR1; echo here; while :; do sleep 0.05; done']
     with subprocess.Popen(emulate(cpu, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -209,3 +209,15 @@ def test_all_is_well_afterwards(bench):
         bench.run("run", 0, MemoryError())
     bench.run("run")
     np.testing.assert_array_equal(bench.y, np.zeros_like(bench.y))
+
+
+@pytest.mark.parametrize("error", [ImportError("libgomp.so.1"), AttributeError("no PoolAllocator"), OSError("no AVX2")])
+def test_a_library_that_does_not_load_is_named(monkeypatch, error):
+    """For want of a file, or because it is of another version or for another CPU."""
+
+    def fail(module):
+        raise error
+
+    monkeypatch.setattr(engines, "import_module", fail)
+    with pytest.raises(EngineError, match=f"engine ncnn: its library does not load .{error}.; install it: pip"):
+        engines.get("ncnn")

@@ -157,3 +157,16 @@ def test_published_figures(light_model, name, gflops, megabytes):
     network = load_network(light_model(name), keep_strides=True)
     assert network.flops / 1e9 == pytest.approx(gflops, rel=0.02)
     assert network.weight_bytes / 1e6 == pytest.approx(megabytes, rel=0.01)
+
+
+@pytest.mark.parametrize("wrong", [["a"], [float("inf"), 1.0], [float("nan")]])
+def test_attributes_of_another_type_on_operators_of_others_are_left_alone(make_model, wrong):
+    node = helper.make_node("FusedConv", ["x", "w"], ["c"], domain="com.microsoft", strides=wrong)
+    model = make_model(
+        [node, helper.make_node("Relu", ["c"], ["y"])],
+        {"x": [1, 3, 8, 8]},
+        ["y"],
+        {"w": np.ones((4, 3, 3, 3), np.float32)},
+        **{"com.microsoft": 1},
+    )
+    assert load_network(model).layers

@@ -377,3 +377,71 @@ def test_what_the_reference_gets_wrong_is_left_to_the_engine(make_model, divider
     network = load_network(model)
     (got,) = divider.run(network.model, {"x": np.full((2, 3), -1, np.float32)}).values()
     assert got.tolist() == [[0, -1, -1], [-1, -1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("reduce", "shape"), [("ReduceMean", (1, 100_000)), ("ReduceSum", (4096, 8)), ("CumSum", (4096,))]
+)
+def test_sums_of_halves_are_left_to_the_engine(make_model, divider, reduce, shape):
+    """The reference adds them up as halves: to infinity, or no further than 2048."""
+    nodes = [
+        helper.make_node(reduce, ["c", "axis"] if reduce != "ReduceMean" else ["c"], ["s"]),
+        helper.make_node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["f"], ["m"], keepdims=0),
+        helper.make_node("Mul", ["x", "m"], ["y"]),
+    ]
+    constants = {"c": np.ones(shape, np.float16), "axis": np.array([0] if reduce == "ReduceSum" else 0)}
+    if reduce == "ReduceMean":
+        del constants["axis"]
+    model = make_model(nodes, {"x": [1]}, ["y"], constants)
+    assert reduce in operators(load_network(model))
+
+
+def test_shapes_behind_a_constant_that_is_an_output_too_are_known(make_model, divider):
+    target = onnx.numpy_helper.from_array(np.array([2, 6]), "")
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Constant", [], ["target"], value=target),
+        helper.make_node("Shape", ["r"], ["shape"]),
+        helper.make_node("Reshape", ["r", "target"], ["a"]),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("Reshape", ["b", "shape"], ["y"]),
+        helper.make_node("Identity", ["shape"], ["again"]),
+    ]
+    model = make_model(nodes, {"x": [3, 4]}, ["shape", "y", "target", "again"])
+    for index in (0, 2, 3):
+        model.graph.output[index].type.tensor_type.elem_type = TensorProto.INT64
+    network = load_network(model)
+    assert [output.name for output in network.outputs] == ["shape", "y", "target", "again"]
+    assert network.outputs[1].shape == (3, 4)
+    assert len(network.legal_cuts()) == len(network.layers) - 1
+    same_as_before(model, network, divider)
+
+
+def test_large_constants_within_loops_are_not_read_again_and_again(make_model, monkeypatch):
+    node = loops(3)
+    body, deepest = node.attribute[0].g, None
+    while body is not None:
+        deepest, body = body, next((n.attribute[0].g for n in body.node if n.op_type == "Loop"), None)
+    large = onnx.numpy_helper.from_array(np.ones(10_000, np.float32), "")
+    deepest.node.extend([helper.make_node("Constant", [], ["large"], value=large)])
+    real, sizes = onnx.shape_inference.infer_shapes, []
+    monkeypatch.setattr(
+        onnx.shape_inference, "infer_shapes", lambda m, **options: sizes.append(m.ByteSize()) or real(m, **options)
+    )
+    load_network(make_model([node], {"x": [2]}, [node.output[0]], {"trips": np.int64(2)}))
+    assert max(sizes) < 10_000
+
+
+def test_dequantised_tensors_without_a_name_are_nobody_s(make_model):
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["", "h"], hidden_size=2),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["", "z"], domain="com.microsoft"),
+        helper.make_node("Squeeze", ["h"], ["y"]),
+    ]
+    constants = {
+        "w": np.ones((1, 8, 3), np.float32), "r": np.ones((1, 8, 2), np.float32),
+        "q": np.ones(2, np.int8), "s": np.float32(0.1),
+    }  # fmt: skip
+    model = make_model(nodes, {"x": [4, 1, 3]}, ["y", "z"], constants, **{"com.microsoft": 1})
+    assert sorted(operators(load_network(model))) == ["DequantizeLinear", "LSTM", "Squeeze"]

@@ -8,7 +8,7 @@ import pytest
 from model_files import refused
 from onnx import TensorProto, helper
 
-from corepipe.errors import UnknownNameError, UsageError
+from corepipe.errors import ModelError, UnknownNameError, UsageError
 from corepipe.network.load import load_network, parse_shape
 
 
@@ -173,3 +173,11 @@ def test_a_size_that_another_input_has_decided_is_said(make_model):
     model = make_model(nodes, {"a": ["N", 4], "b": ["N", 8]}, ["y", "z"])
     with pytest.raises(UsageError, match="the shape b:3x8 does not fit the model's Nx8 with N = 2"):
         load_network(model, shapes={"a": (2, 4), "b": (3, 8)})
+
+
+@pytest.mark.parametrize("sizes", [(2**63, 3), (1,) * 40, (1, 3, 19000, 19000)])
+def test_shapes_that_are_given_have_the_limits_of_those_in_files(make_model, sizes):
+    model = make_model([helper.make_node("ReduceSum", ["x"], ["y"])], {"x": [1]}, ["y"])
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, None))
+    with pytest.raises(ModelError, match=r"'x'.*at most"):
+        load_network(model, shapes={"x": sizes})

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 from reference import assert_equal, frames_for, whole
 from route_plans import ROUTES
@@ -170,3 +171,28 @@ def test_a_failing_on_record_is_logged_and_dropped(chain, two_cores, make_plan, 
     with Stream(chain, make_plan(chain, ROUTES["pipeline"]), two_cores, on_record=lambda record: 1 / 0) as stream:
         assert_equal(stream(frames), whole(chain, frames))
     assert "on_record failed for frame 0" in caplog.text
+
+
+def test_a_failing_watcher_is_logged_and_dropped(chain, two_cores, make_plan, caplog):
+    frames, seen = frames_for(chain, 3), []
+    with Stream(chain, make_plan(chain, ROUTES["pipeline"]), two_cores, on_record=seen.append) as stream:
+        stream.watch(lambda record: 1 / 0)
+        assert_equal(stream(frames), whole(chain, frames))
+        assert caplog.text.count("a watcher failed for frame 0") == 1
+        assert not stream.results.watchers
+    assert [record.frame for record in seen] == [0, 1, 2]
+
+
+def test_on_record_cannot_wait_for_room_that_only_its_thread_makes(chain, two_cores, make_plan, caplog):
+    frames, futures = frames_for(chain, 3), []
+
+    def on_record(record):
+        while True:
+            futures.append(stream.submit(frames[0]))
+
+    with Stream(chain, make_plan(chain, ROUTES["pipeline"]), two_cores, on_record=on_record) as stream:
+        first = stream.submit(frames[0]).result(30)
+        wait_until(lambda: "on_record failed for frame 0" in caplog.text)
+        assert "submit from another thread" in caplog.text
+        assert all(np.array_equal(future.result(30), first) for future in futures)
+        assert_equal(stream(frames), whole(chain, frames))

@@ -106,10 +106,18 @@ def test_a_forked_child_leaves_the_workers_alone(chain, two_cores, make_plan):
             code = 1
             with contextlib.suppress(BaseException):
                 stream.close()
-                try:
-                    stream.submit(frames[0])
-                except UsageError:
-                    code = 0
+                uses = (
+                    lambda: stream.submit(frames[0]),
+                    lambda: stream(frames),
+                    lambda: stream(frames, when_full="drop-oldest"),
+                    lambda: stream.aiter(frames),
+                    lambda: stream.set_rates(stream.plan),
+                    lambda: stream.switch(stream.plan),
+                )
+                for use in uses:
+                    with pytest.raises(UsageError, match="forked process"):
+                        use()
+                code = 0
             os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert_equal(stream(frames), whole(chain, frames))

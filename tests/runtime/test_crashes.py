@@ -236,3 +236,41 @@ def test_a_worker_that_hangs_while_another_is_replaced_is_named(chain, two_cores
         assert caplog.text.count("has done nothing") == 1
         os.kill(hung, signal.SIGKILL)
         assert np.array_equal(stream.submit(frame).result(30), expected)
+
+
+def test_a_worker_that_dies_again_and_again_with_no_frame_at_work_ends_the_stream(
+    chain, two_cores, make_plan, monkeypatch
+):
+    monkeypatch.setattr(collector, "RESTART_TRIES", 2)
+    frame = np.ones(chain.inputs[0].shape, np.float32)
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 6)])]), two_cores) as stream:
+
+        def kill():
+            before = stream.restarts
+            os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+            wait_until(lambda: stream.restarts > before or stream.state.broken)
+
+        (expected,) = stream([frame])
+        for _ in range(2):  # each frame that ends begins the count anew
+            kill()
+            kill()
+            assert np.array_equal(stream.submit(frame).result(30), expected)
+        kill()
+        kill()
+        kill()
+        with pytest.raises(WorkerError, match=r"worker w0 was killed by signal 9.*each time before it took a frame"):
+            stream.submit(frame)
+
+
+def test_the_collector_never_ends_in_silence(chain, two_cores, make_plan, monkeypatch):
+    def fail(stream):
+        raise ValueError("no such file")
+
+    frame = np.ones(chain.inputs[0].shape, np.float32)
+    with Stream(chain, make_plan(chain, [(1, [(0, 0, 6)])]), two_cores) as stream:
+        list(stream([frame]))
+        monkeypatch.setattr(collector, "_watched", fail)
+        stream.submit(frame)
+        wait_until(lambda: stream.state.broken)
+        with pytest.raises(WorkerError, match="collector ended: ValueError: no such file"):
+            stream.submit(frame)

@@ -168,6 +168,24 @@ def test_while_another_plan_comes_in(chain, two_cores, make_plan, monkeypatch):
         assert moment > 5
 
 
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
+def test_a_plan_that_was_loaded_and_is_not_used_leaves_no_process(chain, two_cores, make_plan, monkeypatch, is_running):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    plan = make_plan(chain, PLANS["pipeline"][1])
+    with monkeypatch.context() as patch:
+        patch.setattr("corepipe.runtime.lane.Whereabouts", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Stream(chain, plan, two_cores)
+    with monkeypatch.context() as patch:
+        patch.setattr("corepipe.runtime.state.State.set_lanes", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Stream(chain, plan, two_cores)
+    stream_module.Lane(chain, plan, two_cores)
+    wait_until(lambda: gc.collect() >= 0 and not any(is_running(c.pid) for c in psutil.Process().children()), 10)
+
+
 def test_while_a_stream_is_closed(chain, two_cores, make_plan, is_running):
     plan = make_plan(chain, PLANS["pipeline"][1])
     frame = np.ones(chain.inputs[0].shape, np.float32)

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from reference import assert_same, frames_for, whole
+from reference import assert_equal, assert_same, frames_for, whole
 from waiting import wait_until
 
 from corepipe.errors import CorepipeError, PlanError, StreamClosedError, WorkerError
@@ -199,3 +199,14 @@ def test_a_change_under_way_keeps_the_streams_descriptors_until_it_has_given_up(
     stream.close()
     changing.join(10)
     assert kept
+
+
+def test_a_plan_that_is_for_another_one_s_place_is_refused(chain, two_cores, make_plan):
+    frames = frames_for(chain, 3)
+    other = make_plan(chain, PIPELINE)
+    with Stream(chain, make_plan(chain, REPLICAS), two_cores) as stream:
+        assert stream.switch(other, after=0) == 1
+        with pytest.raises(PlanError, match="plan 0 of the stream is not at work any more, but plan 1"):
+            stream.switch(make_plan(chain, REPLICAS), after=0)
+        assert stream.plan == other
+        assert_equal(stream(frames), whole(chain, frames))

@@ -49,7 +49,7 @@ class CalibrationStore:
 
     def load(self, topology: Topology, engine: EngineName) -> Calibration | None:
         """This machine's calibration; a damaged one is reported and ignored."""
-        return read_kept(Calibration, self.path(topology, engine), "a damaged calibration")
+        return read_kept(Calibration, self.path(topology, engine), "a calibration")
 
     def save(self, topology: Topology, engine: EngineName, calibration: Calibration) -> Path:
         """Keep a calibration and drop what is left of its making.
@@ -75,7 +75,7 @@ class CalibrationStore:
 
     def load_partial(self, topology: Topology, engine: EngineName) -> PartialCalibration | None:
         """What an interrupted calibration has left."""
-        return read_kept(PartialCalibration, self._partial(topology, engine), "what an interrupted calibration left")
+        return read_kept(PartialCalibration, self._partial(topology, engine), "a part of a calibration")
 
     def save_partial(self, topology: Topology, engine: EngineName, partial: PartialCalibration) -> None:
         """Keep what has been measured so far; a folder that cannot be written is no error."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from corepipe.cache import TableCache
 from corepipe.cost.calibration import Calibration
 from corepipe.cost.calibration_store import CalibrationStore, not_calibrated
-from corepipe.cost.predict.table import Prediction, predict_table
+from corepipe.cost.predict.table import predict_table
 from corepipe.cost.table import CostTable, EngineName, check_batch_size, merged
 from corepipe.errors import UsageError
 from corepipe.network.model import Network
@@ -21,7 +21,6 @@ class Costs:
 
     table: CostTable
     source: str
-    prediction: Prediction | None = None
 
 
 def choose_costs(
@@ -89,10 +88,9 @@ def choose_costs(
     if calibration is None and (predict or chosen) and unknown and (named or not chosen):
         raise UsageError(not_calibrated(topology, unknown[0]) + (", or leave that engine out" if chosen else ""))
     if chosen:
-        predictions = [predict_table(network, one) for one in chosen]
+        table = merged([predict_table(network, one).table for one in chosen])
         doubt = "".join(f", which was noisy (spread {c.spread:.1%})" for c in chosen if not c.trustworthy)
-        table = merged([prediction.table for prediction in predictions])
-        return Costs(table, f"costs: predicted {table.provenance.note}{doubt}", predictions[0])
+        return Costs(table, f"costs: predicted {table.provenance.note}{doubt}")
     table = measure()
     return Costs(table, f"costs: measured {table.provenance.created}")
 

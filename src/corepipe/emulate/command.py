@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
@@ -29,7 +30,7 @@ def run_command(slow: Mapping[int, float], command: Sequence[str], say: Callable
 
     Args:
         slow: speed by logical CPU.
-        command: program and arguments.
+        command: program and arguments; programs beside this Python are found, too, where PATH has none of that name.
         say: is given each line about the emulation; by default they go to stderr.
 
     Returns:
@@ -41,8 +42,10 @@ def run_command(slow: Mapping[int, float], command: Sequence[str], say: Callable
     """
     if not command:
         raise UsageError("no command was given; write it after --, as in `corepipe emulate --slow 1:0.4 -- make`")
-    if shutil.which(command[0]) is None:
+    program = shutil.which(command[0]) or shutil.which(command[0], path=sysconfig.get_path("scripts"))
+    if program is None:
         raise UsageError(f"{command[0]!r} is not a program that can be run; check the spelling, PATH and its mode")
+    command = [program, *command[1:]]
     with slowed(slow) as emulation:
         for cpu in sorted(emulation.measured):
             say(f"core {cpu}: asked {emulation.speeds[cpu]:.2f}, measured {emulation.measured[cpu]:.3f}")
@@ -62,6 +65,8 @@ def _run(command: Sequence[str], emulation: Emulation) -> int:
     watched = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
     watched |= stops | {signal.SIGCONT, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # inherited: the command's exit code would be lost
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         pid = _spawn(command, before)
         while True:

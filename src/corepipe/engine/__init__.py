@@ -35,5 +35,5 @@ def get(name: str) -> Engine:
     module, advice = _ENGINES[name]
     try:
         return cast(Engine, import_module(module).ENGINE)
-    except ImportError as error:
+    except Exception as error:  # of a library of another version perhaps not ImportError
         raise EngineError(f"engine {name}: its library does not load ({error}); {advice}") from None

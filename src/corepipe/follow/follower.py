@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from corepipe.plan.limits import loading_bytes
 from corepipe.plan.model import Plan
 from corepipe.runtime.record import FrameRecord
 from corepipe.runtime.stream import Stream
+from corepipe.runtime.threads import daemon, start
 from corepipe.topology.memory import available_memory
 
 _KEPT_CHANGES = 1000
@@ -60,6 +60,9 @@ class Follower:
         planner: finds the best plan on a table; the default looks for routes, with the tolerance that `plan` has.
         on_change: called with each change, in the follower's thread.
 
+    Raises:
+        WorkerError: the system has no thread left.
+
     Attributes:
         changes: what was changed, in order; of very many, the latest.
     """
@@ -80,9 +83,8 @@ class Follower:
         """The plan that is watched: its number and observer, which change together."""
         self._topology = stream.topology
         self._first_mask: frozenset[int] = frozenset()
+        self._thread = start(daemon("corepipe-follower", self._follow))
         stream.watch(self._add)
-        self._thread = threading.Thread(target=self._follow, name="corepipe-follower", daemon=True)
-        self._thread.start()
 
     def _add(self, record: FrameRecord) -> None:
         number, observer = self._watched
@@ -119,12 +121,13 @@ class Follower:
         step = self._decider.look(lane.plan, seen, self._usable(), now_ns * 1e-9)
         if step is None:
             return
+        number = lane.number
         if step.kind == "rates":
             stream.set_rates(step.plan)
         else:
             _check_memory(stream, step.plan)
-            stream.switch(step.plan)
-        at_ns, number = time.monotonic_ns(), stream.lanes[-1].number
+            number = stream.switch(step.plan, after=number)
+        at_ns = time.monotonic_ns()
         self._watched = number, Observer(step.plan, at_ns)
         change = Change(at_ns, step.kind, number, step.plan, step.reason)
         self.changes.append(change)

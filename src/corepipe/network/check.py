@@ -133,15 +133,19 @@ def check_value(value: ValueInfoProto, name: str, limits: Limits) -> None:
     if value.type.WhichOneof("value") != "tensor_type":
         return
     tensor = value.type.tensor_type
-    dims = tensor.shape.dim
-    if len(dims) > limits.rank:
-        raise ModelError(f"{name}: tensor {value.name!r} has {len(dims)} dims, at most {limits.rank} are allowed")
-    sizes = [dim.dim_value for dim in dims if dim.HasField("dim_value") and dim.dim_value > 0]
-    _check_bytes(value.name, tensor.elem_type, sizes, name, limits)
+    # A size that is not known counts for one.
+    check_size(value.name, tensor.elem_type, [max(dim.dim_value, 1) for dim in tensor.shape.dim], name, limits)
 
 
-def _check_bytes(tensor: str, elem_type: int, dims: Iterable[int], name: str, limits: Limits) -> None:
+def check_size(tensor: str, elem_type: int, dims: Iterable[int], name: str, limits: Limits) -> None:
+    """Refuse a tensor of too many dims or bytes.
+
+    Raises:
+        ModelError: it is named.
+    """
     dims = list(dims)
+    if len(dims) > limits.rank:
+        raise ModelError(f"{name}: tensor {tensor!r} has {len(dims)} dims, at most {limits.rank} are allowed")
     kept = [size for size in dims if size]  # a library may multiply the others first
     asked = storage_bytes(elem_type, kept) or math.prod(kept)
     if asked > limits.tensor_bytes:
@@ -161,10 +165,6 @@ def _check_sizes(model: ModelProto, name: str, limits: Limits) -> None:
     for number, tensor in enumerate(all_tensors(model), 1):
         if number > limits.constants:
             raise ModelError(f"{name}: more than {limits.constants} constants, which is not allowed")
-        if len(tensor.dims) > limits.rank:
-            raise ModelError(
-                f"{name}: tensor {tensor.name!r} has {len(tensor.dims)} dims, at most {limits.rank} are allowed"
-            )
         if any(size < 0 for size in tensor.dims):
             raise ModelError(f"{name}: tensor {tensor.name!r} has a negative dim {list(tensor.dims)}; export it again")
         if tensor.data_type != TensorProto.STRING and element_bits(tensor.data_type) is None:
@@ -174,7 +174,7 @@ def _check_sizes(model: ModelProto, name: str, limits: Limits) -> None:
             )
         if tensor.HasField("segment"):
             raise ModelError(f"{name}: tensor {tensor.name!r} is a segment of another, which is not supported")
-        _check_bytes(tensor.name, tensor.data_type, tensor.dims, name, limits)
+        check_size(tensor.name, tensor.data_type, tensor.dims, name, limits)
         total += storage_bytes(tensor.data_type, tensor.dims) or 0
     if total > limits.weight_bytes:
         raise ModelError(

@@ -28,7 +28,7 @@ def dequantise_at_readers(graph: GraphProto, types: dict[str, TensorType], name:
         ModelError: it would have more.
     """
     ends = {value.name for value in graph.output}
-    dequantised = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    dequantised = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0]}
     movable = {
         output: node
         for output, node in dequantised.items()

@@ -53,8 +53,12 @@ _SIZED_BY_INFERENCE = frozenset({
     "ConstantOfShape", "Expand", "EyeLike", "Gather", "GatherND", "Pad", "Range", "Tile",
 })  # fmt: skip
 """Not `OneHot` and `GatherElements`: the reference makes NaN of infinite values, and misreads long rows."""
+_SUMMING = frozenset({"CumSum", "ReduceMean", "ReduceProd", "ReduceSum"})
+"""The reference keeps sums in the element type, where engines add halves up as floats."""
 _ONE_BY_ONE = {"Erf": 0, "GatherND": 1, "ScatterElements": 1, "ScatterND": 1}
 """The reference implementation goes through the elements of that input in a loop."""
+
+_HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 _FOLDABLE = _ELEMENTWISE | _NOT_GROWING | _SIZED_BY_INFERENCE
 """Deterministic, cheap operators; (de)quantising ones are left alone, engines recognise them around a convolution."""
@@ -175,11 +179,7 @@ class _Folder:
             if tensor is None or not tensor.dims or math.prod(tensor.dims) != 1:
                 continue
             if name not in self.scalars:
-                scalar = f"{name}__scalar"
-                while scalar in self.taken:
-                    scalar += "_"
-                self.taken.add(scalar)
-                self.scalars[name] = scalar
+                self.scalars[name] = scalar = self._fresh(f"{name}__scalar")
                 self._add(scalar, onnx.numpy_helper.from_array(self._value(name).reshape(())))
             node.input[index] = self.scalars[name]
 
@@ -230,8 +230,8 @@ class _Folder:
         return value
 
     def _fold(self, node: NodeProto, made: Mapping[str, TypeProto]) -> bool:
-        """Turn a node's outputs into initializers, where that is safe and small."""
-        if not is_standard(node) or any(output in self.outputs for output in node.output):
+        """Turn a node's outputs into initializers, where that is safe and small; outputs of the graph copy theirs."""
+        if not is_standard(node):
             return False
         if node.op_type == "Constant":
             values = _constant(node)
@@ -249,9 +249,23 @@ class _Folder:
         if values is None:
             return False
         for output, tensor in zip(node.output, values, strict=True):
-            if output:
+            if output in self.outputs:
+                inner = self._fresh(f"{output}__constant")
+                self._add(inner, tensor)
+                self.types[output] = self.types[inner]
+                self.renamed[output] = inner
+                self.kept.append(onnx.helper.make_node("Identity", [inner], [output]))
+                self.maker[output] = self.kept[-1]
+            elif output:
                 self._add(output, tensor)
         return True
+
+    def _fresh(self, wanted: str) -> str:
+        """A name that no tensor has."""
+        while wanted in self.taken:
+            wanted += "_"
+        self.taken.add(wanted)
+        return wanted
 
     def _add(self, output: str, tensor: TensorProto) -> None:
         new = self.graph.initializer.add()
@@ -264,7 +278,7 @@ class _Folder:
     def _evaluate(self, node: NodeProto, made: Mapping[str, TensorType]) -> list[TensorProto] | None:
         constants = [self.constants[n] for n in node.input if n]
         kinds = [*(t.data_type for t in constants), *(kind.elem_type for kind in made.values())]
-        if TensorProto.STRING in kinds:
+        if TensorProto.STRING in kinds or (node.op_type in _SUMMING and not _HALVES.isdisjoint(kinds)):
             return None
         bound = _output_bound(node, constants, made)
         given = sum(storage_bytes(t.data_type, t.dims) or 0 for t in constants)

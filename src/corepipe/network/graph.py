@@ -240,9 +240,17 @@ def int_attribute(node: NodeProto, name: str, default: int) -> int:
 
 
 def ints_attribute(node: NodeProto, name: str) -> tuple[int, ...]:
-    """The value of a list-of-integers attribute, empty where there is none."""
+    """The value of a list-of-integers attribute, empty where there is none, or of another type."""
     value = attribute(node, name)
-    return tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else ()
+    return tuple(v for v in value if isinstance(v, int)) if isinstance(value, (list, tuple)) else ()
+
+
+def constant_of(node: NodeProto) -> TensorProto | None:
+    """The tensor that a Constant node holds, if it is one that does."""
+    if node.op_type != "Constant" or not is_standard(node) or len(node.attribute) != 1 or len(node.output) != 1:
+        return None
+    item = node.attribute[0]
+    return item.t if item.name == "value" and item.HasField("t") and node.output[0] else None
 
 
 def is_standard(node: NodeProto) -> bool:

@@ -19,6 +19,7 @@ from corepipe.network.graph import (
     INTEGER_TYPES,
     TensorType,
     attribute,
+    constant_of,
     int_attribute,
     ints_attribute,
     is_standard,
@@ -109,6 +110,8 @@ class Inference:
             raise ModelError(f"{self._name}: node {title(node)}: {wrong}; export the model again")
         if not has_typed_inputs(node, types):
             return {}
+        if (tensor := constant_of(node)) is not None:  # may be large, and is visited again and again in a Loop's body
+            return {node.output[0]: tensor_type(tensor.data_type, list(tensor.dims))}
         model = ModelProto(ir_version=self._ir_version)
         model.opset_import.extend(self._opsets)
         graph = model.graph

@@ -15,13 +15,14 @@ import onnx.checker
 import onnx.defs
 import onnx.inliner
 import onnx.shape_inference
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from corepipe.errors import ModelError, UnknownNameError, UsageError
 from corepipe.network.check import (
     DEFAULT_LIMITS,
     Limits,
     check_data,
+    check_size,
     check_structure,
     check_with_onnx,
     explain,
@@ -33,6 +34,7 @@ from corepipe.network.graph import (
     STANDARD_DOMAINS,
     TensorType,
     all_nodes,
+    constant_of,
     human_bytes,
     is_standard,
     replace_nodes,
@@ -202,7 +204,7 @@ def _divide(
     check_with_onnx(skeleton(model), label)
     _inline_functions(model, label, limits)
     _check_ends(model, label)
-    changes, symbols = _fix_inputs(model, label, shapes)
+    changes, symbols = _fix_inputs(model, label, shapes, limits)
     types = fold(model, label, limits, _unknown_to_onnx(model, changes, symbols))
     if not model.graph.input:
         raise ModelError(f"{label}: the model has no inputs, so frames could not change its result")
@@ -234,7 +236,7 @@ def _modernise(model: ModelProto) -> None:
     for node in model.graph.node:
         node.ClearField("doc_string")
         del node.metadata_props[:]
-        value = _constant_of(node)
+        value = constant_of(node)
         if value is None or node.output[0] in ends:
             nodes.append(node)
         else:
@@ -243,14 +245,6 @@ def _modernise(model: ModelProto) -> None:
             new.name = node.output[0]
     if len(nodes) < len(model.graph.node):
         replace_nodes(model.graph, nodes)
-
-
-def _constant_of(node: NodeProto) -> TensorProto | None:
-    """The tensor that a Constant node holds, if it is one that does."""
-    if node.op_type != "Constant" or not is_standard(node) or len(node.attribute) != 1 or len(node.output) != 1:
-        return None
-    item = node.attribute[0]
-    return item.t if item.name == "value" and item.HasField("t") and node.output[0] else None
 
 
 def _inline_functions(model: ModelProto, name: str, limits: Limits) -> None:
@@ -379,7 +373,7 @@ _Change = tuple[int, int]
 
 
 def _fix_inputs(
-    model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]]
+    model: ModelProto, name: str, shapes: Mapping[str, Sequence[int]], limits: Limits
 ) -> tuple[set[_Change], dict[str, int]]:
     """Give every input a static shape; which sizes were changed, as (axis, size), and what symbols stand for."""
     values = list(model.graph.input)
@@ -410,6 +404,7 @@ def _fix_inputs(
         before = dims or [None] * len(fixed)
         changes |= {(axis, int(size or 0)) for axis, size in enumerate(fixed) if size != before[axis]}
         sizes = tuple(size for size in fixed if isinstance(size, int))
+        check_size(value.name, value.type.tensor_type.elem_type, sizes, name, limits)
         set_type(value, TensorType(value.type.tensor_type.elem_type, sizes))
     if problems:
         raise ModelError(_ask_for_shapes(name, problems))

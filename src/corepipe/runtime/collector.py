@@ -24,7 +24,8 @@ MAX_KILLS = 2
 """A frame that was being worked on when a worker died this often fails."""
 
 RESTART_TRIES = 5
-"""How often a replacement for a dead worker is started before the stream ends."""
+"""How often a replacement for a dead worker is started before the stream ends; also how often one may die with no frame
+at work, before a frame of it ends."""
 
 PATIENCE_S = 30.0
 """When nothing has ended for so long, the worker that the oldest frame waits for is named."""
@@ -37,6 +38,19 @@ def collect(reference: weakref.ref[Stream]) -> None:
 
     It holds the stream only while there is something to do, so that a stream nobody refers to can be closed.
     """
+    failure: CorepipeError | None = None
+    try:
+        _collect(reference)
+    except CorepipeError as error:
+        failure = error
+    except BaseException as error:
+        failure = WorkerError(f"the stream's collector ended: {type(error).__name__}: {error}; open a new one")
+    if failure is not None and (stream := reference()) is not None:
+        # Without this thread every frame would wait forever.
+        stream.results.give_up(failure)
+
+
+def _collect(reference: weakref.ref[Stream]) -> None:
     watched: list[int] = []
     poller = select.poll()
     said = False
@@ -60,28 +74,18 @@ def collect(reference: weakref.ref[Stream]) -> None:
                     "worker %s (process %d) has not finished frame %d for %.0f s; if it is stopped or hangs, "
                     "`kill -9 %d` replaces it, and no frame is lost", worker, pid, frame, PATIENCE_S, pid,
                 )  # fmt: skip
-        try:
-            if stream.state.changed.fd in ready:
-                stream.state.changed.clear()
-            for lane in stream.lanes:
-                if lane.pool.results_fd in ready:
-                    take_results(stream, lane)
-                if stream.closed:  # a callback may have closed it, and all that is watched
-                    return
-                dead = _dead(lane, ready, look=not ready)
-                if dead:
-                    _recover(stream, lane, dead)
-                    break  # what was ready before may have been taken meanwhile
-            stream.let_go()
-        except CorepipeError as error:
-            stream.results.give_up(error)
-            return
-        except BaseException as error:
-            # Without this thread every frame would wait forever.
-            stream.results.give_up(
-                WorkerError(f"the stream's collector ended: {type(error).__name__}: {error}; open a new one")
-            )
-            return
+        if stream.state.changed.fd in ready:
+            stream.state.changed.clear()
+        for lane in stream.lanes:
+            if lane.pool.results_fd in ready:
+                take_results(stream, lane)
+            if stream.closed:  # a callback may have closed it, and all that is watched
+                return
+            dead = _dead(lane, ready, look=not ready)
+            if dead:
+                _recover(stream, lane, dead)
+                break  # what was ready before may have been taken meanwhile
+        stream.let_go()
 
 
 def take_results(stream: Stream, lane: Lane, generation: int = 0) -> set[int]:
@@ -132,11 +136,13 @@ def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
         if stream.closed:
             return
         dead |= newly_dead
+    at_work: set[str] = set()
     for flight in lane.started():
         slot = lane.slot(flight)
         for index, hop in enumerate(lane.plan.routes[flight.route].hops):
             began, ended = slot.times(index)
             if began and not ended and lane.pool.number(hop.worker) in dead:
+                at_work.add(hop.worker)
                 if lane.plan.batch > 1 and not flight.apart:
                     stream.results.run_apart(lane, flight)
                     break
@@ -150,7 +156,24 @@ def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
     while not stream.closed and lane.pool.results_fd in _wait([lane.pool.results_fd], 0):
         take_results(stream, lane)
     if not stream.closed:
+        _count_idle(lane, dead, at_work)
         _replace(stream, lane, dead)
+
+
+def _count_idle(lane: Lane, dead: set[int], at_work: set[str]) -> None:
+    """Count workers that died with no frame at work, which no frame ends for.
+
+    Raises:
+        WorkerError: one does so again and again.
+    """
+    for child in (lane.pool.children[number] for number in dead):
+        if child.name not in at_work:
+            lane.idle_deaths[child.name] = lane.idle_deaths.get(child.name, 0) + 1
+            if lane.idle_deaths[child.name] > RESTART_TRIES:
+                raise WorkerError(
+                    f"worker {child.name} {child.describe_end()}, each time before it took a frame, and was replaced "
+                    f"{RESTART_TRIES} times; see `corepipe doctor`, or leave its engine out"
+                )
 
 
 def _replace(stream: Stream, lane: Lane, dead: set[int]) -> None:

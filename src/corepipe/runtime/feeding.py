@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -11,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.errors import FrameError, UsageError, WorkerError
+from corepipe.errors import FrameError, WorkerError
 from corepipe.network.inputs import check_frame
 from corepipe.network.model import TensorInfo
 from corepipe.runtime.arena import Slot
@@ -70,8 +69,7 @@ class Feeding:
             FrameError, StreamClosedError, WorkerError, TimeoutError, UsageError: as for `Stream.submit`.
         """
         state = self._state
-        if os.getpid() != state.owner:
-            raise UsageError("a stream belongs to the process that opened it; open one in the forked process")
+        state.check_owner()
         done = "waiting"
         try:
             with state.lock:

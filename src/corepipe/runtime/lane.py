@@ -75,6 +75,7 @@ class Lane:
         open: the slot that takes more frames.
         filling: how many slots are being filled in the user's threads.
         paused: whether new frames are held back while a worker is replaced.
+        idle_deaths: how often workers died with no frame at work since a frame of theirs ended.
         whereabouts: at which worker the slots under way are.
 
     Args:
@@ -94,14 +95,19 @@ class Lane:
         self.number = number
         self.plan = plan
         self._dispatcher = Dispatcher(plan, plan.batch * sum(t.nbytes or 0 for t in network.outputs))
-        self.pool = Pool(network, plan, topology, self._dispatcher.slots, stop_fd)
         self.free = list(range(self._dispatcher.slots))
         self.flights: dict[int, Flight] = {}
         self.open: Flight | None = None
         self.filling = 0
         self.paused = False
-        self.whereabouts = Whereabouts(plan, self.pool.arena)
+        self.idle_deaths: dict[str, int] = {}
         self._workers_of = [{hop.worker for hop in route.hops} for route in plan.routes]
+        self.pool = Pool(network, plan, topology, self._dispatcher.slots, stop_fd)
+        try:
+            self.whereabouts = Whereabouts(plan, self.pool.arena)
+        except BaseException:
+            self.pool.close()
+            raise
 
     @property
     def window(self) -> int:
@@ -136,6 +142,9 @@ class Lane:
     def release(self, flight: Flight) -> None:
         """Free the slot of a flight that has ended, or that took no frame."""
         self.free.append(flight.slot)
+        if self.idle_deaths:
+            for worker in self._workers_of[flight.route]:
+                self.idle_deaths.pop(worker, None)
         self.whereabouts.forget(flight.slot)
         self._dispatcher.done(flight.route)
 

@@ -78,6 +78,7 @@ class Child:
         strict: bool = True,
     ) -> None:
         self.name = name
+        self._lifeline = -1
         self._buffer = b""
         self._queued: list[dict[str, Any]] = []
         self._error = ""
@@ -96,7 +97,7 @@ class Child:
         ):
             lifeline_read, self._lifeline = os.pipe()
             given.callback(os.close, lifeline_read)
-            undo.callback(os.close, self._lifeline)
+            undo.callback(self.release)
             self.status_fd, status_write = os.pipe()
             given.callback(os.close, status_write)
             undo.callback(os.close, self.status_fd)
@@ -123,6 +124,10 @@ class Child:
                 process_group=0,
             )
             undo.pop_all()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():  # then the system closes it
+            self.release()
 
     @property
     def pid(self) -> int:

@@ -30,7 +30,7 @@ class Results:
 
     Attributes:
         on_record: called with each frame's record; dropped once it raises.
-        watchers: called with it too; they must not raise.
+        watchers: called with it too, and dropped likewise.
 
     Args:
         state: what the stream holds.
@@ -159,14 +159,20 @@ class Results:
         if self.on_record is None and not self.watchers:
             return
         for record in records_of(lane, flight, failed, time.monotonic_ns()):
-            for watcher in self.watchers:
-                watcher(record)
+            for watcher in tuple(self.watchers):
+                try:
+                    watcher(record)
+                except Exception:
+                    _log.exception("a watcher failed for frame %d; it is not called any more", record.frame)
+                    self.watchers.remove(watcher)
+            on_record = self.on_record
             try:
-                if self.on_record is not None:
-                    self.on_record(record)
+                if on_record is not None:
+                    on_record(record)
             except Exception:
                 _log.exception("on_record failed for frame %d; it is not called any more", record.frame)
-                self.on_record = None
+                if self.on_record is on_record:
+                    self.on_record = None
 
 
 def _failed_together(flight: Flight, error: CorepipeError) -> list[Ended]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from corepipe.errors import CorepipeError, StreamClosedError, WorkerError
+from corepipe.errors import CorepipeError, StreamClosedError, UsageError, WorkerError
 from corepipe.runtime.delivery import Outcome
 from corepipe.runtime.lane import Flight, Lane
 
@@ -57,6 +57,7 @@ class State:
         next_sequence: the number of the next frame.
         delivered: how many frames have been delivered.
         deliverer: the thread that ends futures.
+        collector: the thread that takes results.
         generations: numbers for rounds of fences.
         restarts: how many workers were replaced.
         broken: why the stream ended by itself.
@@ -80,6 +81,7 @@ class State:
         self.next_sequence = 0
         self.delivered = 0
         self.deliverer: threading.Thread | None = None
+        self.collector: threading.Thread | None = None
         self.generations = itertools.count(1)
         self.restarts = 0
         self.broken: CorepipeError | None = None
@@ -89,6 +91,15 @@ class State:
         """How many wait to be told; never fewer than do."""
         self._briefly = 0
         """How many wait for room in queues that stay short."""
+
+    def check_owner(self) -> None:
+        """Refuse a forked process, before it asks for the lock, which somebody may have held at that moment.
+
+        Raises:
+            UsageError: the stream was opened in another process.
+        """
+        if os.getpid() != self.owner:
+            raise UsageError("a stream belongs to the process that opened it; open one in the forked process")
 
     def check_open(self) -> None:
         """Refuse what a stream that has ended cannot do.
@@ -146,8 +157,16 @@ class State:
             return self.has_room(deep=True)
 
     def wait_for_room(self, timeout: float | None = None, *, deep: bool = False) -> bool:
-        """Wait until a frame can be fed or the stream has ended; while others wait, who feeds deep leaves them room."""
+        """Wait until a frame can be fed or the stream has ended; while others wait, who feeds deep leaves them room.
+
+        Raises:
+            UsageError: it would have to wait in the thread that makes room (in `on_record`).
+        """
         with self.lock:
+            if threading.current_thread() is self.collector and not (
+                self.broken or self.closed or self.has_room(deep=deep)
+            ):
+                raise UsageError("the stream is full, and on_record cannot wait for room: submit from another thread")
             self._briefly += not deep
             try:
                 return self.sleep_until(lambda: self.broken or self.closed or self.has_room(deep=deep), timeout)

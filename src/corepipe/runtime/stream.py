@@ -55,7 +55,8 @@ class Stream:
         network: the network to run.
         plan: how to run it.
         topology: the machine.
-        on_record: called with a `FrameRecord` for every frame, in the collecting thread; keep it short.
+        on_record: called with a `FrameRecord` for every frame, in the collecting thread; it must be short, and not
+            wait for results.
 
     Attributes:
         network: the network.
@@ -95,8 +96,9 @@ class Stream:
         with or_worker_error("cannot open the stream"), contextlib.ExitStack() as undo:
             self.state = State()
             undo.callback(self._close_signals)
-            self.state.set_lanes(Lane(network, plan, topology))
-            undo.callback(self.pool.close)
+            lane = Lane(network, plan, topology)
+            undo.callback(lane.pool.close)
+            self.state.set_lanes(lane)
             undo.callback(setattr, self.state, "closed", True)
             self._deliveries: Deliveries = Deliveries()
             self.results = Results(self.state, network, self._deliveries, on_record)
@@ -105,7 +107,8 @@ class Stream:
             self._deliverer = start(daemon("corepipe-delivery", deliver, reference, self._deliveries))
             self.state.deliverer = self._deliverer
             undo.callback(self._deliveries.put, None)
-            self._collector = start(daemon("corepipe-collector", collect, reference))
+            self.state.collector = daemon("corepipe-collector", collect, reference)
+            self._collector = start(self.state.collector)
             undo.pop_all()
         _open_streams.add(self)
 
@@ -229,6 +232,7 @@ class Stream:
 
         Raises:
             UnknownNameError: there is no such choice.
+            UsageError: the stream was opened in another process, before a fork.
             FrameError: as above.
             StreamClosedError, WorkerError: the stream ended early.
             Exception: whatever `frames` raised, after the results of the frames before it.
@@ -237,6 +241,7 @@ class Stream:
         """
         check_choice("on_error", on_error, OnError)
         check_choice("when_full", when_full, WhenFull)
+        self.state.check_owner()
         if live or when_full != "wait":
             return run_live(self, frames, when_full, on_error)
         return run_in_order(self, frames, on_error)
@@ -264,15 +269,17 @@ class Stream:
 
         Raises:
             UnknownNameError: there is no such choice.
+            UsageError: the stream was opened in another process, before a fork.
             FrameError: one frame failed, at its turn.
             StreamClosedError, WorkerError: the stream ended early.
             Exception: whatever `frames` raised, after the results of the frames before it.
         """
         check_choice("on_error", on_error, OnError)
+        self.state.check_owner()
         return run_async(self, frames, on_error)
 
     def watch(self, watcher: Callable[[FrameRecord], None]) -> None:
-        """Tell another one of each frame's record, as `on_record` is; it must not raise."""
+        """Tell another one of each frame's record, as `on_record` is."""
         self.results.watchers.append(watcher)
 
     def set_rates(self, plan: Plan) -> None:
@@ -283,31 +290,42 @@ class Stream:
 
         Raises:
             PlanError: it has other workers or routes, or another batch.
+            UsageError: the stream was opened in another process, before a fork.
         """
-        lane = self.lanes[-1]
-        if _but_rates(plan) != _but_rates(lane.plan):
-            raise PlanError("these rates are of a plan with other workers or routes; switch to that plan instead")
+        self.state.check_owner()
         with self.state.lock:
+            lane = self.lanes[-1]
+            if _but_rates(plan) != _but_rates(lane.plan):
+                raise PlanError("these rates are of a plan with other workers or routes; switch to that plan instead")
             lane.set_rates(plan)
             self.state.set_lanes(*self.lanes)
             self.state.tell()
 
-    def switch(self, plan: Plan) -> None:
+    def switch(self, plan: Plan, *, after: int | None = None) -> int:
         """Go on with another plan: its workers are started beside the old ones, which end with their last frames.
 
         Blocks until new frames run by the new plan; results keep the order of submission.
 
         Args:
             plan: any plan for this network and machine.
+            after: the number of the plan that it is to follow (`FrameRecord.plan`), where it is not for any other one.
+
+        Returns:
+            The new plan's number.
 
         Raises:
-            PlanError: the plan does not fit the network or the machine; the old one stays.
+            PlanError: the plan does not fit the network or the machine, or another plan than `after` is at work; what
+                is at work stays.
             WorkerError: a worker could not start; the old plan stays.
             StreamClosedError: the stream was closed meanwhile.
+            UsageError: the stream was opened in another process, before a fork.
         """
+        self.state.check_owner()
         with self._switching:
             self.state.check_open()
             old = self.lanes[-1]
+            if after not in (None, old.number):
+                raise PlanError(f"plan {after} of the stream is not at work any more, but plan {old.number}")
             filling: Flight | None = None
             try:
                 lane = Lane(self.network, plan, self.topology, old.number + 1, self.state.wake.fd)
@@ -327,6 +345,7 @@ class Stream:
                     else:
                         lane.pool.close()
                 raise
+            return lane.number
 
     def _come_in(self, old: Lane, filling: Flight | None) -> None:
         """Let the slot go that the plan before still filled, and the collector know of another lane."""

@@ -142,7 +142,11 @@ class Builder:
     ) -> Tensor:
         """A layer with one input and one output, of the shapes of the input where nothing else is said."""
         layer = self.add(kind, [given.blob], params, weights)
-        return Tensor(layer.tops[0], shape or given.shape, blob_shape or given.blob_shape)
+        return Tensor(
+            layer.tops[0],
+            given.shape if shape is None else shape,
+            given.blob_shape if blob_shape is None else blob_shape,
+        )
 
     def linear(self, kind: str, given: Tensor, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> Linear:
         """A layer with a weight of [channels, ...] and perhaps a bias, whose parameters for them come at the end."""
