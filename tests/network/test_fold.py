@@ -379,22 +379,24 @@ def test_what_the_reference_gets_wrong_is_left_to_the_engine(make_model, divider
     assert got.tolist() == [[0, -1, -1], [-1, -1, 0]]
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 @pytest.mark.parametrize(
-    ("reduce", "shape"), [("ReduceMean", (1, 100_000)), ("ReduceSum", (4096, 8)), ("CumSum", (4096,))]
+    ("reduce", "shape", "expected"), [("ReduceMean", (1, 100_000), 1), ("ReduceSum", (4096, 8), 4096)]
 )
-def test_sums_of_halves_are_left_to_the_engine(make_model, divider, reduce, shape):
-    """The reference adds them up as halves: to infinity, or no further than 2048."""
+def test_constant_halves_are_added_up_as_floats(make_model, divider, reduce, shape, expected, kind):
+    """As halves they would come to infinity, or to no more than 2048."""
     nodes = [
-        helper.make_node(reduce, ["c", "axis"] if reduce != "ReduceMean" else ["c"], ["s"]),
+        helper.make_node("Cast", ["ones"], ["c"], to=kind),
+        helper.make_node(reduce, ["c", "axes"][: 1 if reduce == "ReduceMean" else 2], ["s"]),
         helper.make_node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMax", ["f"], ["m"], keepdims=0),
         helper.make_node("Mul", ["x", "m"], ["y"]),
     ]
-    constants = {"c": np.ones(shape, np.float16), "axis": np.array([0] if reduce == "ReduceSum" else 0)}
-    if reduce == "ReduceMean":
-        del constants["axis"]
-    model = make_model(nodes, {"x": [1]}, ["y"], constants)
-    assert reduce in operators(load_network(model))
+    constants = {"ones": np.ones(shape, np.float32)} | ({} if reduce == "ReduceMean" else {"axes": np.array([0])})
+    network = load_network(make_model(nodes, {"x": [1]}, ["y"], constants))
+    assert operators(network) == ["Mul"]
+    (got,) = divider.run(network.model, {"x": np.ones(1, np.float32)}).values()
+    assert got == [expected]
 
 
 def test_shapes_behind_a_constant_that_is_an_output_too_are_known(make_model, divider):
@@ -415,6 +417,7 @@ def test_shapes_behind_a_constant_that_is_an_output_too_are_known(make_model, di
     assert [output.name for output in network.outputs] == ["shape", "y", "target", "again"]
     assert network.outputs[1].shape == (3, 4)
     assert len(network.legal_cuts()) == len(network.layers) - 1
+    assert len(network.model.graph.initializer) == 2, "each constant once"
     same_as_before(model, network, divider)
 
 

@@ -99,12 +99,18 @@ def test_a_forgotten_stream_is_closed(chain, two_cores, make_plan, is_running):
 def test_a_forked_child_leaves_the_workers_alone(chain, two_cores, make_plan):
     frames = frames_for(chain, 4)
     with Stream(chain, make_plan(chain, ROUTES["pipeline"]), two_cores) as stream:
+        begun = [stream(itertools.cycle(frames), live=live) for live in (False, True)]
+        for results in begun:
+            next(results)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
             code = 1
             with contextlib.suppress(BaseException):
+                for results in begun:
+                    with pytest.raises(UsageError, match="forked process"):
+                        list(itertools.islice(results, 1000))
                 stream.close()
                 uses = (
                     lambda: stream.submit(frames[0]),

@@ -258,7 +258,9 @@ def test_a_worker_that_dies_again_and_again_with_no_frame_at_work_ends_the_strea
         kill()
         kill()
         kill()
-        with pytest.raises(WorkerError, match=r"worker w0 was killed by signal 9.*each time before it took a frame"):
+        with pytest.raises(
+            WorkerError, match=r"worker w0 was killed by signal 9.*with no frame at work, as 2 before it"
+        ):
             stream.submit(frame)
 
 

@@ -65,9 +65,10 @@ def _run(command: Sequence[str], emulation: Emulation) -> int:
     watched = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
     watched |= stops | {signal.SIGCONT, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # inherited: the command's exit code would be lost
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ignored = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN  # inherited: the command's exit code would be lost
     try:
+        if ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         pid = _spawn(command, before)
         while True:
             # Any thread that does not block SIGCHLD may swallow it, hence the polling.
@@ -86,6 +87,8 @@ def _run(command: Sequence[str], emulation: Emulation) -> int:
     finally:
         while signal.sigtimedwait(watched, 0):
             pass
+        if ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

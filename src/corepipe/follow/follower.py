@@ -103,8 +103,9 @@ class Follower:
             except StreamClosedError:
                 return
             except CorepipeError as error:
-                _log.warning("the plan stays as it is: %s", error)
-                self._decider.refused(time.monotonic())
+                if stream.lanes[-1].number == self._watched[0]:  # else its user has switched meanwhile
+                    _log.warning("the plan stays as it is: %s", error)
+                    self._decider.refused(time.monotonic())
             except Exception:
                 if stream.closed:
                     return
@@ -115,15 +116,19 @@ class Follower:
     def _look(self, stream: Stream) -> None:
         now_ns = time.monotonic_ns()
         lane = stream.lanes[-1]
+        plan = lane.plan
         if lane.number != self._watched[0]:  # somebody else has switched
             self._watched = lane.number, Observer(lane.plan, now_ns)
         seen = self._watched[1].seen(now_ns)
-        step = self._decider.look(lane.plan, seen, self._usable(), now_ns * 1e-9)
+        step = self._decider.look(plan, seen, self._usable(), now_ns * 1e-9)
         if step is None:
             return
         number = lane.number
         if step.kind == "rates":
-            stream.set_rates(step.plan)
+            with stream.state.lock:
+                if stream.plan is not plan:  # its user has changed it meanwhile
+                    return
+                stream.set_rates(step.plan)
         else:
             _check_memory(stream, step.plan)
             number = stream.switch(step.plan, after=number)

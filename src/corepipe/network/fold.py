@@ -54,7 +54,7 @@ _SIZED_BY_INFERENCE = frozenset({
 })  # fmt: skip
 """Not `OneHot` and `GatherElements`: the reference makes NaN of infinite values, and misreads long rows."""
 _SUMMING = frozenset({"CumSum", "ReduceMean", "ReduceProd", "ReduceSum"})
-"""The reference keeps sums in the element type, where engines add halves up as floats."""
+"""The reference keeps sums in the element type; engines add halves up as floats."""
 _ONE_BY_ONE = {"Erf": 0, "GatherND": 1, "ScatterElements": 1, "ScatterND": 1}
 """The reference implementation goes through the elements of that input in a loop."""
 
@@ -233,6 +233,10 @@ class _Folder:
         """Turn a node's outputs into initializers, where that is safe and small; outputs of the graph copy theirs."""
         if not is_standard(node):
             return False
+        if node.op_type == "Identity" and node.output[0] in self.outputs:
+            if node.input[0] in self.constants:
+                self.renamed[node.output[0]] = node.input[0]
+            return False
         if node.op_type == "Constant":
             values = _constant(node)
         elif node.op_type in ("Shape", "Size"):
@@ -255,7 +259,6 @@ class _Folder:
                 self.types[output] = self.types[inner]
                 self.renamed[output] = inner
                 self.kept.append(onnx.helper.make_node("Identity", [inner], [output]))
-                self.maker[output] = self.kept[-1]
             elif output:
                 self._add(output, tensor)
         return True
@@ -278,7 +281,7 @@ class _Folder:
     def _evaluate(self, node: NodeProto, made: Mapping[str, TensorType]) -> list[TensorProto] | None:
         constants = [self.constants[n] for n in node.input if n]
         kinds = [*(t.data_type for t in constants), *(kind.elem_type for kind in made.values())]
-        if TensorProto.STRING in kinds or (node.op_type in _SUMMING and not _HALVES.isdisjoint(kinds)):
+        if TensorProto.STRING in kinds:
             return None
         bound = _output_bound(node, constants, made)
         given = sum(storage_bytes(t.data_type, t.dims) or 0 for t in constants)
@@ -296,8 +299,15 @@ class _Folder:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 evaluator = ReferenceEvaluator(self._alone(node))
-                results = evaluator.run(None, {n: self._value(n) for n in node.input if n})
-                tensors = [onnx.numpy_helper.from_array(np.asarray(r)) for r in results]
+                values = {n: self._value(n) for n in node.input if n}
+                given_type = values[node.input[0]].dtype
+                widened = node.op_type in _SUMMING and constants[0].data_type in _HALVES
+                if widened:
+                    values[node.input[0]] = values[node.input[0]].astype(np.float32)
+                results = [np.asarray(result) for result in evaluator.run(None, values)]
+                if widened:
+                    results = [result.astype(given_type) for result in results]
+                tensors = [onnx.numpy_helper.from_array(result) for result in results]
         except Exception:
             # Whatever the reference implementation cannot do stays in the graph for the engine.
             return None

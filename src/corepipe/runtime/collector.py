@@ -25,7 +25,9 @@ MAX_KILLS = 2
 
 RESTART_TRIES = 5
 """How often a replacement for a dead worker is started before the stream ends; also how often one may die with no frame
-at work, before a frame of it ends."""
+at work, each time within `IDLE_S` of the last and before a frame of it ends."""
+
+IDLE_S = 600.0
 
 PATIENCE_S = 30.0
 """When nothing has ended for so long, the worker that the oldest frame waits for is named."""
@@ -42,7 +44,7 @@ def collect(reference: weakref.ref[Stream]) -> None:
     try:
         _collect(reference)
     except CorepipeError as error:
-        failure = error
+        failure = error.with_traceback(None)  # whose frames hold the stream
     except BaseException as error:
         failure = WorkerError(f"the stream's collector ended: {type(error).__name__}: {error}; open a new one")
     if failure is not None and (stream := reference()) is not None:
@@ -156,7 +158,8 @@ def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
     while not stream.closed and lane.pool.results_fd in _wait([lane.pool.results_fd], 0):
         take_results(stream, lane)
     if not stream.closed:
-        _count_idle(lane, dead, at_work)
+        with stream.state.lock:
+            _count_idle(lane, dead, at_work)
         _replace(stream, lane, dead)
 
 
@@ -168,11 +171,14 @@ def _count_idle(lane: Lane, dead: set[int], at_work: set[str]) -> None:
     """
     for child in (lane.pool.children[number] for number in dead):
         if child.name not in at_work:
-            lane.idle_deaths[child.name] = lane.idle_deaths.get(child.name, 0) + 1
-            if lane.idle_deaths[child.name] > RESTART_TRIES:
+            now_s = time.monotonic()
+            count, last_s = lane.idle_deaths.get(child.name, (0, now_s))
+            count = count + 1 if now_s - last_s < IDLE_S else 1
+            lane.idle_deaths[child.name] = count, now_s
+            if count > RESTART_TRIES:
                 raise WorkerError(
-                    f"worker {child.name} {child.describe_end()}, each time before it took a frame, and was replaced "
-                    f"{RESTART_TRIES} times; see `corepipe doctor`, or leave its engine out"
+                    f"worker {child.name} {child.describe_end()}, with no frame at work, as {RESTART_TRIES} before it; "
+                    f"see `corepipe doctor`, or leave its engine out"
                 )
 
 

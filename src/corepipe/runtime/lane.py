@@ -75,7 +75,8 @@ class Lane:
         open: the slot that takes more frames.
         filling: how many slots are being filled in the user's threads.
         paused: whether new frames are held back while a worker is replaced.
-        idle_deaths: how often workers died with no frame at work since a frame of theirs ended.
+        idle_deaths: how often workers died with no frame at work since a frame of theirs ended, and when last (seconds
+            of `time.monotonic`).
         whereabouts: at which worker the slots under way are.
 
     Args:
@@ -100,7 +101,7 @@ class Lane:
         self.open: Flight | None = None
         self.filling = 0
         self.paused = False
-        self.idle_deaths: dict[str, int] = {}
+        self.idle_deaths: dict[str, tuple[int, float]] = {}
         self._workers_of = [{hop.worker for hop in route.hops} for route in plan.routes]
         self.pool = Pool(network, plan, topology, self._dispatcher.slots, stop_fd)
         try:
@@ -142,11 +143,14 @@ class Lane:
     def release(self, flight: Flight) -> None:
         """Free the slot of a flight that has ended, or that took no frame."""
         self.free.append(flight.slot)
+        self.whereabouts.forget(flight.slot)
+        self._dispatcher.done(flight.route)
+
+    def note_end(self, flight: Flight) -> None:
+        """A frame has ended: its workers do work."""
         if self.idle_deaths:
             for worker in self._workers_of[flight.route]:
                 self.idle_deaths.pop(worker, None)
-        self.whereabouts.forget(flight.slot)
-        self._dispatcher.done(flight.route)
 
     def set_rates(self, plan: Plan) -> None:
         """From now on the frames are shared out by the rates of `plan`, whose routes are those of this lane's."""

@@ -78,7 +78,7 @@ class Child:
         strict: bool = True,
     ) -> None:
         self.name = name
-        self._lifeline = -1
+        self._lifeline = self.status_fd = -1
         self._buffer = b""
         self._queued: list[dict[str, Any]] = []
         self._error = ""
@@ -100,7 +100,7 @@ class Child:
             undo.callback(self.release)
             self.status_fd, status_write = os.pipe()
             given.callback(os.close, status_write)
-            undo.callback(os.close, self.status_fd)
+            undo.callback(self._close_status)
             os.set_blocking(self.status_fd, False)
             whole = {
                 **config,
@@ -128,6 +128,7 @@ class Child:
     def __del__(self) -> None:
         if not sys.is_finalizing():  # then the system closes it
             self.release()
+            self._close_status()
 
     @property
     def pid(self) -> int:
@@ -236,7 +237,10 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._close_status()
+        self.ended = True
+
+    def _close_status(self) -> None:
         fd, self.status_fd = self.status_fd, -1
         if fd >= 0:
             os.close(fd)
-        self.ended = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping
@@ -70,6 +71,7 @@ def run_live(
     try:
         while True:
             # Ctrl-C may come at each call, and at `yield`: a result is forgotten once it was handed over.
+            stream.state.check_owner()
             try:
                 if handed_over is not None:
                     intake.forget(handed_over)
@@ -94,7 +96,8 @@ def run_live(
                     raise
                 intake.end(interrupt)
     finally:
-        intake.stop()
+        if os.getpid() == stream.state.owner:  # else its threads are not here, and its lock may be held for ever
+            intake.stop()
 
 
 @dataclass(eq=False)

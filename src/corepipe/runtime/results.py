@@ -139,6 +139,7 @@ class Results:
                     continue
                 for frame, end in zip(flight.frames, ends, strict=True):
                     self._ended[frame.sequence] = end
+                lane.note_end(flight)
                 if flight.waiting:
                     lane.start_next_apart(flight)
                 else:

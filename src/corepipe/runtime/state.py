@@ -152,7 +152,12 @@ class State:
         return threading.current_thread() is self.deliverer
 
     def has_room_now(self) -> bool:
-        """The same for who feeds deep, and does not hold the lock."""
+        """The same for who feeds deep, and does not hold the lock.
+
+        Raises:
+            UsageError: this process was forked.
+        """
+        self.check_owner()
         with self.lock:
             return self.has_room(deep=True)
 
@@ -160,21 +165,30 @@ class State:
         """Wait until a frame can be fed or the stream has ended; while others wait, who feeds deep leaves them room.
 
         Raises:
-            UsageError: it would have to wait in the thread that makes room (in `on_record`).
+            UsageError: it would have to wait for ever, in the thread that makes room (in `on_record`), or in a process
+                that was forked.
         """
+        self.check_owner()
         with self.lock:
-            if threading.current_thread() is self.collector and not (
-                self.broken or self.closed or self.has_room(deep=deep)
-            ):
-                raise UsageError("the stream is full, and on_record cannot wait for room: submit from another thread")
+            if timeout is None and threading.current_thread() is self.collector and not self._moves(deep=deep):
+                raise UsageError("the stream is full; on_record cannot wait for room: submit from another thread")
             self._briefly += not deep
             try:
                 return self.sleep_until(lambda: self.broken or self.closed or self.has_room(deep=deep), timeout)
             finally:
                 self._briefly -= not deep
 
+    def _moves(self, *, deep: bool) -> bool:
+        """Whether room is or comes without the collector: other threads that fill a slot make it, too."""
+        return bool(self.broken or self.closed or self.lanes[-1].filling or self.has_room(deep=deep))
+
     def wait_for_room_or(self, oldest: Outcome, room_helps: bool) -> None:
-        """Wait until the oldest frame has its result or, if that helps, another frame can be fed by who feeds deep."""
+        """Wait until the oldest frame has its result or, if that helps, another frame can be fed by who feeds deep.
+
+        Raises:
+            UsageError: this process was forked.
+        """
+        self.check_owner()
         with self.lock:
             self.sleep_until(lambda: oldest.ended or (room_helps and self.has_room(deep=True)))
 

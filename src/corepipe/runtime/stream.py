@@ -188,7 +188,8 @@ class Stream:
             StreamClosedError: the stream is closed.
             WorkerError: a worker died and could not be replaced.
             TimeoutError: no room within `timeout`.
-            UsageError: the stream was opened in another process, before a fork.
+            UsageError: the stream was opened in another process, before a fork; or `on_record` submits without a
+                `timeout`, and there is no room.
         """
         future: Future[Output] = Future()
         self.feeding.submit(frame, future, timeout)
