@@ -83,6 +83,24 @@ def test_signals_reach_the_command_and_its_death_is_told(cpu: int) -> None:
 
 
 @pytest.mark.privileged
+def test_a_stop_of_the_owner_does_not_end_it(cpu: int) -> None:
+    command = ["sh", "-c", "echo here; read line; exit 7"]
+    with subprocess.Popen(emulate(cpu, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "here\n"
+            for _ in range(5):
+                process.send_signal(signal.SIGSTOP)
+                time.sleep(0.5)
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.3)
+            process.communicate("go\n", timeout=10)
+            assert process.returncode == 7
+        finally:
+            process.kill()
+
+
+@pytest.mark.privileged
 def test_the_command_and_the_burners_die_with_a_killed_owner(cpu: int) -> None:
     with subprocess.Popen(emulate(cpu, ["sh", "-c", "echo here; exec sleep 60"]), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

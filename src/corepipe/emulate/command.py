@@ -76,7 +76,8 @@ def _run(command: Sequence[str], emulation: Emulation) -> int:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 return _exit_code(status)
-            if received is None or received.si_signo == signal.SIGCHLD:
+            # After a stop that outlasts the wait, Python gives what was in memory there for a signal.
+            if received is None or received.si_signo not in watched or received.si_signo == signal.SIGCHLD:
                 continue
             if received.si_code != _FROM_KERNEL and received.si_pid != pid:
                 os.kill(pid, received.si_signo)

@@ -71,8 +71,8 @@ def run_live(
     try:
         while True:
             # Ctrl-C may come at each call, and at `yield`: a result is forgotten once it was handed over.
-            stream.state.check_owner()
             try:
+                stream.state.check_owner()
                 if handed_over is not None:
                     intake.forget(handed_over)
                     handed_over = None
