@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -24,6 +26,22 @@ def emulate(cpu: int, command: list[str]) -> list[str]:
     script = "import sys; from corepipe.emulate import run_command\n"
     script += f"sys.exit(run_command({{{cpu}: 0.5}}, sys.argv[1:]))"
     return [sys.executable, "-c", script, *command]
+
+
+@contextlib.contextmanager
+def started(cpu: int, command: list[str], **options: int) -> Iterator[subprocess.Popen[str]]:
+    """The process that runs `command`, whose first line is "here", with `cpu` slowed; killed in the end."""
+    with subprocess.Popen(emulate(cpu, command), stdout=subprocess.PIPE, text=True, **options) as process:
+        try:
+            assert next_line(process) == "here\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 def read_until(fd: int, text: str) -> str:
@@ -70,41 +88,29 @@ def test_programs_beside_this_python_are_found(
 @pytest.mark.privileged
 def test_signals_reach_the_command_and_its_death_is_told(cpu: int) -> None:
     command = ["sh", "-c", 'trap "echo got" USR1; echo here; while :; do sleep 0.05; done']
-    with subprocess.Popen(emulate(cpu, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "here\n"
-            process.send_signal(signal.SIGUSR1)
-            assert process.stdout.readline() == "got\n"
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 128 + signal.SIGTERM
-        finally:
-            process.kill()
+    with started(cpu, command, stderr=subprocess.PIPE) as process:
+        process.send_signal(signal.SIGUSR1)
+        assert next_line(process) == "got\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
 
 
 @pytest.mark.privileged
 def test_a_stop_of_the_owner_does_not_end_it(cpu: int) -> None:
     command = ["sh", "-c", "echo here; read line; exit 7"]
-    with subprocess.Popen(emulate(cpu, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "here\n"
-            for _ in range(5):
-                process.send_signal(signal.SIGSTOP)
-                time.sleep(0.5)
-                process.send_signal(signal.SIGCONT)
-                time.sleep(0.3)
-            process.communicate("go\n", timeout=10)
-            assert process.returncode == 7
-        finally:
-            process.kill()
+    with started(cpu, command, stdin=subprocess.PIPE) as process:
+        for _ in range(5):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.3)
+        process.communicate("go\n", timeout=10)
+        assert process.returncode == 7
 
 
 @pytest.mark.privileged
 def test_the_command_and_the_burners_die_with_a_killed_owner(cpu: int) -> None:
-    with subprocess.Popen(emulate(cpu, ["sh", "-c", "echo here; exec sleep 60"]), stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"here\n"
+    with started(cpu, ["sh", "-c", "echo here; exec sleep 60"]) as process:
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 2
         process.kill()

@@ -165,10 +165,8 @@ class State:
         """Wait until a frame can be fed or the stream has ended; while others wait, who feeds deep leaves them room.
 
         Raises:
-            UsageError: it would have to wait for ever, in the thread that makes room (in `on_record`), or in a process
-                that was forked.
+            UsageError: it would have to wait for ever, in the thread that makes room (in `on_record`).
         """
-        self.check_owner()
         with self.lock:
             if timeout is None and threading.current_thread() is self.collector and not self._moves(deep=deep):
                 raise UsageError("the stream is full; on_record cannot wait for room: submit from another thread")
