@@ -15,7 +15,7 @@ from corepipe import compare as comparing
 from corepipe import plan_results
 from corepipe.bench_setup import bench_names, bench_plans
 from corepipe.cost.table import ConfigCosts, CostTable, EngineName, Provenance, TableCluster, TableMachine, TableNetwork
-from corepipe.errors import CorepipeError, UnknownNameError, UsageError
+from corepipe.errors import CorepipeError, PlanError, UnknownNameError, UsageError
 from corepipe.network.batch_check import rounding
 from corepipe.network.model import TensorInfo
 from corepipe.plan import PLANNERS, all_cores, proved_bound, replicas_per_core
@@ -23,6 +23,7 @@ from corepipe.plan.model import evaluate
 from corepipe.report.bench import bench_json, describe, results_json
 from corepipe.report.page import page
 from corepipe.report.trace import TracedPlan, write_traces
+from corepipe.runtime.record import FrameRecord, HopTime
 
 
 @pytest.fixture
@@ -181,10 +182,89 @@ def test_a_trial_keeps_what_runs_and_fails_where_nothing_does(chain, two_cores, 
     monkeypatch.setattr(comparing, "_TRIAL_SLICE_S", 0.05)
     good, bad = all_cores(table), replicas_per_core(table)
     bad = bad.model_copy(update={"workers": tuple(w.model_copy(update={"engine": "none"}) for w in bad.workers)})
-    trial = comparing.trial(chain, {"bad": bad, "good": good}, two_cores, table, frames(chain))
+    plans = {"bad": bad, "good": good}
+    trial = comparing.trial(chain, plans, two_cores, table, frames(chain), replan=lambda costs: good)
     assert (trial.best.name, [one.name for one in trial.results], set(trial.failures)) == ("good", ["good"], {"bad"})
     with pytest.raises(CorepipeError, match="none"):
-        comparing.trial(chain, {"bad": bad}, two_cores, table, frames(chain))
+        comparing.trial(chain, {"bad": bad}, two_cores, table, frames(chain), replan=lambda costs: good)
+
+
+@pytest.fixture
+def hop_seconds(monkeypatch):
+    """What layers seem to take, by worker, and what slices seem to reach, by the plan's name; both to be filled."""
+    seconds, fps = {}, {}
+
+    def measured(contender, *_):
+        contender.slices.append(fps[contender.name])
+        contender.seconds += 1.0
+        contender.kept[:] = [
+            FrameRecord(0, number, 0, 10**9, hops_of(route), False, 0)
+            for number, route in enumerate(contender.plan.routes)
+        ]
+
+    def hops_of(route):
+        return tuple(
+            HopTime(h.worker, h.start, h.stop, 0, round(1e9 * (h.stop - h.start) * seconds[h.worker]))
+            for h in route.hops
+        )
+
+    monkeypatch.setattr(comparing, "_TRIAL_SLICE_S", 0.05)
+    monkeypatch.setattr(comparing, "_run_slice", measured)
+    return seconds, fps
+
+
+def test_a_trial_plans_anew_by_what_hops_took(chain, two_cores, table, make_plan, hop_seconds):
+    """Layers take twice what the costs say: the plan that is made by that is tried, and kept if it is faster."""
+    seconds, fps = hop_seconds
+    seconds |= {"w0": 2e-4, "w1": 2e-4}
+    plan, other = make_plan(chain, STAGES), make_plan(chain, [(1, [(0, 0, 1), (1, 1, 6)])])
+    asked = []
+
+    def replan(costs):
+        promised = evaluate(other, costs).throughput_fps * (1 if asked else 3)
+        asked.append(costs)
+        return other.model_copy(update={"planner": "new", "predicted_fps": promised, "bound_fps": 2 * promised})
+
+    plans = {"first": plan}
+    fps |= {"first": 100.0, "new": 110.0}
+    trial = comparing.trial(chain, plans, two_cores, table, frames(chain), replan=replan)
+    assert (trial.best.name, {one.name for one in trial.results}) == ("new", {"first", "new"})
+    assert trial.best.plan.planner == "new"
+    assert asked == [asked[0], trial.table]  # the second time it promises no more than the one that was kept
+    for costs in asked:
+        halved = evaluate(plan, table).throughput_fps / 2
+        assert evaluate(plan, costs).throughput_fps == pytest.approx(halved, rel=0.05)
+    assert trial.best.predicted_fps == pytest.approx(evaluate(other, trial.table).throughput_fps)
+    assert trial.best.plan.predicted_fps == trial.best.predicted_fps
+    assert trial.best.plan.bound_fps > trial.best.predicted_fps
+    fps |= {"first": 100.0, "new": 101.0}
+    asked.clear()
+    trial = comparing.trial(chain, plans, two_cores, table, frames(chain), replan=replan)
+    assert (trial.best.name, {one.name for one in trial.results}) == ("first", {"first", "new"})
+    assert trial.best.predicted_fps == pytest.approx(evaluate(plan, trial.table).throughput_fps)
+
+
+def test_a_trial_plans_anew_a_few_times(chain, two_cores, table, make_plan, hop_seconds):
+    """However much each new plan promises; it goes on with what it has where one cannot run, or none is found."""
+    seconds, fps = hop_seconds
+    seconds |= {"w0": 1e-4, "w1": 1e-4}
+    plan, other = make_plan(chain, STAGES), make_plan(chain, [(1, [(0, 0, 1), (1, 1, 6)])])
+    promising = other.model_copy(update={"planner": "new", "predicted_fps": 1e9})
+    fps |= {"first": 100.0, "new": 90.0, "new-2": 90.0}
+
+    def try_with(replan):
+        found = comparing.trial(chain, {"first": plan}, two_cores, table, frames(chain), replan=replan)
+        return found.best.name, [one.name for one in found.results], set(found.failures)
+
+    assert try_with(lambda costs: promising) == ("first", ["first", "new", "new-2"], set())
+    workers = tuple(w.model_copy(update={"engine": "none"}) for w in promising.workers)
+    broken = promising.model_copy(update={"workers": workers})
+    assert try_with(lambda costs: broken) == ("first", ["first"], {"new", "new-2"})
+
+    def nothing(costs):
+        raise PlanError("nothing meets the budget")
+
+    assert try_with(nothing) == ("first", ["first"], set())
 
 
 MIXED = [(2, [(0, 0, 6)]), (1, [(0, 0, 3), (1, 3, 6)]), (1, [(1, 0, 6)])]
@@ -214,7 +294,8 @@ def test_a_trial_corrects_the_rates_of_routes_that_share_workers(chain, two_core
     run_slice, ran = comparing._run_slice, collections.Counter()
     monkeypatch.setattr(comparing, "_run_slice", lambda one, *rest: ran.update([one.name]) or run_slice(one, *rest))
     plans = {"mixed": mixed, "twin": twin, "apart": apart}
-    results = {one.name: one for one in comparing.trial(chain, plans, two_cores, table, frames(chain)).results}
+    trial = comparing.trial(chain, plans, two_cores, table, frames(chain), replan=lambda costs: mixed)
+    results = {one.name: one for one in trial.results}
     found, same = results["mixed"].plan, results["twin"].plan
     shares = [route.rate_fps / found.throughput_fps for route in found.routes]
     # w0 can do 1 of 0.018 s, or a half of 0.009 s beside a half of w1: all mixes that fill both are equally good.

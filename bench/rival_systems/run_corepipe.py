@@ -46,7 +46,8 @@ def load(spec: dict[str, Any], folder: Path) -> Runner:
     best: list[tuple[PlanResult, CostTable]] = []
     for batch in spec["batches"]:
         table = _costs(network, topology, batch)
-        best.append((trial(network, planners.candidates(table), topology, table, frames).best, table))
+        found = trial(network, planners.candidates(table), topology, table, frames, replan=planners.replanned)
+        best.append((found.best, found.table))
     result, table = max(best, key=lambda one: one[0].throughput_fps)
     plan = result.plan
     done: list[FrameRecord] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import itertools
 import math
 import statistics
@@ -18,8 +20,9 @@ from numpy.typing import NDArray
 
 from corepipe import engine
 from corepipe.baseline import Baseline, EngineAlone
+from corepipe.cost.learn import Seen, learnt
 from corepipe.cost.table import CostTable
-from corepipe.errors import CorepipeError
+from corepipe.errors import CorepipeError, PlanError
 from corepipe.network.batch_check import relative_error, rounding, runs_on
 from corepipe.network.model import Network
 from corepipe.plan.limits import loading_bytes
@@ -48,6 +51,9 @@ _TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 6, 20, 0.5
 
 _RACE_ROUNDS, _RACE_BEHIND = 3, 0.05
 """A plan that was so much slower than the fastest one in each of the first rounds leaves the race."""
+
+_MOST_ATTEMPTS, _REPLAN_GAIN = 3, 0.02
+"""How often a trial runs plans, the later times one made by what it saw, and how much more that must promise."""
 
 _FRAMES_PER_SLICE, _SLOTS_PER_SLICE = 24, 12
 """At the least; each counts."""
@@ -188,26 +194,66 @@ def trial(
     table: CostTable,
     frames: Sequence[Mapping[str, NDArray[Any]]],
     *,
+    replan: Callable[[CostTable], Plan],
     on_progress: Callable[[float, str], None] = lambda share, text: None,
 ) -> Trial:
     """Run plans against each other for some seconds, to use the fastest; one that cannot run is left out.
 
+    What their hops took corrects the costs. A plan that promises clearly more by these then runs against the fastest
+    one, which may teach more, and so on a few times.
+
     Args:
         network, topology, table, frames, on_progress: as for `compare`.
         plans: by name, the preferred one first.
+        replan: finds the best plan by a table, and gives it a name of its own.
 
     Raises:
         CorepipeError: no plan could run, or none has the whole model's outputs.
     """
     failures: dict[str, CorepipeError] = {}
-    results = compare(
-        network, plans, topology, table, frames,
-        rounds=_TRIAL_ROUNDS, most_rounds=_TRIAL_MOST_ROUNDS, slice_s=_TRIAL_SLICE_S, race=True,
-        correct_rates=True, on_progress=on_progress, on_failure=failures.__setitem__,
-    )  # fmt: skip
-    if not results:
-        raise next(iter(failures.values()))
-    return Trial(fastest(results), tuple(results), failures)
+    found: dict[str, PlanResult] = {}
+    seen: list[Seen] = []
+    best: PlanResult | None = None
+    corrected = table
+    for attempt in range(_MOST_ATTEMPTS):
+        results = compare(
+            network, plans, topology, corrected, frames,
+            rounds=_TRIAL_ROUNDS, most_rounds=_TRIAL_MOST_ROUNDS, slice_s=_TRIAL_SLICE_S, race=True,
+            correct_rates=True, on_failure=failures.__setitem__,
+            on_progress=functools.partial(_of_attempt, on_progress, attempt),
+        )  # fmt: skip
+        if results:
+            best = fastest(results)
+        elif best is None:
+            raise next(iter(failures.values()))
+        found |= {one.name: one for one in results}
+        seen += [(one.plan, {check.hop: check.measured_s for check in one.hops}) for one in results if not one.same_as]
+        corrected = learnt(table, seen)
+        again = None
+        with contextlib.suppress(PlanError):
+            again = replan(corrected)
+        if again is None or not _promises_more(again, best.plan, corrected):
+            break
+        name = f"{again.planner}-{attempt + 1}" if attempt else again.planner
+        plans = {best.name: best.plan, name: again.model_copy(update={"planner": name})}
+    assert best is not None
+    on_progress(1.0, "done")
+    fps = evaluate(best.plan, corrected).throughput_fps
+    bound_fps = best.plan.bound_fps if again is None else again.bound_fps
+    plan = best.plan.model_copy(update={"predicted_fps": fps, "bound_fps": bound_fps, "given_up": None})
+    best = dataclasses.replace(best, plan=plan, predicted_fps=fps)
+    return Trial(best, tuple(found.values()), failures, corrected)
+
+
+def _of_attempt(on_progress: Callable[[float, str], None], attempt: int, share: float, text: str) -> None:
+    """The progress of one of several comparisons."""
+    on_progress((attempt + share) / _MOST_ATTEMPTS, text)
+
+
+def _promises_more(plan: Plan, best: Plan, table: CostTable) -> bool:
+    """Whether it is worth running it against the best one so far, which may have its best rates."""
+    promised = best_rates(best, route_loads(best, table)).predicted_fps or 0.0
+    return (plan.predicted_fps or 0.0) >= (1 + _REPLAN_GAIN) * promised
 
 
 def _leave_behind(running: list[_Contender]) -> None:

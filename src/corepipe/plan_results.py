@@ -39,11 +39,24 @@ that are equally simple the one that is faster by the median is the better guess
 class HopCheck:
     """One hop of a plan: seconds by the table and as measured (mean, which throughput depends on)."""
 
-    worker: str
-    start: int
-    stop: int
+    hop: Hop
     predicted_s: float
     measured_s: float
+
+    @property
+    def worker(self) -> str:
+        """The name of the hop's worker."""
+        return self.hop.worker
+
+    @property
+    def start(self) -> int:
+        """The hop's first layer."""
+        return self.hop.start
+
+    @property
+    def stop(self) -> int:
+        """One past the hop's last layer."""
+        return self.hop.stop
 
 
 @dataclass(frozen=True)
@@ -107,14 +120,16 @@ class Trial:
     """What came of trying some plans.
 
     Attributes:
-        best: the one to use; see `fastest`.
-        results: of all that could run.
+        best: the one to use; see `fastest`. Its plan's prediction and bound are by `table`.
+        results: of all that could run; where one ran in several rounds of trying, of the last one.
         failures: for the others, by name, why they could not.
+        table: the costs as the streams of the trial took them (see `corepipe.cost.learn`).
     """
 
     best: PlanResult
     results: tuple[PlanResult, ...]
     failures: Mapping[str, CorepipeError]
+    table: CostTable
 
 
 def hop_times(plan: Plan, records: Iterable[FrameRecord], least: int = 1) -> dict[Hop, float]:
@@ -145,7 +160,7 @@ def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | No
     checks = []
     for hop, measured in hop_times(plan, records).items():
         predicted = math.nan if table is None else hop_s(plan, hop, table, busy=len(plan.workers) > 1)
-        checks.append(HopCheck(hop.worker, hop.start, hop.stop, predicted, measured))
+        checks.append(HopCheck(hop, predicted, measured))
     return tuple(checks)
 
 
@@ -239,7 +254,10 @@ def as_twin(result: PlanResult, name: str, plan: Plan, *, corrected: bool = Fals
         plan=plan,
         same_as=result.name,
         busy={worker[old]: share for old, share in result.busy.items()},
-        hops=tuple(dataclasses.replace(hop, worker=worker[hop.worker]) for hop in result.hops),
+        hops=tuple(
+            dataclasses.replace(one, hop=one.hop.model_copy(update={"worker": worker[one.worker]}))
+            for one in result.hops
+        ),
         records=tuple(
             record._replace(
                 route=route[record.route],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -246,7 +246,10 @@ def plan(
         layer_weight_bytes=weights,
         max_workers=max_workers,
     )
-    found = _fastest(network, topology, table, planners.candidates(table, find)) if tried else find(table, planner)
+    if tried:
+        found, table = _fastest(network, topology, table, find)
+    else:
+        found = find(table, planner)
     if output is not None:
         found.write(output)
         use = ["simulate", "--table", str(table_file)] if model is None else ["run", model, "--input", "FRAMES"]
@@ -257,14 +260,23 @@ def plan(
         render_plan(found, table, out(), limited=limited)
 
 
-def _fastest(network: Network, topology: Topology, table: CostTable, plans: Mapping[str, Plan]) -> Plan:
-    """The fastest of some plans, each of which runs on this machine for a while; what they did goes to stderr."""
+def _fastest(
+    network: Network, topology: Topology, table: CostTable, find: Callable[..., Plan]
+) -> tuple[Plan, CostTable]:
+    """The fastest of some plans, which run on this machine for a while, and the costs by what they took there.
+
+    What they did goes to stderr.
+    """
     from corepipe import compare
+    from corepipe import plan as planners
     from corepipe.bench_setup import bench_frames
     from corepipe.report.bench import render_trial
 
     frames, _ = bench_frames(network, None)
     with ProgressBar() as on_progress:
-        trial = compare.trial(network, plans, topology, table, frames, on_progress=on_progress)
+        trial = compare.trial(
+            network, planners.candidates(table, find), topology, table, frames,
+            replan=functools.partial(planners.replanned, find=find), on_progress=on_progress,
+        )  # fmt: skip
     render_trial(trial, log)
-    return trial.best.plan
+    return trial.best.plan, trial.table

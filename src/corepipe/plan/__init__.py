@@ -45,6 +45,7 @@ __all__ = [
     "planner_names",
     "proved_bound",
     "rated",
+    "replanned",
     "replicas",
     "replicas_per_cluster",
     "replicas_per_core",
@@ -63,6 +64,9 @@ BEST = "routes"
 
 EXACT = "routes-exact"
 """The best mix of routes, where `routes` takes a simpler plan that comes near to it."""
+
+REPLANNED = "routes-replanned"
+"""The best mix by costs that a trial has corrected."""
 
 _TRIED_WITHIN = 0.25
 """By how much less a plan may promise than the best and still be a candidate."""
@@ -210,6 +214,19 @@ def candidates(table: CostTable, find: Callable[..., Plan] = plan) -> dict[str, 
         for name, made in found.items()
         if (made.predicted_fps or 0.0) >= least
     }
+
+
+def replanned(table: CostTable, find: Callable[..., Plan] = plan) -> Plan:
+    """The best mix of routes by costs that a trial has corrected, under a name of its own.
+
+    Args:
+        table: the corrected costs.
+        find: `plan`, or `plan` with limits bound to it.
+
+    Raises:
+        PlanError: nothing meets the limits.
+    """
+    return find(table, BEST, tolerance=0.0).model_copy(update={"planner": REPLANNED})
 
 
 def proved_bound(table: CostTable, limits: Limits | None = None, sizes: Iterable[int] | None = None) -> float:
