@@ -5,9 +5,8 @@
 
 Plans are the best mixes of routes on random tables (`regret.random_table`), as far as routes share workers in them.
 Their rates are the best ones, or each is 0.7 to 1.3 times that, as where cores are faster or slower than their costs
-say. Frames/s of the simulator are relative to what the table promises for the best rates. The rules: routes to a worker
-that is about to wait come first (fewer frames at it than `first`, where a route begins there, or `later`), those over a
-worker that holds a share of the group's slots (`full`) last; and the plan's rates alone.
+say. Frames/s of the simulator are relative to what the table promises for the best rates. The rules differ in what a
+frame behind the rates counts beside the work that its route meets: the plan's rates alone, or that much.
 """
 
 from __future__ import annotations
@@ -30,10 +29,8 @@ from corepipe.plan.model import route_groups
 from corepipe.runtime import dispatch
 from corepipe.simulate import simulate
 
-NEVER = (0, 0, float("inf"))
-IN_FORCE = (dispatch._HUNGRY_FIRST, dispatch._HUNGRY_LATER, dispatch._FULL_SHARE)
-RULES = tuple(dict.fromkeys((NEVER, IN_FORCE, (1, 1, 0.5), (2, 2, 0.5), (3, 1, 0.5), (2, 1, 0.34), (2, 1, 0.67))))
-"""First, later, full."""
+RATES_ALONE = 1e9
+WEIGHTS = tuple(dict.fromkeys((RATES_ALONE, dispatch._DEFICIT_WEIGHT, 0.0, 0.05, 0.2, 0.5)))
 
 JITTERS = (0.0, 0.05, 0.2)
 FRAMES = 1500
@@ -55,42 +52,41 @@ def with_wrong_rates(made: Plan, generator: np.random.Generator) -> Plan:
 
 
 def measure(count: int, seed: int) -> dict[tuple[str, float], list[list[float]]]:
-    """For rates and jitter: of each table what each rule reaches, as a share of what its best rates promise."""
+    """For rates and jitter: of each table what each weight reaches, as a share of what its best rates promise."""
     generator = np.random.default_rng(seed)
     found: dict[tuple[str, float], list[list[float]]] = {}
     for table, made in mixes(count, generator):
         promised = evaluate(made, table).throughput_fps
         for rates, one in (("best", made), ("wrong", with_wrong_rates(made, generator))):
             for jitter in JITTERS:
-                shares = [_share(one, table, jitter, rule) / promised for rule in RULES]
+                shares = [_share(one, table, jitter, weight) / promised for weight in WEIGHTS]
                 found.setdefault((rates, jitter), []).append(shares)
     return found
 
 
-def _share(made: Plan, table: CostTable, jitter: float, rule: tuple[int, int, float]) -> float:
-    first, later, full = rule
-    with mock.patch.multiple(dispatch, _HUNGRY_FIRST=first, _HUNGRY_LATER=later, _FULL_SHARE=full):
+def _share(made: Plan, table: CostTable, jitter: float, weight: float) -> float:
+    with mock.patch.object(dispatch, "_DEFICIT_WEIGHT", weight):
         return simulate(made, table, frames=FRAMES, jitter=jitter).throughput_fps
 
 
 def render(found: dict[tuple[str, float], list[list[float]]], console: Console) -> None:
     """Means, and the worst table beside the rates alone."""
     shown = Table(title="simulated frames/s by what the best rates promise: mean (least relative to the rates alone)")
-    for heading in ("rates", "jitter", *(_words(rule) for rule in RULES)):
+    for heading in ("rates", "jitter", *(_words(weight) for weight in WEIGHTS)):
         shown.add_column(heading, justify="right")
     for (rates, jitter), tables in found.items():
         cells = []
-        for number in range(len(RULES)):
+        for number in range(len(WEIGHTS)):
             least = min(shares[number] / shares[0] for shares in tables)
             cells.append(f"{statistics.fmean(shares[number] for shares in tables):.3f} ({least:.3f})")
         shown.add_row(rates, f"{jitter:g}", *cells)
     console.print(shown)
 
 
-def _words(rule: tuple[int, int, float]) -> str:
-    if rule == NEVER:
+def _words(weight: float) -> str:
+    if weight == RATES_ALONE:
         return "rates alone"
-    return "{}, {}, {:g}".format(*rule) + (" (in force)" if rule == IN_FORCE else "")
+    return f"{weight:g}" + (" (in force)" if weight == dispatch._DEFICIT_WEIGHT else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from corepipe.cost.table import ConfigCosts, CostTable, HopCosts
 from corepipe.errors import PlanError, UsageError
 from corepipe.plan import Hop, Route, Worker, evaluate, plan, plan_latency_s
+from corepipe.plan.model import route_groups
 from corepipe.report.bench import describe
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.simulate import simulate, simulate_bench
@@ -70,7 +71,10 @@ def test_the_steady_state_agrees_with_the_table(planner, seed):
     table = random_table(seed)
     made = plan(table, planner)
     found = simulate(made, table)
-    assert found.throughput_fps == pytest.approx(evaluate(made, table).throughput_fps, rel=0.01)
+    # Frames of routes that share workers go where there is little work, which may cost some percent of the best rates.
+    shared = any(len(group) > 1 for group in route_groups(made))
+    fps = evaluate(made, table).throughput_fps
+    assert found.throughput_fps == pytest.approx(fps, rel=0.04 if shared else 0.01)
 
 
 @QUICK
@@ -144,30 +148,31 @@ def test_results_that_wait_for_their_turn_take_no_more_memory_than_in_a_stream()
         assert not len(waiting) or record.frame - waiting[0] < window
 
 
-def test_rates_are_kept_where_routes_share_workers():
-    table = alike(2, (1e-3, 2e-3, 1e-3))
-    cut = plan(table, "pipeline")
+@pytest.mark.parametrize(("middle_s", "share"), [(0.0, 0.75), (2e-3, 0.5)], ids=["equally good", "best at halves"])
+def test_rates_of_routes_that_share_workers_are_kept_unless_other_shares_are_better(middle_s, share):
+    table = alike(2, (1e-3, middle_s, 1e-3))
+    cut = plan(alike(2, (1e-3, 2e-3, 1e-3)), "pipeline")
     first, second = cut.workers[0].name, cut.workers[1].name
     routes = (
         Route(rate_fps=100.0, hops=(Hop(worker=first, layers=(0, 2)), Hop(worker=second, layers=(2, 3)))),
         Route(rate_fps=300.0, hops=(Hop(worker=first, layers=(0, 1)), Hop(worker=second, layers=(1, 3)))),
     )
     mixed = cut.model_copy(update={"routes": routes})
-    share = Counter(record.route for record in simulate(mixed, table).steady)
-    assert share[1] / share.total() == pytest.approx(0.75, abs=0.02)
+    found = Counter(record.route for record in simulate(mixed, table).steady)
+    assert found[1] / found.total() == pytest.approx(share, abs=0.02)
 
 
 @pytest.mark.parametrize(
-    ("routes", "least"),
+    "routes",
     [
-        ([[("big1", 0, 4)], [("little1", 0, 2), ("big1", 2, 4)]], 0.98),
-        ([[("little1", 0, 4)], [("little1", 0, 2), ("big1", 2, 4)]], 0.98),
-        ([[("big1", 0, 4)], [("big1", 0, 2), ("little1", 2, 4)]], 0.82),  # it waits behind all else at big
+        [[("big1", 0, 4)], [("little1", 0, 2), ("big1", 2, 4)]],
+        [[("little1", 0, 4)], [("little1", 0, 2), ("big1", 2, 4)]],
+        [[("big1", 0, 4)], [("big1", 0, 2), ("little1", 2, 4)]],
     ],
     ids=["little begins", "big ends", "little ends"],
 )
 @pytest.mark.parametrize("first", [0.1, 0.4, 0.7, 1.0])
-def test_wrong_rates_of_routes_that_share_workers_cost_little(routes, least, first):
+def test_wrong_rates_of_routes_that_share_workers_cost_little(routes, first):
     """By the rates alone 1.0 would give 0.68, 0.51 and 0.68 of the best."""
     table = made_up(
         [ConfigCosts(config="big1", layer_s=(1e-2,) * 4), ConfigCosts(config="little1", layer_s=(2e-2,) * 4)],
@@ -185,7 +190,7 @@ def test_wrong_rates_of_routes_that_share_workers_cost_little(routes, least, fir
 
     best = max(evaluate(with_rates(share, 1 - share), table).throughput_fps for share in np.linspace(0.01, 0.99, 99))
     found = simulate(with_rates(first, max(1 - first, 0.01)), table, jitter=0.05)
-    assert found.throughput_fps > least * best
+    assert found.throughput_fps > (0.95 if first < 1.0 else 0.9) * best
 
 
 def test_drawn_times_have_the_mean_and_variation_asked_for_and_repeat():

@@ -20,6 +20,8 @@ class Slice:
     Attributes:
         lanes: for each call which request, thread or route made it; None where one call follows the other.
         sizes: how many frames each call took, where that is not the same for all.
+        spans: for each call the stretches of time in which it was worked on, where calls overlap. What lies within the
+            slice then counts (`corepipe.plan_results.work_fps`).
         over_costs: time that hops took, over what it should be by the costs that the plan was made from.
     """
 
@@ -28,6 +30,7 @@ class Slice:
     calls: Sequence[int]
     lanes: Sequence[int] | None = None
     sizes: Sequence[int] | None = None
+    spans: Sequence[Sequence[tuple[int, int]]] | None = None
     over_costs: float | None = None
 
     def calls_per_s(self, filling: int = 0) -> float:
@@ -51,12 +54,22 @@ class Slice:
         steady = [(at, lane, size) for at, lane, size in ordered[filling:] if since <= at <= self.ended]
         if len(steady) < _LEAST_CALLS:
             return sum(sizes) / ((max(self.calls) - self.began) * 1e-9)
+        if self.spans is not None:
+            return self._work_per_s(steady[0][0], self.spans, sizes)
         by_lane: dict[int, list[tuple[int, int]]] = {}
         for at, lane, size in steady:
             by_lane.setdefault(lane, []).append((at, size))
         if min(map(len, by_lane.values())) < _LEAST_CALLS:
             return _rate([(at, size) for at, _, size in steady])
         return sum(_rate(calls) for calls in by_lane.values())
+
+    def _work_per_s(self, since: int, spans: Sequence[Sequence[tuple[int, int]]], sizes: Sequence[int]) -> float:
+        frames = 0.0
+        for size, call in zip(sizes, spans, strict=True):
+            whole = sum(end - begin for begin, end in call)
+            inside = sum(max(min(end, self.ended) - max(begin, since), 0) for begin, end in call)
+            frames += size * inside / max(whole, 1)
+        return frames / ((self.ended - since) * 1e-9)
 
 
 def _rate(calls: Sequence[tuple[int, int]]) -> float:

@@ -110,7 +110,8 @@ class _Stream:
         # A call is a slot: its frames are told of at one moment, and the last one's end is the slot's.
         slots = [list(frames) for _, frames in itertools.groupby(self._done, lambda record: record.done_ns)]
         ends, routes = [slot[-1].computed_ns for slot in slots], [slot[-1].route for slot in slots]
-        return Slice(began, ended, ends, routes, [len(slot) for slot in slots], self._over_costs())
+        spans = [[(hop.started_ns, hop.ended_ns) for frame in slot for hop in frame.hops] for slot in slots]
+        return Slice(began, ended, ends, routes, [len(slot) for slot in slots], spans, self._over_costs())
 
     def _over_costs(self) -> float:
         took_ns = sum(hop.ended_ns - hop.started_ns for record in self._done for hop in record.hops)

@@ -38,6 +38,7 @@ from corepipe.plan_results import (
     hop_checks,
     hop_times,
     twins,
+    work_fps,
 )
 from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.record import FrameRecord, HopTime
@@ -78,6 +79,7 @@ class _Contender:
     slices: list[float] = field(default_factory=list)
     kept: list[FrameRecord] = field(default_factory=list)
     seconds: float = 0.0
+    busy_s: dict[str, float] = field(default_factory=dict)
     restarts: int = 0
     restarts_counted: int = 0
     """How many of them were of the stream that is open."""
@@ -111,10 +113,10 @@ def compare(
     """Measure plans against each other.
 
     In each round every plan runs for a slice of time, the order rotating from round to round, so that a machine that
-    drifts or throttles does so for all of them. A slice counts the frames whose last hop ends after the stream has
-    filled and before feeding stops; it goes on, within bounds, until there are two dozen of them. The outputs of every
-    frame are checked before the first slice, and those of the last frames after each slice: never while it runs. Plans
-    that are the same but for their names are measured once.
+    drifts or throttles does so for all of them. A slice counts what is done of frames after the stream has filled and
+    before feeding stops (`work_fps`); it goes on, within bounds, until two dozen of them have come to an end. The
+    outputs of every frame are checked before the first slice, and those of the last frames after each slice: never
+    while it runs. Plans that are the same but for their names are measured once.
 
     Args:
         network: the network of all plans.
@@ -362,12 +364,12 @@ def _run_slice(
     done = sorted(contender.records, key=lambda record: record.computed_ns)
     steady = [record for record in done[filling:] if record.computed_ns <= ended]
     if len(steady) >= least:
-        since = steady[0].computed_ns
+        since, until = steady[0].computed_ns, ended
         counted = [record for record in steady if record.computed_ns > since]
     else:
         contender.short_slices += 1
-        since, counted = began, done
-    _keep(contender, counted, since)
+        since, until, counted = began, done[-1].computed_ns, done
+    _keep(contender, counted, since, until)
     contender.restarts += stream.restarts - contender.restarts_counted
     contender.restarts_counted = stream.restarts
 
@@ -379,26 +381,25 @@ def _run_slice_alone(contender: _Contender, alone: EngineAlone, seconds: float) 
         hop = HopTime(worker.name, 0, layers, began, ended)
         contender.records.append(FrameRecord(number, 0, began, ended, (hop,)))
     contender.short_slices += len(calls) < _FRAMES_PER_SLICE
-    _keep(contender, contender.records, calls[0][0])
+    _keep(contender, contender.records, calls[0][0], calls[-1][1])
 
 
-def _keep(contender: _Contender, counted: Sequence[FrameRecord], since: int) -> None:
-    """Add the frames that a slice counts, which began at `since`."""
+def _keep(contender: _Contender, counted: Sequence[FrameRecord], since: int, until: int) -> None:
+    """Add what a slice counts: its frames, and of all that were worked on meanwhile what was done of them."""
     assert contender.stream is not None
-    span = (counted[-1].computed_ns - since) * 1e-9
-    contender.slices.append(len(counted) / span)
+    contender.slices.append(work_fps(contender.records, since, until))
     contender.kept.extend(counted)
-    contender.seconds += span
+    contender.seconds += (until - since) * 1e-9
+    for hop in (hop for record in contender.records for hop in record.hops):
+        inside = max(min(hop.ended_ns, until) - max(hop.started_ns, since), 0)
+        contender.busy_s[hop.worker] = contender.busy_s.get(hop.worker, 0.0) + inside * 1e-9
     contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(contender.stream))
 
 
 def _result(contender: _Contender, network: Network, table: CostTable) -> PlanResult:
     plan = contender.plan
     alone = contender.baseline is not None
-    busy = dict.fromkeys((w.name for w in plan.workers), 0.0)
-    for record in contender.kept:
-        for time_ in record.hops:
-            busy[time_.worker] += (time_.ended_ns - time_.started_ns) * 1e-9 / contender.seconds
+    busy = {w.name: contender.busy_s.get(w.name, 0.0) / contender.seconds for w in plan.workers}
     latencies = [record.latency_s for record in contender.kept]
     p50, p90, p99 = (float(p) for p in np.percentile(latencies, [50, 90, 99]))
     return PlanResult(

@@ -150,6 +150,24 @@ def hop_times(plan: Plan, records: Iterable[FrameRecord], least: int = 1) -> dic
     return {hop: statistics.fmean(found) * 1e-9 for hop, found in took.items() if len(found) >= least}
 
 
+def work_fps(records: Iterable[FrameRecord], since_ns: int, until_ns: int) -> float:
+    """Frames/s within a stretch of time; of a frame that was worked on in it in part, that part counts.
+
+    Frames that are under way come to an end in bursts where their hops wait for each other: how many end within a
+    second or two tells little of what was done in it.
+
+    Args:
+        records: of all frames that were worked on within the stretch.
+        since_ns, until_ns: its ends, on CLOCK_MONOTONIC.
+    """
+    frames = 0.0
+    for record in records:
+        whole = sum(hop.ended_ns - hop.started_ns for hop in record.hops)
+        inside = sum(max(min(hop.ended_ns, until_ns) - max(hop.started_ns, since_ns), 0) for hop in record.hops)
+        frames += inside / max(whole, 1)
+    return frames / ((until_ns - since_ns) * 1e-9)
+
+
 def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | None) -> tuple[HopCheck, ...]:
     """What hops took, a check for each worker and layers that any frame went over; in the plan's order.
 

@@ -174,7 +174,7 @@ def test_a_frame_that_kills_its_worker_twice_fails_alone(two_cores, make_plan, m
             wait_until(lambda before=restarts: stream.restarts > before)
         with pytest.raises(FrameError, match="died 2 times"):
             deadly.result(30)
-        assert stream.lanes[-1].whereabouts.at_workers() == [0]
+        assert stream.lanes[-1].whereabouts.at_hops() == [[0, 0]]
         assert_equal(stream(frames[1:]), whole(network, frames[1:]))
 
 

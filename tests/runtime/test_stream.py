@@ -102,7 +102,8 @@ def test_frames_go_round_a_worker_that_stands_still(chain, two_cores, make_plan)
     with Stream(chain, make_plan(chain, [(1, [(0, 0, 6)]), (1, [(1, 0, 3), (0, 3, 6)])]), two_cores) as stream:
         os.kill(stream.worker_pids["w1"], signal.SIGSTOP)
         futures = [stream.submit(frame, timeout=30) for frame in frames]
-        wait_until(lambda: stream.lanes[-1].whereabouts.at_workers() == [0, 6])  # half of the slots, not 10 frames
+        # Half of the slots, not 10 frames.
+        wait_until(lambda: stream.lanes[-1].whereabouts.at_hops() == [[0, 0, 0], [6, 0, 0]])
         os.kill(stream.worker_pids["w1"], signal.SIGCONT)
         assert_equal([future.result(30) for future in futures], whole(chain, frames))
 
@@ -113,7 +114,7 @@ def test_frames_that_are_being_filled_count_where_they_are_to_go(chain, two_core
 
         def fill(inputs):
             go_on.wait(30)
-            seen.append(stream.lanes[-1].whereabouts.at_workers())
+            seen.append(stream.lanes[-1].whereabouts.at_hops())
             go_on.wait(30)
             np.copyto(*inputs.values(), frames_for(chain, 1)[0])
 
@@ -124,7 +125,7 @@ def test_frames_that_are_being_filled_count_where_they_are_to_go(chain, two_core
         go_on.wait(30)
         for thread in threads:
             thread.join(30)
-        assert seen == [[2, 2]] * 4
+        assert [sum(map(sum, at_hops)) for at_hops in seen] == [4] * 4
 
 
 def test_a_frame_may_be_written_in_place(chain, two_cores, make_plan):
@@ -242,7 +243,7 @@ def test_a_frame_that_fails_in_a_worker_fails_alone_and_by_name(two_cores, make_
         assert "frame 1" in str(bad)
         with pytest.raises(FrameError, match="frame 4"):
             list(stream(frames))
-        wait_until(lambda: stream.lanes[-1].whereabouts.at_workers() == [0])
+        wait_until(lambda: stream.lanes[-1].whereabouts.at_hops() == [[0, 0]])
 
 
 def test_a_model_that_fails_on_zeros_runs_frames_that_it_takes(two_cores, make_plan):

@@ -14,7 +14,7 @@ routes = st.lists(st.lists(st.integers(0, WORKERS - 1), min_size=1, max_size=4),
 
 
 @given(routes, st.data())
-def test_each_slot_is_counted_at_the_worker_of_the_first_hop_that_has_not_ended(routes, data):
+def test_each_slot_is_counted_at_the_first_hop_that_has_not_ended(routes, data):
     plan = plan_of([(1.0, workers) for workers in routes])
     arena = Arena.create(Layout.of([], SLOTS))
     try:
@@ -36,10 +36,10 @@ def test_each_slot_is_counted_at_the_worker_of_the_first_hop_that_has_not_ended(
             else:
                 whereabouts.forget(number)
                 del under_way[number]
-            expected = dict.fromkeys((worker.name for worker in plan.workers), 0)
+            expected = [[0] * (1 + len(workers)) for workers in routes]
             for route, ended in under_way.values():
-                if ended < len(routes[route]):
-                    expected[f"w{routes[route][ended]}"] += 1
-            assert whereabouts.at_workers() == list(expected.values())
+                expected[route][ended] += 1
+            found = zip(whereabouts.at_hops(), routes, strict=True)
+            assert [[*at[: len(workers)], sum(at[len(workers) :])] for at, workers in found] == expected
     finally:
         arena.close()

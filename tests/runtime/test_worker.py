@@ -8,7 +8,7 @@ import pytest
 
 from corepipe.runtime import messages
 from corepipe.runtime.arena import Arena, Layout
-from corepipe.runtime.worker import _Inbox, _loop, _Outbox
+from corepipe.runtime.worker import _Inbox, _loop, _Outbox, _Usual
 
 MS = 1_000_000
 
@@ -31,6 +31,32 @@ def boxes():
     yield inbox, _Outbox(from_outbox[1], inbox), run, told, to_inbox[1]
     for fd in (*to_inbox, *from_outbox):
         os.close(fd)
+
+
+def test_the_shortest_hop_is_run_first_and_of_those_that_take_as_long_the_oldest_frame():
+    read, write = os.pipe()
+    usual = _Usual({(0, 0): (1,), (0, 1): (2,), (1, 0): (2,), (2, 0): (3,)})
+    inbox = _Inbox(read, usual)
+
+    def order(*items):
+        for hop, route, frame in items:
+            messages.send(write, messages.RUN, hop, route, frame, frame)
+        messages.send(write, messages.FENCE, 0, 0, 0, 7)
+        return [inbox.next_hop()[0] for _ in range(len(items) + 1)][:-1]
+
+    waiting = [(0, 0, 4), (1, 0, 5), (0, 1, 3), (0, 2, 6), (0, 0, 2)]
+    try:
+        assert order(*waiting) == [2, 3, 4, 5, 6]  # nothing is known
+        usual.note(0, 0, 9 * MS)
+        usual.note(1, 0, 2 * MS)
+        usual.note(0, 2, 5 * MS)
+        assert order(*waiting) == [3, 5, 6, 2, 4]
+        for _ in range(200):
+            usual.note(0, 2, MS)
+        assert order(*waiting) == [6, 3, 5, 2, 4]
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def test_word_of_a_result_is_held_back_only_while_more_than_one_frame_waits(boxes):

@@ -1,4 +1,4 @@
-"""Which route the next frame takes: the plan's rates as a smooth order, that lets no worker wait in vain."""
+"""Which route the next frame takes: by the plan's rates, and so that no worker waits in vain."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ at once: see `HOLD_S`."""
 _MAX_CREDIT = 2.0
 """Frames that a group, or a route of it, may be behind its rates: what it has missed by more is forgotten."""
 
-_HUNGRY_FIRST, _HUNGRY_LATER = 2, 1
-"""A worker with fewer slots is about to wait for more: at the first hop of a route, where what is fed comes at once,
-and at later ones. Higher figures mix less well where the rates are right (`bench/dispatch.py`)."""
+_DEFICIT_WEIGHT = 0.1
+"""What a frame behind the rates counts beside the work that a route meets: 1 for what routes meet on average. Small, so
+that wrong rates give way; with less, good ones mix less well (`bench/dispatch.py`)."""
 
 _FULL_SHARE = 0.5
 """A worker that has so many of its group's slots, waiting or at work, leaves too few for the others."""
+
+_NEWS = 0.2
+"""Share of the latest frame in what a hop is taken to last."""
 
 _MOST_PASSED = 100
 """A route gets a frame after so many of its group's, or by its rate: who follows a plan learns nothing of others."""
@@ -40,6 +43,9 @@ _MAX_WINDOW = 1024
 _WINDOW_BYTES = 256 * 2**20
 """Results that wait for their turn take at most so many frames and bytes of the user's memory."""
 
+AtHops = Callable[[], Sequence[Sequence[int]]]
+"""Tells how many slots of each route are at each of its hops, waiting or at work; there may be more figures behind."""
+
 
 class _Group:
     """Routes that share workers, directly or through other routes of the group."""
@@ -49,6 +55,9 @@ class _Group:
         workers = {hop.worker for hop in hops}
         numbers = plan.worker_numbers
         self.routes = routes
+        self._hop_s: list[Sequence[float]] = [()] * len(routes)
+        self._guesses = [[float(hop.stop - hop.start) for hop in plan.routes[route].hops] for route in routes]
+        self._worker_count = len(plan.workers)
         self._workers = [[numbers[hop.worker] for hop in plan.routes[route].hops] for route in routes]
         shared = len(hops) > len(workers)
         self._most_spare = _spare(plan, routes) if len(hops) == 1 else 0
@@ -64,46 +73,72 @@ class _Group:
         self._weights = [shares[route] / (self.share or 1.0) for route in self.routes]
         self._deficits = [0.0] * len(self.routes)
         self._rated = [index for index, weight in enumerate(self._weights) if weight > 0]
-        self._passed = [0] * len(self.routes)
+        self._passed = [math.inf] * len(self.routes)  # the first frames tell what the hops of each route take
         self._most_passed = [max(_MOST_PASSED, 1 / weight) if weight > 0 else 0.0 for weight in self._weights]
 
     def has_room(self, deep: bool) -> bool:
         """Whether it can take a frame."""
         return self.share > 0 and self.room > self._most_spare - (self.spare if deep else 0)
 
-    def next_route(self, waiting: Callable[[], Sequence[int]]) -> int:
-        """The route that is furthest behind its share of the group's frames, of those that are wanted most."""
+    def done(self, route: int, hop_s: Sequence[float]) -> None:
+        """A frame has left its route, whose hops took so long; none where that is not known."""
+        self.room += 1
+        if hop_s:
+            index = self.routes.index(route)
+            known = self._hop_s[index] or hop_s
+            self._hop_s[index] = [old + _NEWS * (new - old) for old, new in zip(known, hop_s, strict=True)]
+
+    def next_route(self, at_hops: AtHops) -> int:
+        """The route that meets the least work, its share of the group's frames considered; see `Dispatcher`."""
         if len(self.routes) == 1:
             return self.routes[0]
         for index in self._rated:
             self._deficits[index] = min(self._deficits[index] + self._weights[index], _MAX_CREDIT)
             self._passed[index] += 1
         overdue = [index for index in self._rated if self._passed[index] > self._most_passed[index]]
-        chosen = max(overdue or self._wanted(waiting()), key=lambda index: (self._deficits[index], -index))
+        merits = self._merits(at_hops())
+        chosen = max(overdue or self._rated, key=merits.__getitem__)
         self._deficits[chosen] = max(self._deficits[chosen] - 1.0, -_MAX_CREDIT)
         self._passed[chosen] = 0
         return self.routes[chosen]
 
-    def _wanted(self, waiting: Sequence[int]) -> list[int]:
-        """The routes that lead to no worker with too many slots, and of these those to one with too few."""
+    def _merits(self, at_hops: Sequence[Sequence[int]]) -> list[tuple[bool, float, int]]:
+        """For each route whether none of its workers has too many slots, and then how little work it meets."""
+        hops_s = self._hop_s if all(self._hop_s[index] for index in self._rated) else self._guesses
+        waiting, ahead_s = [0] * self._worker_count, [0.0] * self._worker_count
+        for route, workers, hop_s in zip(self.routes, self._workers, hops_s, strict=True):
+            slots = 0
+            for worker, seconds, at_hop in zip(workers, hop_s, at_hops[route], strict=False):
+                slots += at_hop
+                waiting[worker] += at_hop
+                ahead_s[worker] += slots * seconds
+        work = [
+            sum(ahead_s[worker] * seconds for worker, seconds in zip(workers, hop_s, strict=False))
+            for workers, hop_s in zip(self._workers, hops_s, strict=True)
+        ]
+        usual = sum(weight * amount for weight, amount in zip(self._weights, work, strict=True)) or 1.0
         most = _FULL_SHARE * self.slots
-        clear = [i for i in self._rated if all(waiting[worker] < most for worker in self._workers[i])] or self._rated
-        return [i for i in clear if self._feeds_hungry(i, waiting)] or clear
-
-    def _feeds_hungry(self, index: int, waiting: Sequence[int]) -> bool:
-        first, *later = self._workers[index]
-        return waiting[first] < _HUNGRY_FIRST or any(waiting[worker] < _HUNGRY_LATER for worker in later)
+        return [
+            (
+                all(waiting[worker] < most for worker in workers),
+                _DEFICIT_WEIGHT * self._deficits[index] - work[index] / usual,
+                -index,
+            )
+            for index, workers in enumerate(self._workers)
+        ]
 
 
 class Dispatcher:
-    """Largest deficit first: among the groups of routes that have room, and then among the routes of the group.
+    """The group of routes that is furthest behind its rates, of those with room; in it the route to the least work.
 
-    Routes that share a worker form a group. Within it the rates are kept as long as every worker has something to do:
-    they are what lets all be busy at once, and a route that took more than its rate would take the workers' time from
-    the others. Frames that pile up at one, or do not come to another, tell that its speed is not what the rates were
-    made for: routes that avoid the one come first, and of these those that feed the other. Little is lost by that: in
-    the best mix no route is worse than another as long as all workers have something to do (they have the same reduced
-    cost, which is 0, in the linear program).
+    Routes that share a worker form a group. Within it a frame takes the route that meets the least work: the sum over
+    workers of the route's seconds there, as the last frames took them, times the seconds that slots under way still
+    have to do there. So routes to a worker that runs out of work come first, whatever the speeds are just now: this is
+    back-pressure, or MaxWeight (Tassiulas and Ephremides, "Stability Properties of Constrained Queueing Systems",
+    1992). At the best rates for these speeds all routes in use meet equally much (what is still to be done takes the
+    part of the prices in the linear program), so rates decide between routes that are nearly equal. Until every route
+    has been seen, hops are taken to last as long as they have layers. Routes over a worker that has half of the group's
+    slots, and may stand still, come last.
     Groups have nothing in common, so one that turns out faster than its rates takes more frames, and one that turns
     out slower holds nobody up: each frame adds every group's share of the rates to its credit and takes 1 from the
     group that is chosen, while credits stay within bounds.
@@ -160,12 +195,15 @@ class Dispatcher:
         """Whether word of this route's results may wait: its worker runs nothing else, and its queue is longer."""
         return self._group_of[route].spare > 0
 
-    def choose(self, waiting: Callable[[], Sequence[int]], *, deep: bool) -> int:
+    def learns(self, route: int) -> bool:
+        """Whether it is of use to tell `done` what the hops of this route took."""
+        return len(self._group_of[route].routes) > 1
+
+    def choose(self, at_hops: AtHops, *, deep: bool) -> int:
         """The route for the next frame; it counts as under way until `done`. Call only when `has_room`.
 
         Args:
-            waiting: tells how many slots are at each worker of the plan, waiting or at work; asked where routes share
-                workers.
+            at_hops: asked where routes share workers.
             deep: as for `has_room`.
         """
         chosen: _Group | None = None
@@ -176,11 +214,11 @@ class Dispatcher:
         assert chosen is not None, "there is no room"
         chosen.credit = max(chosen.credit - 1.0, -_MAX_CREDIT)
         chosen.room -= 1
-        return chosen.next_route(waiting)
+        return chosen.next_route(at_hops)
 
-    def done(self, route: int) -> None:
-        """A frame has left its route."""
-        self._group_of[route].room += 1
+    def done(self, route: int, hop_s: Sequence[float] = ()) -> None:
+        """A frame has left its route, whose hops took so many seconds; none where that is not known, or of no use."""
+        self._group_of[route].done(route, hop_s)
 
 
 def _spare(plan: Plan, routes: list[int]) -> int:

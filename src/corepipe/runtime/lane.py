@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -135,7 +136,7 @@ class Lane:
         return flight
 
     def _new_flight(self, deep: bool) -> Flight:
-        flight = Flight(self._dispatcher.choose(self.whereabouts.at_workers, deep=deep), self.free.pop())
+        flight = Flight(self._dispatcher.choose(self.whereabouts.at_hops, deep=deep), self.free.pop())
         self._clear_times(flight)
         self.whereabouts.note(flight.slot, flight.route)  # it counts while it is filled: others choose meanwhile
         return flight
@@ -144,7 +145,14 @@ class Lane:
         """Free the slot of a flight that has ended, or that took no frame."""
         self.free.append(flight.slot)
         self.whereabouts.forget(flight.slot)
-        self._dispatcher.done(flight.route)
+        self._dispatcher.done(flight.route, self._hop_s(flight))
+
+    def _hop_s(self, flight: Flight) -> Sequence[float]:
+        """What the hops of a flight took, where the dispatcher learns from it and it made them all."""
+        if not flight.frames or not self._dispatcher.learns(flight.route):
+            return ()
+        times = [self.slot(flight).times(index) for index in range(len(self.plan.routes[flight.route].hops))]
+        return [(ended - began) * 1e-9 for began, ended in times] if all(ended for _, ended in times) else ()
 
     def note_end(self, flight: Flight) -> None:
         """A frame has ended: its workers do work."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import mmap
 import os
 import select
@@ -112,21 +111,60 @@ def _like(target: Any) -> Any:
     return np.empty_like(target) if isinstance(target, np.ndarray) else lambda array: None
 
 
-class _Inbox:
-    """What waits at a worker: the oldest frame first, so that routes that share workers do not starve each other."""
+class _Usual:
+    """How long each hop usually takes, in ns; hops of the same segments take as long.
 
-    def __init__(self, fd: int) -> None:
+    Args:
+        segments: what runs, by route and hop.
+    """
+
+    def __init__(self, segments: dict[tuple[int, int], tuple[int, ...]]) -> None:
+        self._segments = segments
+        self._ns: dict[tuple[int, ...], float] = {}
+
+    def note(self, hop: int, route: int, ns: int) -> None:
+        """A hop took so long."""
+        key = self._segments[route, hop]
+        known = self._ns.get(key, ns)
+        self._ns[key] = known + _SLOW_NEWS * (ns - known)
+
+    def ns(self, hop: int, route: int) -> float:
+        """What is known; 0 of what has not run."""
+        return self._ns.get(self._segments.get((route, hop), ()), 0.0)
+
+
+_SLOW_NEWS = 0.02
+"""Share of the latest time: slow, as which of two hops is the shorter does not change with the worker's speed."""
+
+
+class _Inbox:
+    """What waits at a worker: the shortest hop first, the oldest frame among hops that take as long.
+
+    Short hops feed other workers, which would wait behind long ones; none starves, as the frames under way are few and
+    the oldest frame holds up those that come after it.
+    """
+
+    def __init__(self, fd: int, usual: _Usual | None = None) -> None:
         self._fd = fd
+        self._usual = usual or _Usual({})
         self._waiting: list[tuple[int, int, int, int, int]] = []
         self._stopped = False
         self._poller = select.poll()
         self._poller.register(fd, select.POLLIN)
 
     def next_hop(self) -> tuple[int, int, int, int, int] | int:
-        """(frame, hop, route, slot, kind) of the oldest frame; (_LAST, generation, ...) for a fence, last; or STOP."""
+        """(frame, hop, route, slot, kind) of the next frame; (_LAST, generation, ...) for a fence, last; or STOP."""
         while not self._stopped and (not self._waiting or self._poller.poll(0)):
             self._take()
-        return messages.STOP if self._stopped else heapq.heappop(self._waiting)
+        if self._stopped:
+            return messages.STOP
+        found = min(self._waiting, key=self._rank) if len(self._waiting) > 1 else self._waiting[0]
+        self._waiting.remove(found)
+        return found
+
+    def _rank(self, item: tuple[int, int, int, int, int]) -> tuple[bool, float, int]:
+        frame, hop, route, _, _ = item
+        return frame == _LAST, self._usual.ns(hop, route), frame
 
     def waiting(self) -> int:
         """How many hops and fences wait."""
@@ -139,12 +177,12 @@ class _Inbox:
         arrived = list(messages.receive(self._fd))
         for kind, hop, route, slot, frame in arrived or _END:
             if kind in (messages.RUN, messages.RUN_HOLD):
-                heapq.heappush(self._waiting, (frame, hop, route, slot, kind))
+                self._waiting.append((frame, hop, route, slot, kind))
             elif kind == messages.STOP:
                 self._stopped = True
             else:
                 # The stream is held back while fences are under way: nothing else comes after one.
-                heapq.heappush(self._waiting, (_LAST, frame, 0, 0, kind))
+                self._waiting.append((_LAST, frame, 0, 0, kind))
 
 
 _LAST = 2**64
@@ -188,7 +226,8 @@ class _Outbox:
 def _loop(
     number: int, inbox_fd: int, results: int, hops: dict[tuple[int, int], tuple[list[_Segment], int]], arena: Arena
 ) -> None:
-    clock, inbox = time.monotonic_ns, _Inbox(inbox_fd)
+    clock, usual = time.monotonic_ns, _Usual({key: tuple(map(id, segments)) for key, (segments, _) in hops.items()})
+    inbox = _Inbox(inbox_fd, usual)
     outbox = _Outbox(results, inbox)
     while True:
         found = inbox.next_hop()
@@ -211,6 +250,7 @@ def _loop(
             continue
         ended = clock()
         slot.end(hop, ended)
+        usual.note(hop, route, ended - began)
         if kind == messages.RUN_HOLD:
             outbox.hold(hop, route, slot_number, frame, began, ended)
         elif to == results:

@@ -114,7 +114,7 @@ class _Flight:
 class _Run:
     """The state of a simulation and its events: a slot's frames arrive at a worker, a worker ends a hop.
 
-    As in the runtime, a worker takes the oldest of the slots that wait for it.
+    As in the runtime, a worker takes the shortest of the hops that wait for it, and of those the oldest slot's.
     """
 
     def __init__(
@@ -145,9 +145,9 @@ class _Run:
         self._under_way = 0
         self._next_delivery = 0
         self._ended: set[int] = set()
-        self._queues: list[list[tuple[int, _Flight]]] = [[] for _ in plan.workers]
+        self._queues: list[list[tuple[float, int, _Flight]]] = [[] for _ in plan.workers]
         self._serving: list[_Flight | None] = [None] * len(plan.workers)
-        self._waiting = [0] * len(plan.workers)
+        self._at_hops = [[0] * (len(route) + 1) for route in self._routes]
         self._working_cores = 0
         self._events: list[tuple[float, int, int, _Flight]] = []
         self._numbers = itertools.count()
@@ -175,21 +175,25 @@ class _Run:
             and self._fed - self._next_delivery < self._dispatcher.window
             and self._dispatcher.has_room(deep=True)
         ):
-            flight = _Flight(self._fed, self._dispatcher.choose(lambda: self._waiting, deep=True), now)
+            flight = _Flight(self._fed, self._choose(), now)
             worker = self._routes[flight.route][0].worker
             self._fed += 1
             self._under_way += 1
-            self._waiting[worker] += 1
+            self._at_hops[flight.route][0] += 1
             self.fed_until_ns = _ns(now)
             self._arrive(now, worker, flight)
 
+    def _choose(self) -> int:
+        return self._dispatcher.choose(lambda: self._at_hops, deep=True)
+
     def _arrive(self, now: float, worker: int, flight: _Flight) -> None:
-        heapq.heappush(self._queues[worker], (flight.number, flight))
+        takes_s = self._routes[flight.route][len(flight.hops)].segment_s
+        heapq.heappush(self._queues[worker], (takes_s, flight.number, flight))
         if self._serving[worker] is None:
             self._begin_hop(now, worker)
 
     def _begin_hop(self, now: float, worker: int) -> None:
-        _, flight = heapq.heappop(self._queues[worker])
+        *_, flight = heapq.heappop(self._queues[worker])
         step = self._routes[flight.route][len(flight.hops)]
         segment_s = step.segment_s
         if self._slowing[worker] and self._others[worker]:
@@ -205,14 +209,14 @@ class _Run:
 
     def _end_hop(self, now: float, worker: int, flight: _Flight) -> None:
         self._serving[worker] = None
-        self._waiting[worker] -= 1
         self._working_cores -= self._cores[worker]
         route = self._routes[flight.route]
+        self._at_hops[flight.route][len(flight.hops) - 1] -= 1
+        self._at_hops[flight.route][len(flight.hops)] += 1
         if len(flight.hops) == len(route):
             self._end_flight(now, flight)
         else:
             following = route[len(flight.hops)].worker
-            self._waiting[following] += 1
             self._at(now + self._latency_s, following, flight)
         if self._serving[worker] is None and self._queues[worker]:
             self._begin_hop(now, worker)
@@ -226,7 +230,8 @@ class _Run:
             frame = flight.number * self._batch + position
             self.records.append(FrameRecord(frame, flight.route, _ns(flight.submitted_s), _ns(now), hops))
         self._under_way -= 1
-        self._dispatcher.done(flight.route)
+        self._at_hops[flight.route][-1] -= 1
+        self._dispatcher.done(flight.route, [(hop.ended_ns - hop.started_ns) * 1e-9 for hop in flight.hops])
         self._ended.add(flight.number)
         while self._next_delivery in self._ended:
             self._ended.remove(self._next_delivery)

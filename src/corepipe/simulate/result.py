@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from corepipe.plan.model import Plan
+from corepipe.plan_results import work_fps
 from corepipe.runtime.record import FrameRecord
 
 _WARM_UP_SHARE = 0.4
@@ -59,8 +60,10 @@ class Simulation:
 
     @property
     def throughput_fps(self) -> float:
-        """Frames/s in the steady state."""
+        """Frames/s in the steady state: of a frame that was worked on in it in part, that part counts."""
         first, last = self.steady[0].done_ns, self.steady[-1].done_ns
+        if self.settled:
+            return work_fps(self.records, first, last)
         # Frames of one slot end at one moment: those of the first belong to the time before.
         frames = sum(record.done_ns > first for record in self.steady) if last > first else len(self.steady)
         return frames / self.span_s if self.span_s > 0 else math.inf
