@@ -65,7 +65,8 @@ def measure(count: int, seed: int) -> dict[tuple[str, float], list[list[float]]]
 
 
 def _share(made: Plan, table: CostTable, jitter: float, weight: float) -> float:
-    with mock.patch.object(dispatch, "_DEFICIT_WEIGHT", weight):
+    full = float("inf") if weight == RATES_ALONE else dispatch._FULL_SHARE
+    with mock.patch.multiple(dispatch, _DEFICIT_WEIGHT=weight, _FULL_SHARE=full):
         return simulate(made, table, frames=FRAMES, jitter=jitter).throughput_fps
 
 

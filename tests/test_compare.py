@@ -200,6 +200,7 @@ def hop_seconds(monkeypatch):
         contender.kept[:] = [
             FrameRecord(0, number, 0, 10**9, hops_of(route), False, 0)
             for number, route in enumerate(contender.plan.routes)
+            for _ in range(5)
         ]
 
     def hops_of(route):
@@ -245,26 +246,44 @@ def test_a_trial_plans_anew_by_what_hops_took(chain, two_cores, table, make_plan
 
 
 def test_a_trial_plans_anew_a_few_times(chain, two_cores, table, make_plan, hop_seconds):
-    """However much each new plan promises; it goes on with what it has where one cannot run, or none is found."""
+    """However much each new plan promises, but not the same one twice; it goes on with what it has where one fails."""
     seconds, fps = hop_seconds
     seconds |= {"w0": 1e-4, "w1": 1e-4}
-    plan, other = make_plan(chain, STAGES), make_plan(chain, [(1, [(0, 0, 1), (1, 1, 6)])])
-    promising = other.model_copy(update={"planner": "new", "predicted_fps": 1e9})
+    plan = make_plan(chain, STAGES)
+    others = [make_plan(chain, [(1, [(0, 0, at), (1, at, 6)])]) for at in (1, 2, 4, 5)]
+    promising = [one.model_copy(update={"planner": "new", "predicted_fps": 1e9}) for one in others]
     fps |= {"first": 100.0, "new": 90.0, "new-2": 90.0}
 
     def try_with(replan):
         found = comparing.trial(chain, {"first": plan}, two_cores, table, frames(chain), replan=replan)
+        assert any(one is found.best for one in found.results)
         return found.best.name, [one.name for one in found.results], set(found.failures)
 
-    assert try_with(lambda costs: promising) == ("first", ["first", "new", "new-2"], set())
-    workers = tuple(w.model_copy(update={"engine": "none"}) for w in promising.workers)
-    broken = promising.model_copy(update={"workers": workers})
-    assert try_with(lambda costs: broken) == ("first", ["first"], {"new", "new-2"})
+    one_after_the_other = iter(promising)
+    assert try_with(lambda costs: next(one_after_the_other)) == ("first", ["first", "new", "new-2"], set())
+    assert next(one_after_the_other) is promising[3]
+    assert try_with(lambda costs: promising[0]) == ("first", ["first", "new"], set())
+    workers = tuple(w.model_copy(update={"engine": "none"}) for w in promising[0].workers)
+    broken = promising[0].model_copy(update={"workers": workers})
+    assert try_with(lambda costs: broken) == ("first", ["first"], {"new"})
 
     def nothing(costs):
         raise PlanError("nothing meets the budget")
 
     assert try_with(nothing) == ("first", ["first"], set())
+    found = comparing.trial(chain, {"first": plan}, two_cores, table, frames(chain), replan=nothing)
+    assert found.best.plan.bound_fps is None
+
+
+def test_what_a_trial_predicts_of_replicas_is_what_each_of_them_can_do(chain, two_cores, table, make_plan, hop_seconds):
+    seconds, fps = hop_seconds
+    seconds |= {"w0": 2e-4, "w1": 2e-4}
+    fps |= {"first": 100.0}
+    lopsided = make_plan(chain, [(3, [(0, 0, 6)]), (1, [(1, 0, 6)])])
+    trial = comparing.trial(chain, {"first": lopsided}, two_cores, table, frames(chain), replan=lambda costs: lopsided)
+    assert trial.best.predicted_fps == pytest.approx(2 / (6 * 2e-4), rel=0.05)
+    assert trial.best.plan.predicted_fps == trial.best.predicted_fps
+    assert [r.rate_fps for r in trial.best.plan.routes] == pytest.approx([trial.best.predicted_fps / 2] * 2, rel=0.01)
 
 
 MIXED = [(2, [(0, 0, 6)]), (1, [(0, 0, 3), (1, 3, 6)]), (1, [(1, 0, 6)])]
@@ -304,7 +323,8 @@ def test_a_trial_corrects_the_rates_of_routes_that_share_workers(chain, two_core
     assert found.throughput_fps == pytest.approx(1 / 0.018 + 1 / 0.006)
     assert found.predicted_fps == pytest.approx(evaluate(found, table).throughput_fps)
     assert [r.rate_fps for r in same.routes] == [r.rate_fps for r in reversed(found.routes)]
-    assert results["apart"].plan == apart  # these run as fast as they can
+    assert trial.best.name == "apart"  # the simplest: it has the rates that its routes turned out to have
+    assert [route.hops for route in results["apart"].plan.routes] == [route.hops for route in apart.routes]
     assert ran["mixed"] == len(results["mixed"].slices_fps) + 1  # the one before the first correction
     assert ran["apart"] == len(results["apart"].slices_fps)
     assert all(one.outputs_equal for one in results.values())
@@ -361,6 +381,24 @@ def test_a_slice_with_too_few_frames_is_marked_and_ends_nothing(chain, two_cores
         assert not result.stable
         assert result.outputs_equal
     assert any("all-cores finished too few frames in 2 of 2 slices" in text for text in describe(results))
+
+
+@pytest.mark.parametrize(
+    ("spans", "since", "until", "fps"),
+    [
+        ([[(0, 4)], [(4, 8)]], 0, 8, 2 / 8),
+        ([[(0, 4)], [(4, 8)]], 2, 6, 1 / 4),
+        ([[(0, 2), (6, 8)], [(2, 6)]], 0, 4, 1 / 4),  # nothing has come to an end
+        ([[(0, 2), (6, 8)], [(2, 6)]], 6, 10, 0.5 / 4),
+        ([[(0, 0)], []], 0, 1, 0.0),  # too short to be measured, or failed
+    ],
+)
+def test_of_a_frame_that_was_worked_on_in_part_that_part_counts(spans, since, until, fps):
+    records = [
+        FrameRecord(number, 0, 0, 0, tuple(HopTime("w", 0, 1, a * 10**9, b * 10**9) for a, b in hops), False, 0)
+        for number, hops in enumerate(spans)
+    ]
+    assert plan_results.work_fps(records, since * 10**9, until * 10**9) == pytest.approx(fps)
 
 
 def test_a_wrong_output_is_noticed(chain, two_cores, table, monkeypatch):

@@ -38,7 +38,7 @@ class Slice:
         return self._per_s(filling, [1] * len(self.calls))
 
     def frames_per_s(self, filling: int = 0) -> float:
-        """From the first call that ended in the steady state to the last one before feeding ended.
+        """From the first call that ended in the steady state to the last one before feeding ended, or until that.
 
         Of each lane by itself, and added up: where lanes end their calls at the same moments, the time from the first
         of all calls to the last is one call of each lane short. Together where a lane has too few calls.
@@ -63,6 +63,7 @@ class Slice:
             return _rate([(at, size) for at, _, size in steady])
         return sum(_rate(calls) for calls in by_lane.values())
 
+    # As `corepipe.plan_results.work_fps`, in the words of rivals.
     def _work_per_s(self, since: int, spans: Sequence[Sequence[tuple[int, int]]], sizes: Sequence[int]) -> float:
         frames = 0.0
         for size, call in zip(sizes, spans, strict=True):

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from corepipe import engine
 from corepipe.baseline import Baseline, EngineAlone
-from corepipe.cost.learn import Seen, learnt
+from corepipe.cost.learn import learnt
 from corepipe.cost.table import CostTable
 from corepipe.errors import CorepipeError, PlanError
 from corepipe.network.batch_check import relative_error, rounding, runs_on
 from corepipe.network.model import Network
 from corepipe.plan.limits import loading_bytes
 from corepipe.plan.model import Plan, evaluate, route_groups
-from corepipe.plan.rates import best_rates, mix_fps, route_loads
+from corepipe.plan.rates import best_rates, filled, mix_fps, route_loads
 from corepipe.plan_results import (
     RELATIVE_TOLERANCE,
     PlanResult,
@@ -214,7 +214,7 @@ def trial(
     """
     failures: dict[str, CorepipeError] = {}
     found: dict[str, PlanResult] = {}
-    seen: list[Seen] = []
+    tried = {_but_rates(plan) for plan in plans.values()}
     best: PlanResult | None = None
     corrected = table
     for attempt in range(_MOST_ATTEMPTS):
@@ -224,32 +224,51 @@ def trial(
             correct_rates=True, on_failure=failures.__setitem__,
             on_progress=functools.partial(_of_attempt, on_progress, attempt),
         )  # fmt: skip
-        if results:
-            best = fastest(results)
-        elif best is None:
-            raise next(iter(failures.values()))
         found |= {one.name: one for one in results}
-        seen += [(one.plan, {check.hop: check.measured_s for check in one.hops}) for one in results if not one.same_as]
+        best = _best_of(results, best, failures)
+        seen = [(one.plan, {check.hop: check.measured_s for check in one.hops if check.frames >= _FRAMES_PER_HOP})
+                for one in found.values() if not one.same_as]  # fmt: skip
         corrected = learnt(table, seen)
         again = None
         with contextlib.suppress(PlanError):
             again = replan(corrected)
-        if again is None or not _promises_more(again, best.plan, corrected):
+        if again is None or _but_rates(again) in tried or not _promises_more(again, best.plan, corrected):
             break
+        tried.add(_but_rates(again))
         name = f"{again.planner}-{attempt + 1}" if attempt else again.planner
         plans = {best.name: best.plan, name: again.model_copy(update={"planner": name})}
-    assert best is not None
     on_progress(1.0, "done")
-    fps = evaluate(best.plan, corrected).throughput_fps
-    bound_fps = best.plan.bound_fps if again is None else again.bound_fps
-    plan = best.plan.model_copy(update={"predicted_fps": fps, "bound_fps": bound_fps, "given_up": None})
-    best = dataclasses.replace(best, plan=plan, predicted_fps=fps)
-    return Trial(best, tuple(found.values()), failures, corrected)
+    assert best is not None
+    loads = {name: route_loads(one.plan, corrected) for name, one in found.items()}
+    found = {
+        name: dataclasses.replace(one, predicted_fps=mix_fps(one.plan, loads[name])) for name, one in found.items()
+    }
+    plan = filled(best.plan, loads[best.name])
+    bound_fps = None if again is None else again.bound_fps
+    figures = {"predicted_fps": plan.throughput_fps, "bound_fps": bound_fps, "given_up": None}
+    found[best.name] = dataclasses.replace(found[best.name], plan=plan.model_copy(update=figures))
+    return Trial(found[best.name], tuple(found.values()), failures, corrected)
+
+
+def _best_of(
+    results: Sequence[PlanResult], best: PlanResult | None, failures: Mapping[str, CorepipeError]
+) -> PlanResult:
+    """The fastest, or the best one so far where that did not run with the others."""
+    if best is not None and best.name not in {one.name for one in results if one.outputs_equal}:
+        return best
+    if not results:
+        raise next(iter(failures.values()))
+    return fastest(results)
+
+
+def _but_rates(plan: Plan) -> tuple[Any, ...]:
+    """What two plans have in common that share out frames differently."""
+    return plan.batch, plan.workers, frozenset(route.hops for route in plan.routes if route.rate_fps > 0)
 
 
 def _of_attempt(on_progress: Callable[[float, str], None], attempt: int, share: float, text: str) -> None:
     """The progress of one of several comparisons."""
-    on_progress((attempt + share) / _MOST_ATTEMPTS, text)
+    on_progress((attempt + share) / _MOST_ATTEMPTS, text if share < 1 else "planning anew")
 
 
 def _promises_more(plan: Plan, best: Plan, table: CostTable) -> bool:

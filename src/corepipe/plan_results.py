@@ -37,11 +37,12 @@ that are equally simple the one that is faster by the median is the better guess
 
 @dataclass(frozen=True)
 class HopCheck:
-    """One hop of a plan: seconds by the table and as measured (mean, which throughput depends on)."""
+    """One hop of a plan: seconds by the table and as measured (mean, which throughput depends on), over `frames`."""
 
     hop: Hop
     predicted_s: float
     measured_s: float
+    frames: int
 
     @property
     def worker(self) -> str:
@@ -120,8 +121,9 @@ class Trial:
     """What came of trying some plans.
 
     Attributes:
-        best: the one to use; see `fastest`. Its plan's prediction and bound are by `table`.
-        results: of all that could run; where one ran in several rounds of trying, of the last one.
+        best: the one to use; see `fastest`. Its plan's rates, prediction and bound are by `table`.
+        results: of all that could run, in the order in which they first ran, with predictions by `table`. Those that
+            ran in the same comparison were measured in turns; of those that ran in several it is the last.
         failures: for the others, by name, why they could not.
         table: the costs as the streams of the trial took them (see `corepipe.cost.learn`).
     """
@@ -140,6 +142,11 @@ def hop_times(plan: Plan, records: Iterable[FrameRecord], least: int = 1) -> dic
         records: of frames that ended well.
         least: how many frames must have gone over a hop for it to count.
     """
+    took = _times(plan, records)
+    return {hop: statistics.fmean(found) * 1e-9 for hop, found in took.items() if len(found) >= least}
+
+
+def _times(plan: Plan, records: Iterable[FrameRecord]) -> dict[Hop, list[int]]:
     times: dict[tuple[int, int], list[int]] = {}
     for record in records:
         for index, hop_time in enumerate(record.hops):
@@ -147,7 +154,7 @@ def hop_times(plan: Plan, records: Iterable[FrameRecord], least: int = 1) -> dic
     took: dict[Hop, list[int]] = {}
     for (number, index), found in sorted(times.items()):
         took.setdefault(plan.routes[number].hops[index], []).extend(found)
-    return {hop: statistics.fmean(found) * 1e-9 for hop, found in took.items() if len(found) >= least}
+    return took
 
 
 def work_fps(records: Iterable[FrameRecord], since_ns: int, until_ns: int) -> float:
@@ -157,14 +164,14 @@ def work_fps(records: Iterable[FrameRecord], since_ns: int, until_ns: int) -> fl
     second or two tells little of what was done in it.
 
     Args:
-        records: of all frames that were worked on within the stretch.
+        records: of all frames that were worked on within the stretch and ended well.
         since_ns, until_ns: its ends, on CLOCK_MONOTONIC.
     """
     frames = 0.0
     for record in records:
         whole = sum(hop.ended_ns - hop.started_ns for hop in record.hops)
         inside = sum(max(min(hop.ended_ns, until_ns) - max(hop.started_ns, since_ns), 0) for hop in record.hops)
-        frames += inside / max(whole, 1)
+        frames += inside / whole if whole > 0 else since_ns < record.done_ns <= until_ns
     return frames / ((until_ns - since_ns) * 1e-9)
 
 
@@ -176,9 +183,9 @@ def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | No
         table: the costs to hold them against; without any the predictions are NaN.
     """
     checks = []
-    for hop, measured in hop_times(plan, records).items():
+    for hop, found in _times(plan, records).items():
         predicted = math.nan if table is None else hop_s(plan, hop, table, busy=len(plan.workers) > 1)
-        checks.append(HopCheck(hop, predicted, measured))
+        checks.append(HopCheck(hop, predicted, statistics.fmean(found) * 1e-9, len(found)))
     return tuple(checks)
 
 

@@ -183,6 +183,21 @@ def test_calls_of_several_frames_count_as_many():
     assert two.frames_per_s() == pytest.approx(80 + 40)
 
 
+def test_work_on_calls_counts_where_several_are_worked_on_at_once():
+    """Twenty calls of a tenth of a second each, which end in bursts of five."""
+    rate = module("rival_systems.rate")
+    tenth = 10**8
+    spans = [[((2 + n) * tenth, (3 + n) * tenth)] for n in range(20)]
+    ends = [(2 + 5 * (n // 5 + 1)) * tenth for n in range(20)]
+    for ended in (17, 19, 21):
+        one = rate.Slice(0, ended * tenth, ends, spans=spans)
+        assert one.calls_per_s() == pytest.approx(10)
+        assert dataclasses.replace(one, sizes=[4] * 20).frames_per_s() == pytest.approx(40)
+        assert dataclasses.replace(one, spans=None).calls_per_s() != pytest.approx(10, rel=0.1)
+    halves = [[(a, (a + b) // 2), ((a + b) // 2, b)] for ((a, b),) in spans]
+    assert rate.Slice(0, 17 * tenth, ends, spans=halves).calls_per_s() == pytest.approx(10)
+
+
 def test_a_rate_of_too_few_calls_is_still_one():
     rate = module("rival_systems.rate")
     assert rate.Slice(0, 10**9, [2 * 10**9]).calls_per_s() == pytest.approx(0.5)

@@ -157,6 +157,27 @@ def test_costs_of_batches_and_of_busy_neighbours_are_corrected_alike():
         assert np.array(new.layer_s) / old.layer_s == pytest.approx(1.4, abs=0.06)
 
 
+@pytest.mark.parametrize("busy", [0.0, 1e-15, 1e-6])
+def test_layers_that_cost_nothing_cost_little_afterwards(busy):
+    costs = (1e-3, 0.0, 1e-3, 1e-15, 1e-3, 1e-3)
+    rows = [
+        row(config, layer_s=costs, layer_busy_s=(2e-3, busy, 2e-3, busy, 2e-3, 2e-3)) for config in ("big1", "little1")
+    ]
+    table = made_up(rows, {"big": 1, "little": 1})
+    after = learnt(table, [seen(replicas(table, "onnxruntime"), table, 1.3)])
+    for found in after.configs:
+        assert 0 <= min(found.layer_s) <= max(found.layer_s) < 2e-3
+        assert 0 <= min(found.layer_busy_s) <= max(found.layer_busy_s) < 4e-3
+        assert sum(found.layer_busy_s) == pytest.approx(1.3 * sum(rows[0].layer_busy_s), rel=0.02)
+
+
+def test_hops_that_took_no_time_are_no_harm():
+    table = two_cores()
+    nothing = seen(replicas(table, "ncnn"), table, 0.0)
+    after = learnt(table, [nothing, nothing])
+    assert all(min(c.layer_s) >= 0 for c in after.configs)
+
+
 @settings(deadline=None)
 @given(
     configs=st.lists(st.floats(0.3, 3.0), min_size=3, max_size=3),

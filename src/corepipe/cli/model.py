@@ -169,7 +169,7 @@ def plan(
     ] = None,
     tried: Annotated[
         bool,
-        typer.Option("--try", help="Run this plan and others that may be faster for a while; keep the fastest."),
+        typer.Option("--try", help="Run this plan and others, plan anew by what they took, keep the fastest."),
     ] = False,
     predicted: Annotated[
         bool, typer.Option("--predict", help="Measure nothing: predict the costs from this machine's calibration.")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import diags, lil_matrix
 
 from corepipe.cost.table import ConfigCosts, CostTable
 from corepipe.plan.model import Hop, HopPart, Plan, hop_s
@@ -42,7 +43,8 @@ _TIME_DOUBT = 0.02
 _LEAST_SHARE = 0.1
 """Of a cost that is left, whatever was seen."""
 
-_NOTHING_S = 1e-15
+_LEAST_S, _NOTHING_S = 1e-6, 1e-15
+"""Times are no more exact than the one; by no less than the other is divided."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,14 @@ def learnt(table: CostTable, seen: Iterable[Seen]) -> CostTable:
     observations = [one for plan, took in seen for one in _observed(table, plan, took)]
     if not observations:
         return table
-    for segment_doubt in (_SEGMENT_DOUBT, 0.0):
-        rows, cheapest_s = _corrected(table, observations, segment_doubt)
-        if cheapest_s >= 0:
-            break
-    return table.replaced(configs=rows)
+    doubts = dict.fromkeys(table.by_config, _SEGMENT_DOUBT)
+    while True:
+        rows, dearer_s = _corrected(table, observations, doubts)
+        # Segments that seem to gain something are taken to cost what they did.
+        cheaper = [config for config, seconds in dearer_s.items() if seconds < 0]
+        if not cheaper:
+            return table.replaced(configs=rows)
+        doubts.update(dict.fromkeys(cheaper, 0.0))
 
 
 def _observed(table: CostTable, plan: Plan, took: Mapping[Hop, float]) -> Iterator[_Observation]:
@@ -87,9 +92,9 @@ def _observed(table: CostTable, plan: Plan, took: Mapping[Hop, float]) -> Iterat
 
 
 def _corrected(
-    table: CostTable, observations: Sequence[_Observation], segment_doubt: float
-) -> tuple[tuple[ConfigCosts, ...], float]:
-    """The corrected rows, and the least by which segments cost more on a config.
+    table: CostTable, observations: Sequence[_Observation], segment_doubts: Mapping[CoreConfig, float]
+) -> tuple[tuple[ConfigCosts, ...], dict[CoreConfig, float]]:
+    """The corrected rows, and by config the seconds by which segments cost more on it.
 
     The unknowns are, in this order: the shared factor, the factor of each config, what segments cost more on it, the
     factor of each row, and of each row the layers.
@@ -105,37 +110,47 @@ def _corrected(
     # Of small layers more than their share: a profiler may have counted them for their neighbours.
     doubt = np.empty(ends[-1])
     doubt[0], doubt[every_config], doubt[every_row] = _SHARED_DOUBT, _CONFIG_DOUBT, _MODE_DOUBT
-    doubt[every_segment] = segment_doubt * np.array(whole)
+    doubt[every_segment] = [segment_doubts[config] * seconds for config, seconds in zip(configs, whole, strict=True)]
     doubt[every_layer] = (_LAYER_DOUBT * np.maximum(costs, costs.mean(axis=1, keepdims=True))).ravel()
 
-    belongs = np.zeros((len(observations), ends[-1]))
-    for line, one in zip(belongs, observations, strict=True):
-        layers = line[every_layer].reshape(len(rows), count)
+    belongs = lil_matrix((len(observations), ends[-1]))
+    for line, one in enumerate(observations):
+        config = configs.index(one.config)
+        belongs[line, every_segment.start + config] = len(one.parts)
         for part in one.parts:
             number = number_of[one.config, part.mode]
-            layers[number, part.start : part.stop] += 1
-            seconds = costs[number, part.start : part.stop].sum()
-            line[every_row][number] += seconds
-            line[every_config][config_of[number]] += seconds
-            line[every_segment][config_of[number]] += 1
-            line[0] += seconds
-    spread = belongs * doubt
-    noise = np.diag([(_TIME_DOUBT * one.took_s) ** 2 for one in observations])
-    weights = np.linalg.solve(spread @ spread.T + noise, [one.more_s for one in observations])
+            seconds = float(costs[number, part.start : part.stop].sum())
+            first = every_layer.start + number * count
+            belongs[line, first + part.start : first + part.stop] = 1.0
+            belongs[line, every_row.start + number] += seconds
+            belongs[line, every_config.start + config] += seconds
+            belongs[line, 0] += seconds
+    # In shares of what was seen, so that short hops and long ones have the same weight, and nothing is near to zero.
+    took = np.array([max(one.took_s, one.took_s - one.more_s, _LEAST_S) for one in observations])
+    spread = diags(1 / took) @ belongs.tocsr() @ diags(doubt)
+    known = (spread @ spread.T).toarray() + _TIME_DOUBT**2 * np.eye(len(observations))
+    weights = np.linalg.solve(known, [one.more_s for one in observations] / took)
     found = doubt * (spread.T @ weights)
 
     factors = (found[0] + found[every_config][config_of] + found[every_row])[:, np.newaxis]
     more = factors * costs + found[every_layer].reshape(costs.shape)
-    ratios = np.maximum(costs + more, _LEAST_SHARE * costs) / np.maximum(costs, _NOTHING_S)
-    dearer = found[every_segment][config_of]
-    return tuple(_changed(*one) for one in zip(rows, ratios, dearer, strict=True)), float(min(found[every_segment]))
+    dearer_s = dict(zip(configs, found[every_segment].tolist(), strict=True))
+    return tuple(_changed(row, own, dearer_s[row.core_config]) for row, own in zip(rows, more, strict=True)), dearer_s
 
 
-def _changed(row: ConfigCosts, ratios: Floats, dearer_s: float) -> ConfigCosts:
-    update: dict[str, object] = {
-        "layer_s": tuple((ratios * row.layer_s).tolist()),
-        "segment_s": row.segment_s + float(dearer_s),
-    }
-    if row.layer_busy_s is not None:
-        update["layer_busy_s"] = tuple((ratios * row.layer_busy_s).tolist())
-    return row.model_copy(update=update)
+def _changed(row: ConfigCosts, more_s: Floats, dearer_s: float) -> ConfigCosts:
+    """The row with its layers, beside busy neighbours where that is known, dearer by so much."""
+    known = np.array(row.layer_s if row.layer_busy_s is None else row.layer_busy_s)
+
+    def changed(layers: tuple[float, ...]) -> tuple[float, ...]:
+        own = np.array(layers)
+        share = own / np.maximum(np.maximum(own, known), _NOTHING_S)  # alone, layers are dearer by the same factor
+        return tuple(np.maximum(own + share * more_s, _LEAST_SHARE * own).tolist())
+
+    return row.model_copy(
+        update={
+            "layer_s": changed(row.layer_s),
+            "layer_busy_s": None if row.layer_busy_s is None else changed(row.layer_busy_s),
+            "segment_s": row.segment_s + dearer_s,
+        }
+    )

@@ -52,12 +52,21 @@ def mix_fps(plan: Plan, loads: Sequence[Mapping[str, float]]) -> float:
         plan: the plan.
         loads: for each route the seconds that each worker spends on a frame.
     """
-    fps = 0.0
+    return filled(plan, loads).throughput_fps
+
+
+def filled(plan: Plan, loads: Sequence[Mapping[str, float]]) -> Plan:
+    """The plan with the rates of each group of routes scaled until a worker of it has no more time.
+
+    Args:
+        plan, loads: as for `mix_fps`.
+    """
+    rates = [route.rate_fps for route in plan.routes]
     for group in route_groups(plan):
-        rates = {number: plan.routes[number].rate_fps for number in group}
         busy = [sum(rates[n] * loads[n].get(worker.name, 0.0) for n in group) for worker in plan.workers]
-        fps += sum(rates.values()) / max(*busy, 1e-12)
-    return fps
+        for number in group:
+            rates[number] /= max(*busy, 1e-12)
+    return plan.with_rates(rates)
 
 
 def best_rates(plan: Plan, loads: Sequence[Mapping[str, float]], *, least_share: float = KEPT_SHARE) -> Plan:

@@ -1,4 +1,4 @@
-"""Which route the next frame takes: by the plan's rates, and so that no worker waits in vain."""
+"""Which route the next frame takes: so that no worker waits in vain, and otherwise by the plan's rates."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _FRAMES_PER_HOP = 2
 """One frame in service and one waiting at each worker keep it busy."""
 
 _FRAMES_PER_SHARED_HOP = 4
-"""Hops that share a worker get in each other's way; so many frames keep all workers busy within 1 % of the plan's rates
-(150 random tables, bench/regret.py's kind, in the simulator)."""
+"""Hops that share a worker get in each other's way; with so many frames all workers are busy but for a percent or two
+(random tables in the simulator, `bench/dispatch.py`)."""
 
 _MAX_SPARE = 8
 """Frames by which the queue of a worker that runs whole frames may be longer, so that it can tell of several results
@@ -73,7 +73,8 @@ class _Group:
         self._weights = [shares[route] / (self.share or 1.0) for route in self.routes]
         self._deficits = [0.0] * len(self.routes)
         self._rated = [index for index, weight in enumerate(self._weights) if weight > 0]
-        self._passed = [math.inf] * len(self.routes)  # the first frames tell what the hops of each route take
+        # The first frames tell what the hops of each route take.
+        self._passed = [0 if hop_s else math.inf for hop_s in self._hop_s]
         self._most_passed = [max(_MOST_PASSED, 1 / weight) if weight > 0 else 0.0 for weight in self._weights]
 
     def has_room(self, deep: bool) -> bool:

@@ -78,7 +78,7 @@ class Lane:
         paused: whether new frames are held back while a worker is replaced.
         idle_deaths: how often workers died with no frame at work since a frame of theirs ended, and when last (seconds
             of `time.monotonic`).
-        whereabouts: at which worker the slots under way are.
+        whereabouts: at which hop the slots under way are.
 
     Args:
         network, plan, topology: what runs, how, and where.
@@ -148,8 +148,8 @@ class Lane:
         self._dispatcher.done(flight.route, self._hop_s(flight))
 
     def _hop_s(self, flight: Flight) -> Sequence[float]:
-        """What the hops of a flight took, where the dispatcher learns from it and it made them all."""
-        if not flight.frames or not self._dispatcher.learns(flight.route):
+        """What the hops of a flight took, where the dispatcher learns from it: it was full, and made them all."""
+        if len(flight.frames) < self.plan.batch or not self._dispatcher.learns(flight.route):
             return ()
         times = [self.slot(flight).times(index) for index in range(len(self.plan.routes[flight.route].hops))]
         return [(ended - began) * 1e-9 for began, ended in times] if all(ended for _, ended in times) else ()

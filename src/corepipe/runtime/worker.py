@@ -111,6 +111,10 @@ def _like(target: Any) -> Any:
     return np.empty_like(target) if isinstance(target, np.ndarray) else lambda array: None
 
 
+_NEWS = 0.02
+"""Share of the latest time in what a hop usually takes: small, as which of two hops is the shorter hardly changes."""
+
+
 class _Usual:
     """How long each hop usually takes, in ns; hops of the same segments take as long.
 
@@ -120,28 +124,24 @@ class _Usual:
 
     def __init__(self, segments: dict[tuple[int, int], tuple[int, ...]]) -> None:
         self._segments = segments
-        self._ns: dict[tuple[int, ...], float] = {}
+        self._seen: dict[tuple[int, ...], tuple[int, float]] = {}
 
     def note(self, hop: int, route: int, ns: int) -> None:
         """A hop took so long."""
         key = self._segments[route, hop]
-        known = self._ns.get(key, ns)
-        self._ns[key] = known + _SLOW_NEWS * (ns - known)
+        count, mean = self._seen.get(key, (0, 0.0))
+        self._seen[key] = count + 1, mean + max(_NEWS, 1 / (count + 1)) * (ns - mean)
 
     def ns(self, hop: int, route: int) -> float:
         """What is known; 0 of what has not run."""
-        return self._ns.get(self._segments.get((route, hop), ()), 0.0)
-
-
-_SLOW_NEWS = 0.02
-"""Share of the latest time: slow, as which of two hops is the shorter does not change with the worker's speed."""
+        return self._seen.get(self._segments.get((route, hop), ()), (0, 0.0))[1]
 
 
 class _Inbox:
     """What waits at a worker: the shortest hop first, the oldest frame among hops that take as long.
 
-    Short hops feed other workers, which would wait behind long ones; none starves, as the frames under way are few and
-    the oldest frame holds up those that come after it.
+    Short hops feed other workers, which would wait behind long ones. A long hop is passed by as many later frames as
+    the window of undelivered results takes; then no more are fed until it is done.
     """
 
     def __init__(self, fd: int, usual: _Usual | None = None) -> None:
@@ -164,7 +164,7 @@ class _Inbox:
 
     def _rank(self, item: tuple[int, int, int, int, int]) -> tuple[bool, float, int]:
         frame, hop, route, _, _ = item
-        return frame == _LAST, self._usual.ns(hop, route), frame
+        return (True, 0.0, hop) if frame == _LAST else (False, self._usual.ns(hop, route), frame)
 
     def waiting(self) -> int:
         """How many hops and fences wait."""

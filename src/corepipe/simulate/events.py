@@ -1,10 +1,10 @@
 """The events of a simulated plan.
 
 The model is the runtime's: the same dispatcher chooses each frame's route, a bounded number of frames is under way,
-results are delivered in order within a bounded window, and each worker serves one hop at a time, first come first
-served. A hop takes the worker's half of the hand-over on either side and the segment between them, as in `CostTable`;
-`HopCosts.latency_s` passes between a worker's giving a frame away and its arrival at the next. The user's process
-feeds and reads without delay. See docs/simulation.md.
+results are delivered in order within a bounded window, and each worker serves one hop at a time, the shortest of those
+that wait for it and then the oldest. A hop takes the worker's half of the hand-over on either side and the segment
+between them, as in `CostTable`; `HopCosts.latency_s` passes between a worker's giving a frame away and its arrival at
+the next. The user's process feeds and reads without delay. See docs/simulation.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from corepipe.simulate.result import Simulation
 _log = logging.getLogger("corepipe")
 
 DEFAULT_FRAMES = 3000
-"""Enough for a steady state of fixed service times that agrees with the table within 1 %, few being under way."""
+"""Enough for a steady state of fixed service times that agrees with the table, few being under way."""
 
 _FRAMES_PER_SLOT = 20
 

@@ -86,11 +86,6 @@ class Simulation:
         """
         done = np.array([record.done_ns for record in self.steady])
         edges = np.linspace(0, len(done) - 1, count + 1).astype(int)
-        edges = np.searchsorted(done, done[edges], side="right") - 1
-        times = done[edges] * 1e-9
-        rates = [
-            (b - a) / (until - since)
-            for (a, b), (since, until) in zip(itertools.pairwise(edges), itertools.pairwise(times), strict=True)
-            if b > a and until > since
-        ]
-        return [float(rate) for rate in rates] or [self.throughput_fps]
+        times = np.unique(done[np.searchsorted(done, done[edges], side="right") - 1]).tolist()
+        rates = [work_fps(self.records, since, until) for since, until in itertools.pairwise(times)]
+        return rates or [self.throughput_fps]
