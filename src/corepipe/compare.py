@@ -410,8 +410,7 @@ def _keep(contender: _Contender, counted: Sequence[FrameRecord], since: int, unt
     contender.kept.extend(counted)
     contender.seconds += (until - since) * 1e-9
     for hop in (hop for record in contender.records for hop in record.hops):
-        inside = max(min(hop.ended_ns, until) - max(hop.started_ns, since), 0)
-        contender.busy_s[hop.worker] = contender.busy_s.get(hop.worker, 0.0) + inside * 1e-9
+        contender.busy_s[hop.worker] = contender.busy_s.get(hop.worker, 0.0) + hop.inside_ns(since, until) * 1e-9
     contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(contender.stream))
 
 

@@ -170,7 +170,7 @@ def work_fps(records: Iterable[FrameRecord], since_ns: int, until_ns: int) -> fl
     frames = 0.0
     for record in records:
         whole = sum(hop.ended_ns - hop.started_ns for hop in record.hops)
-        inside = sum(max(min(hop.ended_ns, until_ns) - max(hop.started_ns, since_ns), 0) for hop in record.hops)
+        inside = sum(hop.inside_ns(since_ns, until_ns) for hop in record.hops)
         frames += inside / whole if whole > 0 else since_ns < record.done_ns <= until_ns
     return frames / ((until_ns - since_ns) * 1e-9)
 

@@ -18,6 +18,10 @@ class HopTime(NamedTuple):
     started_ns: int
     ended_ns: int
 
+    def inside_ns(self, since_ns: int, until_ns: int) -> int:
+        """How much of it lies within a stretch of time."""
+        return max(min(self.ended_ns, until_ns) - max(self.started_ns, since_ns), 0)
+
 
 class FrameRecord(NamedTuple):
     """The life of one frame, on CLOCK_MONOTONIC in nanoseconds; `plan` counts the plans that its stream had before."""

@@ -76,16 +76,13 @@ class Simulation:
         inside = dict.fromkeys((worker.name for worker in self.plan.workers), 0)
         for record in self.records:
             for hop in record.hops:
-                inside[hop.worker] += max(0, min(hop.ended_ns, last) - max(hop.started_ns, first))
+                inside[hop.worker] += hop.inside_ns(first, last)
         return {name: ns / max(1, last - first) for name, ns in inside.items()}
 
     def slices(self, count: int) -> list[float]:
-        """Frames/s of so many consecutive parts of the steady state, each with about as many frames.
-
-        They are divided where no frame that ends at the same moment follows.
-        """
+        """Frames/s of so many consecutive parts of the steady state, in each of which about as many frames end."""
         done = np.array([record.done_ns for record in self.steady])
         edges = np.linspace(0, len(done) - 1, count + 1).astype(int)
-        times = np.unique(done[np.searchsorted(done, done[edges], side="right") - 1]).tolist()
+        times = np.unique(done[edges]).tolist()
         rates = [work_fps(self.records, since, until) for since, until in itertools.pairwise(times)]
         return rates or [self.throughput_fps]
