@@ -59,6 +59,23 @@ def test_the_shortest_hop_is_run_first_and_of_those_that_take_as_long_the_oldest
         os.close(write)
 
 
+def test_a_frame_that_many_later_ones_are_ahead_of_comes_first():
+    read, write = os.pipe()
+    usual = _Usual({(0, 0): (1,), (0, 1): (2,)})
+    inbox = _Inbox(read, usual, most_passed=5)
+    usual.note(0, 0, 9 * MS)
+    usual.note(1, 0, MS)
+    try:
+        for hop, frame in ((0, 2), (1, 3), (1, 7)):
+            messages.send(write, messages.RUN, hop, 0, frame, frame)
+        assert inbox.next_hop()[0] == 3
+        messages.send(write, messages.RUN, 1, 0, 8, 8)
+        assert [inbox.next_hop()[0] for _ in range(3)] == [2, 7, 8]
+    finally:
+        os.close(read)
+        os.close(write)
+
+
 def test_word_of_a_result_is_held_back_only_while_more_than_one_frame_waits(boxes):
     inbox, outbox, run, told, _ = boxes
     run(1, 2, 3, 4)

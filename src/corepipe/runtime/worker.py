@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import select
@@ -140,12 +141,14 @@ class _Usual:
 class _Inbox:
     """What waits at a worker: the shortest hop first, the oldest frame among hops that take as long.
 
-    Short hops feed other workers, which would wait behind long ones. A long hop is passed by as many later frames as
-    the window of undelivered results takes; then no more are fed until it is done.
+    Short hops feed other workers, which would wait behind long ones. A frame that `most_passed` later ones are ahead of
+    comes first.
     """
 
-    def __init__(self, fd: int, usual: _Usual | None = None) -> None:
+    def __init__(self, fd: int, usual: _Usual | None = None, most_passed: float = math.inf) -> None:
         self._fd = fd
+        self._most_passed = most_passed
+        self._newest = 0
         self._usual = usual or _Usual({})
         self._waiting: list[tuple[int, int, int, int, int]] = []
         self._stopped = False
@@ -158,7 +161,9 @@ class _Inbox:
             self._take()
         if self._stopped:
             return messages.STOP
-        found = min(self._waiting, key=self._rank) if len(self._waiting) > 1 else self._waiting[0]
+        found = min(self._waiting)
+        if self._newest - found[0] <= self._most_passed:
+            found = min(self._waiting, key=self._rank)
         self._waiting.remove(found)
         return found
 
@@ -178,6 +183,7 @@ class _Inbox:
         for kind, hop, route, slot, frame in arrived or _END:
             if kind in (messages.RUN, messages.RUN_HOLD):
                 self._waiting.append((frame, hop, route, slot, kind))
+                self._newest = max(self._newest, frame)
             elif kind == messages.STOP:
                 self._stopped = True
             else:
@@ -227,7 +233,7 @@ def _loop(
     number: int, inbox_fd: int, results: int, hops: dict[tuple[int, int], tuple[list[_Segment], int]], arena: Arena
 ) -> None:
     clock, usual = time.monotonic_ns, _Usual({key: tuple(map(id, segments)) for key, (segments, _) in hops.items()})
-    inbox = _Inbox(inbox_fd, usual)
+    inbox = _Inbox(inbox_fd, usual, messages.MOST_PASSED * len(arena.slots) * arena.layout.frames)
     outbox = _Outbox(results, inbox)
     while True:
         found = inbox.next_hop()

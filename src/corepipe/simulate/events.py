@@ -22,6 +22,7 @@ from corepipe.cost.table import CostTable
 from corepipe.errors import UnknownNameError, UsageError
 from corepipe.plan.model import Plan, hop_s
 from corepipe.runtime.dispatch import Dispatcher
+from corepipe.runtime.messages import MOST_PASSED
 from corepipe.runtime.record import FrameRecord, HopTime, part_of
 from corepipe.simulate.fits import check_fits
 from corepipe.simulate.result import Simulation
@@ -175,16 +176,13 @@ class _Run:
             and self._fed - self._next_delivery < self._dispatcher.window
             and self._dispatcher.has_room(deep=True)
         ):
-            flight = _Flight(self._fed, self._choose(), now)
+            flight = _Flight(self._fed, self._dispatcher.choose(lambda: self._at_hops, deep=True), now)
             worker = self._routes[flight.route][0].worker
             self._fed += 1
             self._under_way += 1
             self._at_hops[flight.route][0] += 1
             self.fed_until_ns = _ns(now)
             self._arrive(now, worker, flight)
-
-    def _choose(self) -> int:
-        return self._dispatcher.choose(lambda: self._at_hops, deep=True)
 
     def _arrive(self, now: float, worker: int, flight: _Flight) -> None:
         takes_s = self._routes[flight.route][len(flight.hops)].segment_s
@@ -193,7 +191,13 @@ class _Run:
             self._begin_hop(now, worker)
 
     def _begin_hop(self, now: float, worker: int) -> None:
-        *_, flight = heapq.heappop(self._queues[worker])
+        queue = self._queues[worker]
+        *_, flight = oldest = min(queue, key=lambda waiting: waiting[1])
+        if self._fed - flight.number > MOST_PASSED * self._dispatcher.slots:
+            queue.remove(oldest)
+            heapq.heapify(queue)
+        else:
+            *_, flight = heapq.heappop(queue)
         step = self._routes[flight.route][len(flight.hops)]
         segment_s = step.segment_s
         if self._slowing[worker] and self._others[worker]:
