@@ -177,7 +177,7 @@ def test_a_group_that_stalls_holds_no_other_up(plan, deep):
     hops = sum(len(plan.routes[route].hops) for route in stalled)
     workers = {hop.worker for route in stalled for hop in plan.routes[route].hops}
     room = hops * (4 if hops > len(workers) else 2)
-    if deep and hops == 1:
+    if deep:
         room += min(8, int(0.1 * sum(plan.routes[route].rate_fps for route in stalled)))
     assert stuck <= room
     assert dispatcher.has_room(deep=deep) == (len(groups) > 1 or stuck < room)
@@ -195,17 +195,17 @@ def fill(dispatcher):
 
 
 @pytest.mark.parametrize(("rate", "longer_by"), [(1.0, 0), (9.0, 0), (11.0, 1), (21.0, 2), (41.0, 4), (1000.0, 8)])
-def test_only_queues_of_short_hops_are_longer_and_only_where_latency_does_not_count(rate, longer_by):
+def test_only_queues_of_high_rates_are_longer_and_only_where_latency_does_not_count(rate, longer_by):
     dispatcher = Dispatcher(plan_of([(rate, [0])]))
     assert dispatcher.holds(0) == (longer_by > 0)
     assert fill(dispatcher) == [2, longer_by]
 
 
-@pytest.mark.parametrize("routes", [[(200.0, [0, 1])], [(200.0, [0]), (200.0, [0, 1])], [(200.0, [0]), (200.0, [0])]])
-def test_word_of_results_waits_only_at_workers_that_run_nothing_but_whole_frames(routes):
+@pytest.mark.parametrize("routes", [[(22.0, [0, 1])], [(11.0, [0]), (11.0, [0, 1])], [(11.0, [0]), (11.0, [0])]])
+def test_routes_that_share_workers_have_longer_queues_together(routes):
     dispatcher = Dispatcher(plan_of(routes))
-    assert not any(dispatcher.holds(route) for route in range(len(routes)))
-    assert fill(dispatcher)[1] == 0
+    assert all(dispatcher.holds(route) for route in range(len(routes)))
+    assert fill(dispatcher)[1] == 2
 
 
 def test_queues_follow_the_rates_within_the_slots_that_there_are():

@@ -101,6 +101,30 @@ def test_word_of_a_result_is_held_back_no_longer_than_the_limit(boxes):
     assert heard == [[], [], [0, 1, 2], [], [], [3, 4, 5]]
 
 
+def test_word_that_is_held_back_goes_after_a_hop_of_another_route_where_nothing_is_to_be_awaited(boxes):
+    inbox, outbox, run, told, _ = boxes
+    run(1, 2, 3, 4)
+    inbox.next_hop()
+    outbox.hold(0, 0, 1, 1, 0, MS)
+    inbox.next_hop()
+    outbox.settle(MS, 2 * MS)
+    assert told() == []
+    inbox.next_hop()
+    outbox.settle(2 * MS, 3 * MS)
+    assert told() == [(messages.DONE, 1)]
+    outbox.settle(3 * MS, 4 * MS)
+    assert told() == []
+
+
+def test_word_is_held_back_over_hops_of_other_routes_no_longer_than_the_limit(boxes):
+    inbox, outbox, run, told, _ = boxes
+    run(*range(10))
+    inbox.next_hop()
+    outbox.hold(0, 0, 0, 0, 0, MS)
+    outbox.settle(MS, 2 * MS + int(messages.HOLD_S * 1e9 / 2))
+    assert told() == [(messages.DONE, 0)]
+
+
 def test_a_long_hop_is_told_of_at_once(boxes):
     inbox, outbox, run, told, _ = boxes
     run(*range(10))
@@ -138,7 +162,7 @@ def test_all_that_was_asked_for_is_told_of_and_handed_on(kind):
     asked = [whole, part, part, whole, whole, whole, part, whole]
     try:
         for frame, (route, hop) in enumerate(asked):
-            messages.send(inbox[1], kind if route == 0 else messages.RUN, hop, route, frame, frame)
+            messages.send(inbox[1], kind, hop, route, frame, frame)
         worker = threading.Thread(
             target=_loop, args=(0, inbox[0], results[1], {whole: ([], results[1]), part: ([], other[1])}, arena)
         )
@@ -149,7 +173,7 @@ def test_all_that_was_asked_for_is_told_of_and_handed_on(kind):
             assert ready, f"told of {told}, handed on {handed}"
             for fd in ready:
                 for got, hop, route, _, frame in messages.receive(fd):
-                    assert (got, hop, route) == ((messages.DONE, 0, 0) if fd == results[0] else (messages.RUN, 1, 1))
+                    assert (got, hop, route) == ((messages.DONE, 0, 0) if fd == results[0] else (kind, 1, 1))
                     (told if fd == results[0] else handed).append(frame)
         assert told == [frame for frame, step in enumerate(asked) if step == whole]
         assert handed == [frame for frame, step in enumerate(asked) if step == part]

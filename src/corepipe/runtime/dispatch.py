@@ -17,8 +17,8 @@ _FRAMES_PER_SHARED_HOP = 4
 (random tables in the simulator, `bench/dispatch.py`)."""
 
 _MAX_SPARE = 8
-"""Frames by which the queue of a worker that runs whole frames may be longer, so that it can tell of several results
-at once: see `HOLD_S`."""
+"""Frames that a group may have more where latency does not count, so that workers can tell of several results at once:
+see `HOLD_S`."""
 
 _MAX_CREDIT = 2.0
 """Frames that a group, or a route of it, may be behind its rates: what it has missed by more is forgotten."""
@@ -60,7 +60,7 @@ class _Group:
         self._worker_count = len(plan.workers)
         self._workers = [[numbers[hop.worker] for hop in plan.routes[route].hops] for route in routes]
         shared = len(hops) > len(workers)
-        self._most_spare = _spare(plan, routes) if len(hops) == 1 else 0
+        self._most_spare = _spare(plan, routes)
         self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops) + self._most_spare
         self.room = self.slots
         self.credit = 0.0
@@ -193,7 +193,7 @@ class Dispatcher:
         return False
 
     def holds(self, route: int) -> bool:
-        """Whether word of this route's results may wait: its worker runs nothing else, and its queue is longer."""
+        """Whether word of this route's results may wait, as there are frames enough for its workers beside those."""
         return self._group_of[route].spare > 0
 
     def learns(self, route: int) -> bool:
@@ -223,7 +223,7 @@ class Dispatcher:
 
 
 def _spare(plan: Plan, routes: list[int]) -> int:
-    """How many slots with results a worker may hold back for `HOLD_S` at these routes' rates, up to `_MAX_SPARE`."""
+    """How many slots with results may be held back for `HOLD_S` at these routes' rates, up to `_MAX_SPARE`."""
     rate = sum(plan.routes[route].rate_fps for route in routes) / plan.batch
     return int(min(_MAX_SPARE, HOLD_S * rate))
 

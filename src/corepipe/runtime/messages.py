@@ -35,7 +35,7 @@ FENCED = 5
 STOP = 6
 """To a worker: end."""
 RUN_HOLD = 7
-"""As RUN, for a route of one hop on a worker that has no other: word of the result may wait, see `HOLD_S`."""
+"""As RUN, and word of the result may wait, see `HOLD_S`."""
 
 
 pack = _FORMAT.pack

@@ -204,7 +204,7 @@ class _Outbox:
     """Messages to the user's process. Word of a result may wait for that of the next one, where that is allowed.
 
     The user's process runs on the workers' cores: whenever it wakes up, it takes a core and its caches from one of
-    them. While at least two frames wait here, each of which will send or hold a message, this worker can do without it.
+    them. While at least two hops wait here, this worker can do without it.
     """
 
     def __init__(self, fd: int, inbox: _Inbox) -> None:
@@ -215,18 +215,25 @@ class _Outbox:
 
     def send(self, kind: int, hop: int = 0, route: int = 0, slot: int = 0, frame: int = 0) -> None:
         """Send a message at once, behind those that are held."""
-        os.write(self._fd, self._held + messages.pack(kind, hop, route, slot, frame))
-        self._held = b""
+        self._let_go(messages.pack(kind, hop, route, slot, frame))
 
     def hold(self, hop: int, route: int, slot: int, frame: int, began: int, ended: int) -> None:
-        """Tell that a frame has its result, now or with the next one, which is expected to take as long."""
+        """Tell that a frame has its result, now or with later ones."""
         if not self._held:
             self._since = ended
-        next_end = ended + (ended - began)
-        if self._inbox.waiting() < 2 or next_end - self._since > _HOLD_NS:
-            self.send(messages.DONE, hop, route, slot, frame)
-        else:
-            self._held += messages.pack(messages.DONE, hop, route, slot, frame)
+        self._held += messages.pack(messages.DONE, hop, route, slot, frame)
+        self.settle(began, ended)
+
+    def settle(self, began: int, ended: int) -> None:
+        """After a hop: let go what is held, unless it may wait for the next hop, which is expected to take as long."""
+        if self._held:
+            next_end = ended + (ended - began)
+            if self._inbox.waiting() < 2 or next_end - self._since > _HOLD_NS:
+                self._let_go()
+
+    def _let_go(self, message: bytes = b"") -> None:
+        os.write(self._fd, self._held + message)
+        self._held = b""
 
 
 def _loop(
@@ -257,9 +264,10 @@ def _loop(
         ended = clock()
         slot.end(hop, ended)
         usual.note(hop, route, ended - began)
-        if kind == messages.RUN_HOLD:
+        if to != results:
+            messages.send(to, kind, hop + 1, route, slot_number, frame)
+            outbox.settle(began, ended)
+        elif kind == messages.RUN_HOLD:
             outbox.hold(hop, route, slot_number, frame, began, ended)
-        elif to == results:
-            outbox.send(messages.DONE, hop, route, slot_number, frame)
         else:
-            messages.send(to, messages.RUN, hop + 1, route, slot_number, frame)
+            outbox.send(messages.DONE, hop, route, slot_number, frame)
