@@ -228,7 +228,8 @@ def test_one_that_cannot_run_is_left_out(chain, here, tmp_path, table):
 
 @pytest.mark.usefixtures("kept_costs")
 def test_a_plan_s_failure_is_told_rather_than_an_engine_s(classifier, monkeypatch):
-    def compare(*_, on_failure, **__):
+    def compare(*_, on_failure, correct_rates, **__):
+        assert list(correct_rates) == ["routes"], "as `run` does; other plans run as they are"
         on_failure("engine:onnxruntime", WorkerError("the engine failed"))
         on_failure("routes", WorkerError("the plan failed"))
         return []

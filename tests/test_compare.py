@@ -330,10 +330,20 @@ def test_a_trial_corrects_the_rates_of_routes_that_share_workers(chain, two_core
     assert all(one.outputs_equal for one in results.values())
 
 
-def test_plans_that_are_compared_keep_their_rates(chain, two_cores, table, make_plan):
-    mixed = make_plan(chain, MIXED)
-    (result,) = comparing.compare(chain, {"mixed": mixed}, two_cores, table, frames(chain), rounds=2, slice_s=0.01)
-    assert result.plan == mixed
+def test_plans_that_are_compared_keep_their_rates_but_where_others_are_asked_for(
+    chain, two_cores, table, make_plan, monkeypatch
+):
+    monkeypatch.setattr(
+        comparing, "hop_times", lambda plan, *_: {hop: 0.001 for route in plan.routes for hop in route.hops}
+    )
+    kept = make_plan(chain, MIXED)
+    plans = {"kept": kept, "corrected": kept.with_rates([1, 5, 1])}
+    results = comparing.compare(
+        chain, plans, two_cores, table, frames(chain), rounds=2, slice_s=0.01, correct_rates=["corrected"]
+    )
+    assert results[0].plan == kept
+    shares = [route.rate_fps / results[1].plan.throughput_fps for route in results[1].plan.routes]
+    assert shares == pytest.approx([0.495, 0.01, 0.495])  # all hops take as long: whole frames are best
 
 
 @pytest.mark.parametrize(

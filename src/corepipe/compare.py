@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,7 +105,7 @@ def compare(
     most_rounds: int = 0,
     slice_s: float = 1.0,
     race: bool = False,
-    correct_rates: bool = False,
+    correct_rates: Collection[str] = (),
     on_progress: Callable[[float, str], None] = lambda share, text: None,
     on_failure: Callable[[str, CorepipeError], None] | None = None,
     baselines: Sequence[Baseline] = (),
@@ -129,9 +129,9 @@ def compare(
         slice_s: seconds of a slice at the least; slow plans get longer ones.
         race: whether plans that are clearly behind are closed after a few rounds, with the slices that they have, so
             that the time is spent on those that are hard to tell apart. It ends when one is left.
-        correct_rates: whether plans of routes that share workers get, before each slice, the best rates by what hops
-            took so far; one slice more is run for that, whose throughput does not count. The results hold the plans
-            with the last rates.
+        correct_rates: names of plans that get, before each slice, the best rates by what hops took so far, if their
+            routes share workers; one slice more is run for that, whose throughput does not count. The results hold
+            these plans with the last rates.
         on_progress: told of the progress.
         on_failure: told of a plan that cannot run, which is left out with those that equal it; None to raise its
             error.
@@ -168,7 +168,7 @@ def compare(
                         if contender.stream is None:
                             _open(contender, network, topology, frames, expected, opened if keep_open else brief)
                         seconds = _slice_seconds(contender, table, slice_s)
-                        if correct_rates:
+                        if contender.name in correct_rates:
                             _correct_rates(contender, table, frames, expected, seconds)
                         _run_slice(contender, frames, expected, seconds)
                 except CorepipeError as error:
@@ -221,7 +221,7 @@ def trial(
         results = compare(
             network, plans, topology, corrected, frames,
             rounds=_TRIAL_ROUNDS, most_rounds=_TRIAL_MOST_ROUNDS, slice_s=_TRIAL_SLICE_S, race=True,
-            correct_rates=True, on_failure=failures.__setitem__,
+            correct_rates=plans, on_failure=failures.__setitem__,
             on_progress=functools.partial(_of_attempt, on_progress, attempt),
         )  # fmt: skip
         found |= {one.name: one for one in results}

@@ -248,5 +248,5 @@ def test_one_engine_is_taken_where_it_comes_near_to_a_mix_of_engines():
     assert found.given_up == pytest.approx(1 - 2.0 / 2.04)
     assert found.bound_fps == pytest.approx(1.0)
     assert plan(table, "routes", tolerance=0).engines == ("a", "b")
-    worth = table_of([("cpu1", "a", 1, [1.0, 1.3], {}), rows[1]]).replaced(provenance=Provenance(source="measured"))
+    worth = table_of([("cpu1", "a", 1, [1.0, 1.1], {}), rows[1]]).replaced(provenance=Provenance(source="measured"))
     assert plan(worth, "routes").engines == ("a", "b")

@@ -86,6 +86,7 @@ def bench(
 ) -> None:
     """Compare, on this machine: the engine by itself, all cores, one cluster alone, replicas, and pipelined plans."""
     from corepipe import compare
+    from corepipe import plan as planners
     from corepipe.api import engine_names
     from corepipe.baseline import baselines
     from corepipe.bench_setup import bench_frames, bench_names, bench_plans, read_plans
@@ -131,7 +132,7 @@ def bench(
     with ProgressBar() as on_progress, _sampler(topology, trace) as sampler:
         results = compare.compare(
             network, plans, topology, table, frames,
-            rounds=rounds, slice_s=seconds, on_progress=on_progress, on_failure=failed,
+            rounds=rounds, slice_s=seconds, correct_rates={planners.BEST}, on_progress=on_progress, on_failure=failed,
             baselines=[alone[name] for name in names if name in alone],
         )  # fmt: skip
     if failures and (all(one.alone for one in results) or own.keys() - {one.name for one in results}):
