@@ -337,12 +337,14 @@ def test_plans_that_are_compared_keep_their_rates_but_where_others_are_asked_for
         comparing, "hop_times", lambda plan, *_: {hop: 0.001 for route in plan.routes for hop in route.hops}
     )
     kept = make_plan(chain, MIXED)
-    plans = {"kept": kept, "corrected": kept.with_rates([1, 5, 1])}
+    plans = {"corrected": kept, "kept": kept}  # the same plan, and each is measured
     results = comparing.compare(
         chain, plans, two_cores, table, frames(chain), rounds=2, slice_s=0.01, correct_rates=["corrected"]
     )
-    assert results[0].plan == kept
-    shares = [route.rate_fps / results[1].plan.throughput_fps for route in results[1].plan.routes]
+    assert results[1].plan == kept
+    assert not any(one.same_as for one in results)
+    assert [one.predicted_fps for one in results] == [evaluate(kept, table).throughput_fps] * 2
+    shares = [route.rate_fps / results[0].plan.throughput_fps for route in results[0].plan.routes]
     assert shares == pytest.approx([0.495, 0.01, 0.495])  # all hops take as long: whole frames are best
 
 

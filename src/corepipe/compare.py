@@ -142,7 +142,9 @@ def compare(
         WorkerError: a worker could not start.
     """
     expected = _reference(network, frames)
-    same = twins(plans)
+    corrected = {name for name in correct_rates if name in plans and _shares_workers(plans[name])}
+    same = twins({name: plans[name] for name in plans if name in corrected})
+    same |= twins({name: plans[name] for name in plans if name not in corrected})
     contenders = [_Contender(one.name, one.plan(network, topology), one) for one in baselines]
     contenders += [_Contender(name, plan) for name, plan in plans.items() if name not in same]
     keep_open = _fits_in_memory(network, [one.plan for one in contenders])
@@ -168,7 +170,7 @@ def compare(
                         if contender.stream is None:
                             _open(contender, network, topology, frames, expected, opened if keep_open else brief)
                         seconds = _slice_seconds(contender, table, slice_s)
-                        if contender.name in correct_rates:
+                        if contender.name in corrected:
                             _correct_rates(contender, table, frames, expected, seconds)
                         _run_slice(contender, frames, expected, seconds)
                 except CorepipeError as error:
@@ -182,7 +184,11 @@ def compare(
                 if not keep_open:
                     contender.stream = None
     on_progress(1.0, "done")
-    results = {one.name: _result(one, network, table) for one in contenders if one.name not in failed}
+    results = {
+        one.name: _result(one, plans.get(one.name, one.plan), network, table)
+        for one in contenders
+        if one.name not in failed
+    }
     for name, twin in same.items():
         if twin in results:
             results[name] = as_twin(results[twin], name, plans[name], corrected=results[twin].plan != plans[twin])
@@ -287,6 +293,11 @@ def _leave_behind(running: list[_Contender]) -> None:
                 one.stream.close()
 
 
+def _shares_workers(plan: Plan) -> bool:
+    """Whether routes share workers: only then there are rates to correct."""
+    return any(len(group) > 1 for group in route_groups(plan))
+
+
 def _correct_rates(
     contender: _Contender,
     table: CostTable,
@@ -294,13 +305,9 @@ def _correct_rates(
     expected: Sequence[Mapping[str, NDArray[Any]]],
     seconds: float,
 ) -> None:
-    """Go on with the best rates by what the hops took so far, where they promise more: first after an uncounted slice.
-
-    A plan of routes that do not share workers has none to correct.
-    """
+    """Go on with the best rates by what hops took so far, where they promise more: first after an uncounted slice."""
     plan, stream = contender.plan, contender.stream
-    if not isinstance(stream, Stream) or all(len(group) == 1 for group in route_groups(plan)):
-        return
+    assert isinstance(stream, Stream)
     if not contender.slices:
         _run_slice(contender, frames, expected, seconds)
         contender.slices.clear()
@@ -414,7 +421,8 @@ def _keep(contender: _Contender, counted: Sequence[FrameRecord], since: int, unt
     contender.peak_rss_bytes = max(contender.peak_rss_bytes, _resident(contender.stream))
 
 
-def _result(contender: _Contender, network: Network, table: CostTable) -> PlanResult:
+def _result(contender: _Contender, given: Plan, network: Network, table: CostTable) -> PlanResult:
+    """What was measured of a plan, which may have other rates by now, beside what the plan as given promised."""
     plan = contender.plan
     alone = contender.baseline is not None
     busy = {w.name: contender.busy_s.get(w.name, 0.0) / contender.seconds for w in plan.workers}
@@ -425,7 +433,7 @@ def _result(contender: _Contender, network: Network, table: CostTable) -> PlanRe
         plan=plan,
         throughput_fps=statistics.median(contender.slices),
         throughput_spread_fps=(min(contender.slices), max(contender.slices)),
-        predicted_fps=math.nan if alone else evaluate(plan, table).throughput_fps,
+        predicted_fps=math.nan if alone else evaluate(given, table).throughput_fps,
         latency_s=(p50, p90, p99),
         busy=busy,
         hops=hop_checks(plan, contender.kept, None if alone else table),

@@ -178,7 +178,8 @@ def test_a_group_that_stalls_holds_no_other_up(plan, deep):
     workers = {hop.worker for route in stalled for hop in plan.routes[route].hops}
     room = hops * (4 if hops > len(workers) else 2)
     if deep:
-        room += min(8, int(0.1 * sum(plan.routes[route].rate_fps for route in stalled)))
+        ends = {plan.routes[route].hops[-1].worker for route in stalled}
+        room += min(8 * len(ends), int(0.1 * sum(plan.routes[route].rate_fps for route in stalled)))
     assert stuck <= room
     assert dispatcher.has_room(deep=deep) == (len(groups) > 1 or stuck < room)
 
@@ -206,6 +207,11 @@ def test_routes_that_share_workers_have_longer_queues_together(routes):
     dispatcher = Dispatcher(plan_of(routes))
     assert all(dispatcher.holds(route) for route in range(len(routes)))
     assert fill(dispatcher)[1] == 2
+
+
+@pytest.mark.parametrize(("ends", "longer_by"), [([[0, 1], [0]], 16), ([[0, 1], [1]], 8), ([[0, 1], [1, 0]], 16)])
+def test_queues_are_longer_by_what_all_workers_at_the_end_of_routes_may_hold(ends, longer_by):
+    assert fill(Dispatcher(plan_of([(1000.0, workers) for workers in ends])))[1] == longer_by
 
 
 def test_queues_follow_the_rates_within_the_slots_that_there_are():

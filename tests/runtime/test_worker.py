@@ -125,6 +125,30 @@ def test_word_is_held_back_over_hops_of_other_routes_no_longer_than_the_limit(bo
     assert told() == [(messages.DONE, 0)]
 
 
+def test_word_does_not_wait_for_a_hop_that_is_known_to_be_long(boxes):
+    inbox, outbox, run, told, _ = boxes
+    inbox._usual = _Usual({(0, 0): (1,)})
+    run(1, 2, 3, 4)
+    inbox.next_hop()
+    outbox.hold(0, 0, 1, 1, 0, MS)
+    assert told() == []
+    inbox._usual.note(0, 0, int(messages.HOLD_S * 1e9))
+    inbox.next_hop()
+    outbox.settle(MS, 2 * MS)
+    assert told() == [(messages.DONE, 1)]
+
+
+def test_word_of_no_more_than_so_many_results_is_held_back(boxes):
+    inbox, outbox, run, told, _ = boxes
+    run(*range(2 * messages.MOST_HELD + 2))
+    heard = []
+    for number in range(2 * messages.MOST_HELD):
+        frame = inbox.next_hop()[0]
+        outbox.hold(0, 0, frame, frame, number, number + 1)
+        heard.append(len(told()))
+    assert heard == ([0] * (messages.MOST_HELD - 1) + [messages.MOST_HELD]) * 2
+
+
 def test_a_long_hop_is_told_of_at_once(boxes):
     inbox, outbox, run, told, _ = boxes
     run(*range(10))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from corepipe.errors import PlanError
 from corepipe.plan.model import Plan, route_groups
-from corepipe.runtime.messages import HOLD_S
+from corepipe.runtime.messages import HOLD_S, MOST_HELD
 
 _FRAMES_PER_HOP = 2
 """One frame in service and one waiting at each worker keep it busy."""
@@ -15,10 +15,6 @@ _FRAMES_PER_HOP = 2
 _FRAMES_PER_SHARED_HOP = 4
 """Hops that share a worker get in each other's way; with so many frames all workers are busy but for a percent or two
 (random tables in the simulator, `bench/dispatch.py`)."""
-
-_MAX_SPARE = 8
-"""Frames that a group may have more where latency does not count, so that workers can tell of several results at once:
-see `HOLD_S`."""
 
 _MAX_CREDIT = 2.0
 """Frames that a group, or a route of it, may be behind its rates: what it has missed by more is forgotten."""
@@ -118,7 +114,7 @@ class _Group:
             for workers, hop_s in zip(self._workers, hops_s, strict=True)
         ]
         usual = sum(weight * amount for weight, amount in zip(self._weights, work, strict=True)) or 1.0
-        most = _FULL_SHARE * self.slots
+        most = _FULL_SHARE * (self.slots - self._most_spare)
         return [
             (
                 all(waiting[worker] < most for worker in workers),
@@ -223,9 +219,10 @@ class Dispatcher:
 
 
 def _spare(plan: Plan, routes: list[int]) -> int:
-    """How many slots with results may be held back for `HOLD_S` at these routes' rates, up to `_MAX_SPARE`."""
+    """How many slots with results may be held back by the workers at the end of these routes, at the routes' rates."""
     rate = sum(plan.routes[route].rate_fps for route in routes) / plan.batch
-    return int(min(_MAX_SPARE, HOLD_S * rate))
+    ends = {plan.routes[route].hops[-1].worker for route in routes}
+    return int(min(MOST_HELD * len(ends), HOLD_S * rate))
 
 
 def _shares(plan: Plan) -> list[float]:

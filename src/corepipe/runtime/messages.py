@@ -14,7 +14,10 @@ _FORMAT = struct.Struct("<BBHIQ")
 _READ_BYTES = _FORMAT.size * 256
 
 HOLD_S = 0.1
-"""Where latency does not count, word of a result may wait about so long for that of the next one."""
+"""Where latency does not count, word of a result may wait about so long for that of later ones."""
+
+MOST_HELD = 8
+"""Of so many results at the most."""
 
 RUN = 1
 """Run hop `hop` of route `route` for the frame in `slot`."""

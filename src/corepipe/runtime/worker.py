@@ -161,11 +161,19 @@ class _Inbox:
             self._take()
         if self._stopped:
             return messages.STOP
-        found = min(self._waiting)
-        if self._newest - found[0] <= self._most_passed:
-            found = min(self._waiting, key=self._rank)
+        found = self._first()
         self._waiting.remove(found)
         return found
+
+    def next_ns(self) -> float:
+        """How long the hop that comes next usually takes, as far as that is known; call only where one waits."""
+        _, hop, route, _, _ = self._first()
+        return self._usual.ns(hop, route)
+
+    def _first(self) -> tuple[int, int, int, int, int]:
+        oldest = min(self._waiting)
+        passed = self._newest - oldest[0]
+        return oldest if passed > self._most_passed else min(self._waiting, key=self._rank)
 
     def _rank(self, item: tuple[int, int, int, int, int]) -> tuple[bool, float, int]:
         frame, hop, route, _, _ = item
@@ -195,6 +203,7 @@ _LAST = 2**64
 """Sorts behind every frame."""
 
 _HOLD_NS = int(messages.HOLD_S * 1e9)
+_MOST_HELD_BYTES = messages.MOST_HELD * len(messages.pack(messages.DONE, 0, 0, 0, 0))
 
 _END = ((messages.STOP, 0, 0, 0, 0),)
 """What the end of the file stands for."""
@@ -225,11 +234,14 @@ class _Outbox:
         self.settle(began, ended)
 
     def settle(self, began: int, ended: int) -> None:
-        """After a hop: let go what is held, unless it may wait for the next hop, which is expected to take as long."""
-        if self._held:
-            next_end = ended + (ended - began)
-            if self._inbox.waiting() < 2 or next_end - self._since > _HOLD_NS:
-                self._let_go()
+        """After a hop: let go what is held, unless it may wait for the next hop."""
+        if not self._held:
+            return
+        if self._inbox.waiting() >= 2 and len(self._held) < _MOST_HELD_BYTES:
+            next_end = ended + (self._inbox.next_ns() or ended - began)
+            if next_end - self._since <= _HOLD_NS:
+                return
+        self._let_go()
 
     def _let_go(self, message: bytes = b"") -> None:
         os.write(self._fd, self._held + message)
