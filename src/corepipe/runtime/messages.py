@@ -17,7 +17,13 @@ HOLD_S = 0.1
 """Where latency does not count, word of a result may wait about so long for that of later ones."""
 
 MOST_HELD = 8
-"""Of so many results at the most."""
+"""Word of so many results at the most waits at a worker."""
+
+MOST_PASSED = 1.8
+"""By how many times the slots a frame may be older than the newest one before a worker takes it ahead of shorter hops.
+
+Else a long hop is passed until the window of undelivered results is full, and nothing is fed (up to 26 % of the
+throughput of mixes for random tables, in the simulator; with 1.2 times up to 17 %)."""
 
 RUN = 1
 """Run hop `hop` of route `route` for the frame in `slot`."""
@@ -25,12 +31,6 @@ DONE = 2
 """To the user's process: the frame in `slot` has its result."""
 FAILED = 3
 """To the user's process: the frame in `slot` failed; the slot holds the error text."""
-MOST_PASSED = 1.8
-"""By how many times the slots a frame may be older than the newest one before a worker takes it ahead of shorter hops.
-
-Else a long hop is passed until the window of undelivered results is full, and nothing is fed (up to 26 % of the
-throughput of mixes for random tables, in the simulator; with 1.2 times up to 17 %)."""
-
 FENCE = 4
 """To a worker: answer with FENCED when everything that was sent before is done."""
 FENCED = 5
