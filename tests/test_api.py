@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import corepipe
+from corepipe import api
 from corepipe.cost import profile as profiling
-from corepipe.errors import UsageError
+from corepipe.errors import UsageError, WorkerError
 
 
 def test_the_three_lines(make_chain, tmp_path, monkeypatch):
@@ -23,6 +24,23 @@ def test_the_three_lines(make_chain, tmp_path, monkeypatch):
     assert [output.shape for output in outputs] == [(1, 8, 16, 16)] * 5
     assert not outputs[0].any()
     np.testing.assert_allclose(outputs[2], 2 * outputs[1], rtol=1e-5)
+
+
+def test_nothing_is_left_running_where_the_plan_cannot_be_followed(make_chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(profiling, "_SECONDS", 0.02)
+    path = tmp_path / "chain.onnx"
+    path.write_bytes(make_chain().SerializeToString())
+    opened = []
+
+    def follower(stream, _):
+        opened.append(stream)
+        raise WorkerError("the system has no thread left")
+
+    monkeypatch.setattr(api, "Follower", follower)
+    with pytest.raises(WorkerError, match="no thread left"):
+        corepipe.open(path)
+    (stream,) = opened
+    assert stream.closed
 
 
 def test_a_network_of_the_zoo_by_name_with_a_plan(here):

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from commands import corepipe
 from cost_tables import of_machine
+from reference import named_frames
 from typer.testing import CliRunner
 
 from corepipe import baseline
@@ -49,11 +50,6 @@ _IN_HALF_PRECISION = 5e-2
 """What OpenVINO by itself computes in on CPUs that have bfloat16."""
 
 
-def frames_of(network, count=3):
-    generator = np.random.default_rng(0)
-    return [{"t0": generator.standard_normal(network.inputs[0].shape, np.float32)} for _ in range(count)]
-
-
 def descriptors():
     return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
 
@@ -62,7 +58,7 @@ def descriptors():
 def test_it_gives_what_the_model_gives_and_counts_its_calls(chain, here, model, engine):
     if importlib.util.find_spec(engine) is None:
         pytest.skip(f"{engine} is not installed")
-    frames, before = frames_of(chain), descriptors()
+    frames, before = named_frames(chain, 3), descriptors()
     alone = EngineAlone(Baseline(engine, model), chain, here, frames)
     (pid,) = alone.worker_pids.values()
     try:
@@ -100,7 +96,7 @@ def test_a_network_of_the_zoo_needs_no_file(here):
 
 def test_it_stays_on_the_cores_that_are_to_be_used(chain, two_cores, model):
     core = two_cores.cores[0]
-    alone = EngineAlone(Baseline("onnxruntime", model), chain, detect(restrict_to=core.cpus), frames_of(chain))
+    alone = EngineAlone(Baseline("onnxruntime", model), chain, detect(restrict_to=core.cpus), named_frames(chain, 3))
     try:
         alone.run(0.05, 5, 10.0)
         (pid,) = alone.worker_pids.values()
@@ -128,7 +124,7 @@ def test_it_is_told_of_cores_and_kept_to_them_only_where_not_all_are_used(
     cores = (Core(cpus=(0, 2)), Core(cpus=(1, 3)))  # two threads each
     topology = Topology(clusters=(Cluster("cpu", cores),), pinnable=pinnable)
     with pytest.raises(Started) as caught:
-        EngineAlone(Baseline("onnxruntime", model), chain, topology, frames_of(chain))
+        EngineAlone(Baseline("onnxruntime", model), chain, topology, named_frames(chain, 3))
     assert caught.value.args == expected
 
 
@@ -154,7 +150,7 @@ def test_slices_are_as_long_as_slow_frames_need(chain, here, model, table, monke
 
     monkeypatch.setattr(comparing, "EngineAlone", Slow)
     only = [Baseline("onnxruntime", model)]
-    (result,) = comparing.compare(chain, {}, here, table, frames_of(chain), rounds=1, slice_s=0.1, baselines=only)
+    (result,) = comparing.compare(chain, {}, here, table, named_frames(chain, 3), rounds=1, slice_s=0.1, baselines=only)
     ((seconds, most_s),) = asked
     assert most_s >= seconds >= 24 * 2.0
     assert result.short_slices == 0
@@ -165,12 +161,12 @@ def test_what_the_engine_refuses_is_said(chain, here, tmp_path):
     path.write_bytes(b"no model")
     before = descriptors()
     with pytest.raises(WorkerError, match="engine:onnxruntime: onnxruntime refuses the model"):
-        EngineAlone(Baseline("onnxruntime", str(path)), chain, here, frames_of(chain))
+        EngineAlone(Baseline("onnxruntime", str(path)), chain, here, named_frames(chain, 3))
     assert descriptors() <= before
 
 
 def test_a_process_that_is_killed_is_an_error(chain, here, model):
-    alone = EngineAlone(Baseline("onnxruntime", model), chain, here, frames_of(chain))
+    alone = EngineAlone(Baseline("onnxruntime", model), chain, here, named_frames(chain, 3))
     try:
         (pid,) = alone.worker_pids.values()
         os.kill(pid, signal.SIGKILL)
@@ -183,7 +179,14 @@ def test_a_process_that_is_killed_is_an_error(chain, here, model):
 def test_it_is_measured_beside_plans(chain, here, model, table):
     plans = bench_plans(table, ["all-cores"], {})
     results = comparing.compare(
-        chain, plans, here, table, frames_of(chain), rounds=2, slice_s=0.1, baselines=[Baseline("onnxruntime", model)]
+        chain,
+        plans,
+        here,
+        table,
+        named_frames(chain, 3),
+        rounds=2,
+        slice_s=0.1,
+        baselines=[Baseline("onnxruntime", model)],
     )
     alone, plan = results
     assert (alone.name, alone.alone, plan.name, plan.alone) == ("engine:onnxruntime", True, "all-cores", False)
@@ -219,7 +222,7 @@ def test_one_that_cannot_run_is_left_out(chain, here, tmp_path, table):
     path.write_bytes(b"no model")
     failures = {}
     results = comparing.compare(
-        chain, bench_plans(table, ["all-cores"], {}), here, table, frames_of(chain), rounds=1, slice_s=0.01,
+        chain, bench_plans(table, ["all-cores"], {}), here, table, named_frames(chain, 3), rounds=1, slice_s=0.01,
         baselines=[Baseline("onnxruntime", str(path))], on_failure=failures.__setitem__,
     )  # fmt: skip
     assert [r.name for r in results] == ["all-cores"]

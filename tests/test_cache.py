@@ -99,6 +99,24 @@ def test_an_engine_that_dies_is_done_without(chain, here, failing_ncnn, caplog):
         api.costs(chain, here, engines=["onnxruntime", "ncnn"], use_cache=False)
 
 
+def test_where_the_first_engine_dies_the_others_serve(chain, here, failing_ncnn, caplog):
+    asked = failing_ncnn(WorkerError("probe: killed by signal 9"), first=True)
+    for count in (1, 1):
+        assert [one.name for one in api.costs(chain, here).engines] == ["onnxruntime"]
+        assert len(asked) == count, "it would die again at each start"
+    assert caplog.text.count("plans do without ncnn: probe: killed by signal 9") == 1
+
+
+def test_where_every_engine_dies_each_start_tries_them(chain, here, failing_ncnn, monkeypatch):
+    """The memory may be enough by then."""
+    asked = failing_ncnn(WorkerError("probe: killed by signal 9"))
+    monkeypatch.setattr(api, "engine_names", lambda engines=None: (EngineName(name="ncnn", version="0"),))
+    for count in (1, 2):
+        with pytest.raises(WorkerError, match="killed by signal 9"):
+            api.costs(chain, here)
+        assert len(asked) == count
+
+
 def test_an_engine_that_refuses_is_not_asked_again_for_a_day(chain, here, failing_ncnn, caplog):
     asked = failing_ncnn(EngineError("it has no such layer"))
     first = api.find_costs(chain, here)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -266,6 +267,16 @@ def test_bench_results_can_be_reported():
         f"By the cost table no plan can exceed {bound:.4g} frames/s; predictions below that: routes "
     )
     assert f"replicas {1 - results[-1].predicted_fps / bound:.1%}" in said
+
+
+def test_a_stage_that_costs_nothing_can_be_reported():
+    table = random_table(12)
+    (result,) = simulate_bench(table, {"routes": plan(table)})
+    free = dataclasses.replace(result.hops[0], predicted_s=0.0, measured_s=0.0)
+    slow = dataclasses.replace(result, hops=(free,), throughput_fps=result.predicted_fps / 2)
+    assert any(
+        "routes reaches 50% of its prediction; its stages take" in text for text in describe([slow], simulated=True)
+    )
 
 
 def test_a_plan_that_does_not_fit_is_refused():

@@ -21,7 +21,6 @@ from corepipe import Plan, Stream
 from corepipe import plan as planners
 from corepipe.api import ALIGNED_S, find_costs
 from corepipe.bench_setup import bench_frames
-from corepipe.compare import trial
 from corepipe.cost.table import CostTable
 from corepipe.network.load import open_network
 from corepipe.network.model import Network
@@ -32,6 +31,7 @@ from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.feeding import Writer
 from corepipe.runtime.record import FrameRecord
 from corepipe.topology import Topology, detect
+from corepipe.trial import trial
 from rival_systems.child import TOLERANCE, Array, Runner
 from rival_systems.prepare import model_path
 from rival_systems.rate import Slice

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from corepipe import engine
 from corepipe import plan as planners
@@ -21,7 +22,7 @@ from corepipe.cost.measuring import Progress
 from corepipe.cost.profile import PartialProfile, profile
 from corepipe.cost.source import Costs, choose_costs, sizes
 from corepipe.cost.table import CostTable, EngineName, HopCosts, merged
-from corepipe.errors import BatchError, EngineError, UnknownNameError, UsageError, WorkerError
+from corepipe.errors import BatchError, CorepipeError, EngineError, UnknownNameError, UsageError, WorkerError
 from corepipe.follow import Follower
 from corepipe.network.batch import batched
 from corepipe.network.batch_check import check_batch, runs_on
@@ -100,7 +101,11 @@ def open(
         ).table
         stream = Stream(network, planners.plan(table, planner, bound=False), topology)
         if follow and planner == planners.BEST:
-            Follower(stream, table)
+            try:
+                Follower(stream, table)
+            except BaseException:
+                stream.close()
+                raise
         return stream
     return Stream(network, plan if isinstance(plan, Plan) else Plan.read(plan), topology)
 
@@ -192,7 +197,8 @@ def costs(
     modes = [(name, size) for name in engine_names(engines) for size in sizes(batch)]
     cache = TableCache()
     tables: list[CostTable] = []
-    refusals: list[EngineError] = []
+    refusals: list[CorepipeError] = []
+    died: list[tuple[Path, WorkerError]] = []
     gone: set[str] = set()
     """Engines that did not take the network frame by frame."""
 
@@ -229,10 +235,11 @@ def costs(
                 raise EngineError(f"{known} (as it did at an earlier start; --no-cache asks again)")
             tables.append(_costs(network, topology, name, size, use_cache, told, check, forget, hop))
         except WorkerError as error:  # the engine died or does not load, or there is too little memory
-            if not tables or (size == 1 and engines is not None):
+            if size == 1 and engines is not None:
                 raise
-            cache.keep_refusal(path, str(error), FAILURE_S)
+            died.append((path, error))
             if size == 1:
+                refusals.append(error)
                 gone.add(name.name)
             together = f" with {size} frames at once" if size > 1 else ""
             _log.warning("plans do without %s%s: %s", name.name, together, error)
@@ -252,6 +259,8 @@ def costs(
             _log.log(logging.INFO if known else logging.WARNING, "plans do without %s: %s", name.name, error)
     if not tables:
         raise refusals[0]
+    for path, death in died:  # where no engine is left, each start tries them
+        cache.keep_refusal(path, str(death), FAILURE_S)
     within_s = aligned_within_s if use_cache else 0.0
     return _aligned(network, topology, tables, within_s, lambda share, text: on_progress(1.0, text))
 

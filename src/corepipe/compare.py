@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import itertools
 import math
 import statistics
@@ -20,21 +18,18 @@ from numpy.typing import NDArray
 
 from corepipe import engine
 from corepipe.baseline import Baseline, EngineAlone
-from corepipe.cost.learn import learnt
 from corepipe.cost.table import CostTable
-from corepipe.errors import CorepipeError, PlanError
+from corepipe.errors import CorepipeError
 from corepipe.network.batch_check import relative_error, rounding, runs_on
 from corepipe.network.model import Network
 from corepipe.plan.limits import loading_bytes
 from corepipe.plan.model import Plan, evaluate, route_groups
-from corepipe.plan.rates import best_rates, filled, mix_fps, route_loads
+from corepipe.plan.rates import best_rates, mix_fps, route_loads
 from corepipe.plan_results import (
     RELATIVE_TOLERANCE,
     PlanResult,
-    Trial,
     agree,
     as_twin,
-    fastest,
     hop_checks,
     hop_times,
     twins,
@@ -47,20 +42,17 @@ from corepipe.runtime.stream import Stream
 from corepipe.topology.memory import available_memory
 from corepipe.topology.model import Topology
 
-_TRIAL_ROUNDS, _TRIAL_MOST_ROUNDS, _TRIAL_SLICE_S = 6, 20, 0.5
-"""How long candidates are tried: enough to tell 3 % on a quiet machine, and longer on one that is not."""
-
 _RACE_ROUNDS, _RACE_BEHIND = 3, 0.05
 """A plan that was so much slower than the fastest one in each of the first rounds leaves the race."""
-
-_MOST_ATTEMPTS, _REPLAN_GAIN = 3, 0.02
-"""How often a trial runs plans, the later times one made by what it saw, and how much more that must promise."""
 
 _FRAMES_PER_SLICE, _SLOTS_PER_SLICE = 24, 12
 """At the least; each counts."""
 
-_FRAMES_PER_HOP, _RATES_GAIN = 5, 0.01
-"""Of a hop that fewer frames went over too little is known, and less than this is not worth other rates."""
+FRAMES_PER_HOP = 5
+"""Of a hop that fewer frames went over too little is known."""
+
+_RATES_GAIN = 0.01
+"""Less than this is not worth other rates."""
 
 _LONGER = 10
 """Times the planned length, for a plan that turns out slower than predicted, or a machine that stalls."""
@@ -195,94 +187,6 @@ def compare(
     return [results[name] for name in (*(one.name for one in baselines), *plans) if name in results]
 
 
-def trial(
-    network: Network,
-    plans: Mapping[str, Plan],
-    topology: Topology,
-    table: CostTable,
-    frames: Sequence[Mapping[str, NDArray[Any]]],
-    *,
-    replan: Callable[[CostTable], Plan],
-    on_progress: Callable[[float, str], None] = lambda share, text: None,
-) -> Trial:
-    """Run plans against each other for some seconds, to use the fastest; one that cannot run is left out.
-
-    What their hops took corrects the costs. A plan that promises clearly more by these then runs against the fastest
-    one, which may teach more, and so on a few times.
-
-    Args:
-        network, topology, table, frames, on_progress: as for `compare`.
-        plans: by name, the preferred one first.
-        replan: finds the best plan by a table, and gives it a name of its own.
-
-    Raises:
-        CorepipeError: no plan could run, or none has the whole model's outputs.
-    """
-    failures: dict[str, CorepipeError] = {}
-    found: dict[str, PlanResult] = {}
-    tried = {_but_rates(plan) for plan in plans.values()}
-    best: PlanResult | None = None
-    corrected = table
-    for attempt in range(_MOST_ATTEMPTS):
-        results = compare(
-            network, plans, topology, corrected, frames,
-            rounds=_TRIAL_ROUNDS, most_rounds=_TRIAL_MOST_ROUNDS, slice_s=_TRIAL_SLICE_S, race=True,
-            correct_rates=plans, on_failure=failures.__setitem__,
-            on_progress=functools.partial(_of_attempt, on_progress, attempt),
-        )  # fmt: skip
-        found |= {one.name: one for one in results}
-        best = _best_of(results, best, failures)
-        seen = [(one.plan, {check.hop: check.measured_s for check in one.hops if check.frames >= _FRAMES_PER_HOP})
-                for one in found.values() if not one.same_as]  # fmt: skip
-        corrected = learnt(table, seen)
-        again = None
-        with contextlib.suppress(PlanError):
-            again = replan(corrected)
-        if again is None or _but_rates(again) in tried or not _promises_more(again, best.plan, corrected):
-            break
-        tried.add(_but_rates(again))
-        name = f"{again.planner}-{attempt + 1}" if attempt else again.planner
-        plans = {best.name: best.plan, name: again.model_copy(update={"planner": name})}
-    on_progress(1.0, "done")
-    assert best is not None
-    loads = {name: route_loads(one.plan, corrected) for name, one in found.items()}
-    found = {
-        name: dataclasses.replace(one, predicted_fps=mix_fps(one.plan, loads[name])) for name, one in found.items()
-    }
-    plan = filled(best.plan, loads[best.name])
-    bound_fps = None if again is None else again.bound_fps
-    figures = {"predicted_fps": plan.throughput_fps, "bound_fps": bound_fps, "given_up": None}
-    found[best.name] = dataclasses.replace(found[best.name], plan=plan.model_copy(update=figures))
-    return Trial(found[best.name], tuple(found.values()), failures, corrected)
-
-
-def _best_of(
-    results: Sequence[PlanResult], best: PlanResult | None, failures: Mapping[str, CorepipeError]
-) -> PlanResult:
-    """The fastest, or the best one so far where that did not run with the others."""
-    if best is not None and best.name not in {one.name for one in results if one.outputs_equal}:
-        return best
-    if not results:
-        raise next(iter(failures.values()))
-    return fastest(results)
-
-
-def _but_rates(plan: Plan) -> tuple[Any, ...]:
-    """What two plans have in common that share out frames differently."""
-    return plan.batch, plan.workers, frozenset(route.hops for route in plan.routes if route.rate_fps > 0)
-
-
-def _of_attempt(on_progress: Callable[[float, str], None], attempt: int, share: float, text: str) -> None:
-    """The progress of one of several comparisons."""
-    on_progress((attempt + share) / _MOST_ATTEMPTS, text if share < 1 else "planning anew")
-
-
-def _promises_more(plan: Plan, best: Plan, table: CostTable) -> bool:
-    """Whether it is worth running it against the best one so far, which may have its best rates."""
-    promised = best_rates(best, route_loads(best, table)).predicted_fps or 0.0
-    return (plan.predicted_fps or 0.0) >= (1 + _REPLAN_GAIN) * promised
-
-
 def _leave_behind(running: list[_Contender]) -> None:
     """Close those that were clearly slower than the fastest one in every round so far."""
     fastest = max(running, key=lambda one: statistics.median(one.slices))
@@ -312,7 +216,7 @@ def _correct_rates(
         _run_slice(contender, frames, expected, seconds)
         contender.slices.clear()
         contender.short_slices = 0
-    loads = route_loads(plan, table, hop_times(plan, contender.kept, _FRAMES_PER_HOP))
+    loads = route_loads(plan, table, hop_times(plan, contender.kept, FRAMES_PER_HOP))
     best = best_rates(plan, loads)
     if (best.predicted_fps or 0.0) > (1 + _RATES_GAIN) * mix_fps(plan, loads):
         fps = evaluate(best, table).throughput_fps

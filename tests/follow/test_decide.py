@@ -359,6 +359,19 @@ def test_a_lost_core_is_done_without_at_once_and_used_again_when_it_is_back():
     assert world.fps() >= 0.95 * world.best_fps()
 
 
+def test_a_core_that_is_lost_again_is_done_without_again():
+    """Its user went back to the first plan in between, and the stream waits for frames all the time."""
+    world = World(table_of(BIG_LITTLE))
+    first, lost = world.plan, world.plan.workers[0].cores[0]
+    for _ in range(2):
+        world.usable.discard(lost)
+        (step,) = world.run(2, offered=1.0)
+        assert f"core {lost}" in step.reason
+        world.usable.add(lost)
+        world.plan = first
+        assert not world.run(5, offered=1.0)
+
+
 def test_where_no_core_is_left_it_says_so_and_goes_on_when_they_are_back():
     world = World(table_of(BIG_LITTLE))
     cores = set(world.usable)

@@ -11,6 +11,11 @@ def frames_for(network, count, seed=1):
     return [generator.standard_normal(network.inputs[0].shape, np.float32) for _ in range(count)]
 
 
+def named_frames(network, count, seed=1):
+    """The same as who calls a stream may write them: by the name of their input."""
+    return [{network.inputs[0].name: frame} for frame in frames_for(network, count, seed)]
+
+
 def whole(network, frames):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1

@@ -163,8 +163,8 @@ def plan(
         typer.Option(
             min=0,
             max=1,
-            help="Share of throughput that routes may give up for fewer workers or hops, usually 0.02 (and 0.1 for one "
-            "engine alone); 0 gives up none.",
+            help="Share of throughput that routes may give up for fewer workers or hops, usually 0.02 (and 0.04 for "
+            "one engine alone); 0 gives up none.",
         ),
     ] = None,
     tried: Annotated[
@@ -267,16 +267,16 @@ def _fastest(
 
     What they did goes to stderr.
     """
-    from corepipe import compare
     from corepipe import plan as planners
     from corepipe.bench_setup import bench_frames
     from corepipe.report.bench import render_trial
+    from corepipe.trial import trial
 
     frames, _ = bench_frames(network, None)
     with ProgressBar() as on_progress:
-        trial = compare.trial(
+        found = trial(
             network, planners.candidates(table, find), topology, table, frames,
             replan=functools.partial(planners.replanned, find=find), on_progress=on_progress,
         )  # fmt: skip
-    render_trial(trial, log)
-    return trial.best.plan, trial.table
+    render_trial(found, log)
+    return found.best.plan, found.table

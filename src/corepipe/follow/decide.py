@@ -136,6 +136,7 @@ class Decider:
         if hops != self._hops:
             self._hops, self._covered = hops, self.belief.covers(plan)
             self._better_plans.refusals = self._plans_without_lost.refusals = 0
+            self._lost = frozenset()
         lost = frozenset(core for worker in plan.workers for core in worker.cores) - frozenset(usable)
         if lost:
             return self._without(lost, usable, now_s)

@@ -330,7 +330,7 @@ def _prediction_off(result: PlanResult, simulated: bool) -> list[str]:
         return []
     worst = max(result.hops, key=lambda h: abs(h.measured_s - h.predicted_s), default=None)
     sentence = f"{result.name} reaches {ratio:.0%} of its prediction"
-    if worst is not None and not _OFF_BY <= worst.measured_s / worst.predicted_s <= 1 / _OFF_BY:
+    if worst is not None and not _OFF_BY * worst.predicted_s <= worst.measured_s <= worst.predicted_s / _OFF_BY:
         sentence += (
             f"; the stage that differs most is layers {worst.start}-{worst.stop - 1} on {worst.worker}: "
             f"{worst.measured_s * 1e3:.2f} ms instead of {worst.predicted_s * 1e3:.2f} ms"
