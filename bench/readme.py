@@ -118,6 +118,8 @@ def rivals(data: dict[str, Any]) -> str:
     found = geomeans(data)
     above = " (counted as 1 where costs were measured in a slower hour than the run)"
     means = [f"{value:.2f}x {name}" for key, name in names.items() if (value := found[key])]
+    pairs = [(rows[COREPIPE], best_rival(rows)) for rows in networks.values() if COREPIPE in rows]
+    quotients = [own["throughput_fps"] / rival["throughput_fps"] for own, rival in pairs if rival]
     if value := found["routes/bound"]:
         over = any(rows[COREPIPE]["throughput_fps"] > (data["bound_fps"][network] or math.inf)
                    for network, rows in networks.items() if COREPIPE in rows)  # fmt: skip
@@ -129,8 +131,13 @@ def rivals(data: dict[str, Any]) -> str:
     lines.append("")
     lines.append(
         f"Frames/s, median of interleaved slices (lowest to highest slice), every system with the best of its settings "
-        f"(in the file); ratios are medians over the rounds. "
+        f"(in the file); ratios are medians over the rounds of what they were in each. "
         f"By geometric mean corepipe reaches {', '.join(means) or 'no comparable figure'}. "
+        + (
+            f"Medians divided by medians give {statistics.geometric_mean(quotients):.2f}x the best rival. "
+            if found["routes/best_rival"]
+            else ""
+        )
         + (f"Goals missed: {'; '.join(missed)}. " if missed else "")
         + "".join(f"Absent: {_absent(one)}. " for one in data["absent"])
         + "".join(f"Measured apart: {part} UTC. " for part in parts)
