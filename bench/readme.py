@@ -93,8 +93,8 @@ def rivals(data: dict[str, Any]) -> str:
                 cells.append("-")
                 continue
             fps, (low, high) = rows[system]["throughput_fps"], rows[system]["spread_fps"]
-            value = f"**{fps:.3g}**" if fps == best[network] else f"{fps:.3g}"
-            cells.append(f"{value} ({low:.3g}-{high:.3g})")
+            value = f"**{_rate(fps)}**" if fps == best[network] else _rate(fps)
+            cells.append(f"{value} ({_rate(low)}-{_rate(high)})")
         lines.append(f"| {system} | {' | '.join(cells)} |")
     shares: dict[str, list[str]] = {"corepipe / best rival": [], "corepipe / bound": [], AS_QUICK: []}
     for network, rows in networks.items():
@@ -144,6 +144,11 @@ def rivals(data: dict[str, Any]) -> str:
         + f"{how.capitalize()}; {env['cpu']}, {env['cpus']} CPUs, fp32, {batch}, {engines}, {env['date'][:10]}."
     )
     return "\n".join(lines)
+
+
+def _rate(fps: float) -> str:
+    """Three significant digits or all before the point, never in exponent form."""
+    return f"{fps:.0f}" if fps >= 999.5 else f"{fps:.3g}"
 
 
 def _absent(one: dict[str, Any]) -> str:
@@ -200,9 +205,9 @@ def figure(row: dict[str, Any], best: float) -> str:
     if row.get("same_as"):
         return f"= {row['same_as']}"
     low, high = row["throughput_spread_fps"]
-    value = f"{row['throughput_fps']:.3g}"
+    value = _rate(row["throughput_fps"])
     value = f"**{value}**" if row["throughput_fps"] == best else value
-    return f"{value} ({low:.3g}-{high:.3g}){'' if row['stable'] else ' ?'}"
+    return f"{value} ({_rate(low)}-{_rate(high)}){'' if row['stable'] else ' ?'}"
 
 
 def boards(data: dict[str, Any]) -> str:
@@ -213,8 +218,8 @@ def boards(data: dict[str, Any]) -> str:
     for row in rows:
         measured = row["board"].startswith("Khadas VIM3") and row["network"] in data["measured_vim3_fps"]
         marks = {} if measured else {"all-cores": " *"}
-        cells = [f"{row['fps'].get(plan, float('nan')):.3g}{marks.get(plan, '')}" for plan in plans]
-        lines.append(f"| {row['board']} | {row['network']} | {' | '.join(cells)} | {row['bound_fps']:.3g} |")
+        cells = [_rate(row["fps"].get(plan, math.nan)) + marks.get(plan, "") for plan in plans]
+        lines.append(f"| {row['board']} | {row['network']} | {' | '.join(cells)} | {_rate(row['bound_fps'])} |")
     lines += [
         "",
         "Frames/s by cost tables whose workers are whole clusters, simulated, not measured here; more in the file. "

@@ -23,7 +23,7 @@ from corepipe.report.bench import render_bench
 from corepipe.report.costs import render_costs
 from corepipe.report.plan import render_plan
 from corepipe.report.predict import render_prediction
-from corepipe.report.terminal import Output, plain, say
+from corepipe.report.terminal import Output, plain, rate_text, say
 from corepipe.simulate import simulate_bench
 
 NAMES = {
@@ -144,3 +144,10 @@ def test_a_reader_that_goes_away(stderr: bool) -> None:
         with contextlib.suppress(BrokenPipeError):
             file.close()
     assert (os.fstat(1).st_dev, os.fstat(1).st_ino) == (before.st_dev, before.st_ino)
+
+
+@pytest.mark.parametrize(
+    ("fps", "text"), [(0.012345, "0.01235"), (23.4, "23.4"), (9999.4, "9999"), (9999.6, "10000"), (123456.7, "123457")]
+)
+def test_rates_are_never_in_exponent_form(fps, text):
+    assert rate_text(fps) == text

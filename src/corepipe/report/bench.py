@@ -17,7 +17,7 @@ from corepipe.api import engine_names
 from corepipe.cost.table import CostTable, EngineName
 from corepipe.network.model import Network
 from corepipe.plan_results import STABLE_SPREAD, PlanResult, Trial
-from corepipe.report.terminal import plain, say, show, titled, width_of
+from corepipe.report.terminal import plain, rate_text, say, show, titled, width_of
 from corepipe.topology.model import Topology
 
 _OFF_BY = 0.9
@@ -68,7 +68,7 @@ def _bench_table(results: Sequence[PlanResult], title: str, simulated: bool, *, 
             plain(result.name if result.same_as is None else f"{result.name} (= {result.same_as})"),
             *_throughput(result),
             f"{result.throughput_fps / default.throughput_fps:.2f}x",
-            "-" if result.alone else f"{result.predicted_fps:.4g}",
+            "-" if result.alone else rate_text(result.predicted_fps),
             *(further if all_of_it else ()),
             _outputs(result, simulated),
             style="bold" if result is best else None,
@@ -86,7 +86,7 @@ def render_trial(trial: Trial, console: Console) -> None:
         table.add_row(
             plain(result.name),
             *_throughput(result),
-            f"{result.predicted_fps:.4g}",
+            rate_text(result.predicted_fps),
             _outputs(result),
             style="bold" if result is chosen else None,
         )
@@ -95,7 +95,7 @@ def render_trial(trial: Trial, console: Console) -> None:
         say(console, f"Left out: {name}: {error}")
     if not all(result.stable for result in trial.results):
         say(console, "Figures marked ? are unstable: close other programs and try again.")
-    say(console, f"Kept: {chosen.name}, at {chosen.throughput_fps:.4g} frames/s.")
+    say(console, f"Kept: {chosen.name}, at {rate_text(chosen.throughput_fps)} frames/s.")
 
 
 def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[str]:
@@ -104,9 +104,11 @@ def describe(results: Sequence[PlanResult], *, simulated: bool = False) -> list[
     what = "the engine's default way (all-cores" if default.name == DEFAULT else f"the first ({default.name}"
     if default.alone:
         what = f"the engine by itself ({default.name}"
-    sentences = [f"Best: {best.name} at {best.throughput_fps:.4g} frames/s"]
+    sentences = [f"Best: {best.name} at {rate_text(best.throughput_fps)} frames/s"]
     if best is not default:
-        sentences[0] += f", {best.throughput_fps / default.throughput_fps:.2f}x {what}, {default.throughput_fps:.4g})"
+        sentences[0] += (
+            f", {best.throughput_fps / default.throughput_fps:.2f}x {what}, {rate_text(default.throughput_fps)})"
+        )
     sentences[0] += "."
     if best.alone and any(not result.alone for result in results):
         wrong = any(r.throughput_fps > best.throughput_fps for r in results if not r.alone)
@@ -287,7 +289,7 @@ def _overlap(one: PlanResult, other: PlanResult) -> bool:
 def _throughput(result: PlanResult) -> tuple[str, str]:
     """The figure, marked where it is unstable, and its spread."""
     low, high = result.throughput_spread_fps
-    return f"{result.throughput_fps:.4g}" + ("" if result.stable else " ?"), f"{low:.4g}-{high:.4g}"
+    return rate_text(result.throughput_fps) + ("" if result.stable else " ?"), f"{rate_text(low)}-{rate_text(high)}"
 
 
 def _outputs(result: PlanResult, simulated: bool = False) -> str:
@@ -318,7 +320,7 @@ def _bound(results: Sequence[PlanResult]) -> list[str]:
         return []
     plans = [r for r in results if r.same_as is None and not r.alone]
     gaps = ", ".join(f"{r.name} {max(0.0, 1 - r.predicted_fps / bound):.1%}" for r in plans)
-    return [f"By the cost table no plan can exceed {bound:.4g} frames/s; predictions below that: {gaps}."]
+    return [f"By the cost table no plan can exceed {rate_text(bound)} frames/s; predictions below that: {gaps}."]
 
 
 def _prediction_off(result: PlanResult, simulated: bool) -> list[str]:

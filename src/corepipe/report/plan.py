@@ -7,7 +7,7 @@ from rich.console import Console
 from corepipe.cost.table import CostTable
 from corepipe.plan.explain import explain
 from corepipe.plan.model import Hop, Plan, evaluate
-from corepipe.report.terminal import plain, say, titled
+from corepipe.report.terminal import plain, rate_text, say, titled
 
 
 def hop_text(hop: Hop, plan: Plan) -> str:
@@ -30,7 +30,7 @@ def render_plan(plan: Plan, table: CostTable, console: Console, *, limited: bool
     routes.add_column(plain("hops: worker [layers]"))
     for number, route in enumerate(plan.routes):
         hops = "  ->  ".join(hop_text(hop, plan) for hop in route.hops)
-        routes.add_row(str(number), f"{route.rate_fps:.4g}", plain(hops))
+        routes.add_row(str(number), rate_text(route.rate_fps), plain(hops))
     console.print(routes)
     width = 30
     for worker in plan.workers:

@@ -32,6 +32,11 @@ def plain(text: str, style: str = "") -> Text:
     return Text(visible(text, kept=""), style=style)
 
 
+def rate_text(fps: float) -> str:
+    """Frames/s with four significant digits or all before the point, never in exponent form."""
+    return f"{fps:.4g}" if fps < 9999.5 else f"{fps:.0f}"
+
+
 def say(console: Console, sentence: str) -> None:
     """Print a sentence as it is; the terminal breaks it where it is too long."""
     show(console, plain(sentence), soft_wrap=True)
