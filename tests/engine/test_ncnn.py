@@ -169,6 +169,17 @@ def test_convolutions(made):
     assert check(data, x)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 9), (7, 7), (14, 14), (40, 33)])
+@pytest.mark.parametrize("channels", [(16, 16), (160, 320), (512, 512)])
+def test_winograd_tiles_are_small_where_weights_are_many_and_results_few(channels, size):
+    graph = Graph((1, channels[0], *size))
+    y = graph.add("Conv", "x", graph.weight(channels[1], channels[0], 3, 3), pads=[1, 1, 1, 1])
+    data = graph.model(y)
+    _, layer = ncnn_graph.translate(data).layers
+    assert (30 in layer.params) == (channels[0] > 16 and max(size) <= 7)
+    assert check(data, {"x": floats(*graph.shape)})
+
+
 @st.composite
 def transposed_convolutions(draw):
     c, h, w = draw(channels), draw(sizes), draw(sizes)

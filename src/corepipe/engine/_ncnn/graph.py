@@ -21,6 +21,12 @@ _ARRAY = -23300
 _AXES = {1: (0,), 2: (0, 1), 3: (0, 1, 2), 4: (0, 1, 11, 2)}
 """Parameters that hold the extents of a blob, from the last axis to the first, for Reshape and MemoryData."""
 
+SHAPE_HINT = 30
+"""The parameter that holds the rank and the extents of what a layer makes, from the last axis to the first.
+
+A 3x3 convolution chooses by it, and by its channels, the tiles of its Winograd transform when it is loaded.
+"""
+
 FLAG = np.zeros(1, np.float32)
 """Before the weights of a convolution or matrix: what follows is plain float32."""
 
