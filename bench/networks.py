@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from corepipe.network.zoo import NAMES
+from corepipe.report.terminal import rate_text
 
 
 def main() -> int:
@@ -79,8 +80,8 @@ def show(results: list[dict[str, Any]]) -> None:
                 continue
             gains[plan].append(row["throughput_fps"] / base)
             mark = "" if row["stable"] else " ?"
-            predicted = "-" if row["predicted_fps"] is None else f"{row['predicted_fps']:.4g}"
-            cells.append(f"{row['throughput_fps']:.4g} / {predicted}{mark}")
+            predicted = "-" if row["predicted_fps"] is None else rate_text(row["predicted_fps"])
+            cells.append(f"{rate_text(row['throughput_fps'])} / {predicted}{mark}")
         table.add_row(result["model"]["name"], *cells)
     table.add_section()
     means = [math.exp(sum(map(math.log, g)) / len(g)) if g else math.nan for g in gains.values()]

@@ -111,14 +111,14 @@ main()
 
 
 def wait_until_idle(process, seconds):
-    """Until its workers have computed something and then nothing for two seconds."""
-    used = [0.0]
+    """Until its workers have done something, if only to start, and then nothing for three seconds."""
+    used = [0.0] * 4
 
     def rested():
         used.append(sum(child.cpu_times().user for child in psutil.Process(process.pid).children()))
-        return used[-1] == used[-2] > 0.2
+        return len(set(used[-4:])) == 1 and used[-1] > 0
 
-    wait_until(rested, seconds, every=2)
+    wait_until(rested, seconds, every=1)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

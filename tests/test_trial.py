@@ -154,6 +154,37 @@ def test_a_trial_does_not_keep_what_fails_beside_a_new_plan(
     assert best not in trial.failures
 
 
+@pytest.mark.parametrize("new", ["wrong", "dead", "right"])
+@pytest.mark.parametrize("first", ["wrong", "dead"])
+def test_a_trial_goes_back_to_what_it_tried_before(
+    chain, two_cores, table, make_plan, hop_seconds, monkeypatch, first, new
+):
+    """Where the fastest plan fails later on, and the one that was made anew is slower or fails too."""
+    seconds, fps = hop_seconds
+    seconds |= {"w0": 2e-4, "w1": 2e-4}
+    fps |= {"first": 100.0, "second": 96.0, "new": 90.0}
+    run_slice, ends, planned = comparing._run_slice, {"first": first, "new": new}, []
+
+    def measured(contender, *arguments):
+        run_slice(contender, *arguments)
+        if planned and ends[contender.name] == "dead":
+            raise WorkerError("killed by signal 9")
+        if planned and ends[contender.name] == "wrong":
+            contender.largest_error = 1.0
+
+    def replan(costs):
+        planned.append(costs)
+        return make_plan(chain, [(1, [(0, 0, 1), (1, 1, 6)])]).model_copy(
+            update={"planner": "new", "predicted_fps": 1e9}
+        )
+
+    monkeypatch.setattr(comparing, "_run_slice", measured)
+    plans = {"first": make_plan(chain, HALVES), "second": make_plan(chain, [(1, [(0, 0, 2), (1, 2, 6)])])}
+    trial = trying.trial(chain, plans, two_cores, table, named_frames(chain, 3), replan=replan)
+    assert trial.best.name == "second"
+    assert trial.best.outputs_equal
+
+
 def test_a_trial_gives_up_where_all_outputs_are_wrong_at_last(
     chain, two_cores, table, make_plan, hop_seconds, monkeypatch
 ):

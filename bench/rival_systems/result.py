@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from corepipe.report.terminal import rate_text
 from rival_systems.catalogue import COREPIPE, ORT_SESSIONS
 from rival_systems.measure import Measured
 
@@ -213,9 +214,9 @@ def in_words(data: Mapping[str, Any], network: str) -> str:
     if COREPIPE not in rows or rival is None:
         return "not compared"
     bound = data["bound_fps"][network]
-    promise = f", bound {bound:.4g}" if bound else ""
+    promise = f", bound {rate_text(bound)}" if bound else ""
     own = rows[COREPIPE]
-    return f"{own['throughput_fps']:.4g} frames/s, {ratio(own, rival)} of {rival['system']}{promise}"
+    return f"{rate_text(own['throughput_fps'])} frames/s, {ratio(own, rival)} of {rival['system']}{promise}"
 
 
 def show(data: Mapping[str, Any], console: Console) -> None:
@@ -235,10 +236,10 @@ def show(data: Mapping[str, Any], console: Console) -> None:
                 cells.append("-")
                 continue
             low, high = row["spread_fps"]
-            cells.append(f"{row['throughput_fps']:.4g} ({low:.4g}-{high:.4g})\n{row['settings']}")
+            cells.append(f"{rate_text(row['throughput_fps'])} ({rate_text(low)}-{rate_text(high)})\n{row['settings']}")
         table.add_row(system, *cells)
     table.add_section()
-    table.add_row("bound", *(f"{data['bound_fps'][network] or math.nan:.4g}" for network in networks))
+    table.add_row("bound", *(rate_text(data["bound_fps"][network] or math.nan) for network in networks))
     console.print(table)
     for one in data["absent"]:
         where = f" on {', '.join(one['networks'])}" if "networks" in one else ""

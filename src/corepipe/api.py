@@ -183,7 +183,7 @@ def costs(
     Args:
         network: what to measure.
         topology: where.
-        engines: on which engines; None for all, see `engine_names`, of which those are left out that refuse it.
+        engines: on which engines; None for all, see `engine_names`, of which those are left out that refuse it or die.
         batch: run frame by frame, and also so many frames at once, where an engine can.
         use_cache: whether kept costs may be used.
         aligned_within_s: engines and batches are held against each other anew where that was longer ago.
@@ -258,7 +258,7 @@ def costs(
             gone.add(name.name)
             _log.log(logging.INFO if known else logging.WARNING, "plans do without %s: %s", name.name, error)
     if not tables:
-        raise refusals[0]
+        raise died[0][1] if died else refusals[0]
     for path, death in died:  # where no engine is left, each start tries them
         cache.keep_refusal(path, str(death), FAILURE_S)
     within_s = aligned_within_s if use_cache else 0.0

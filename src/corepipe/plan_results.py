@@ -124,7 +124,7 @@ class Trial:
         best: the one to use; see `fastest`. Its plan's rates, prediction and bound are by `table`.
         results: of all that could run, in the order in which they first ran, with predictions by `table`. Those that
             ran in the same comparison were measured in turns; of those that ran in several it is the last.
-        failures: for the others, by name, why they could not.
+        failures: by name, why others could not, or not any more when they ran again.
         table: the costs as the streams of the trial took them (see `corepipe.cost.learn`).
     """
 

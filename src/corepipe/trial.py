@@ -63,7 +63,7 @@ def trial(
             on_progress=functools.partial(_of_attempt, on_progress, attempt),
         )  # fmt: skip
         found |= {one.name: one for one in results}
-        best = _best_of(results, best, failures)
+        best = _best_of(results, found, best, failures)
         seen = [(one.plan, {check.hop: check.measured_s for check in one.hops if check.frames >= FRAMES_PER_HOP})
                 for one in found.values() if not one.same_as]  # fmt: skip
         corrected = learnt(table, seen)
@@ -88,18 +88,25 @@ def trial(
     return Trial(found[best.name], tuple(found.values()), failures, corrected)
 
 
-def _best_of(results: Sequence[PlanResult], best: PlanResult | None, failures: dict[str, CorepipeError]) -> PlanResult:
-    """The fastest, or the best one so far where neither it nor another one could run beside it.
+def _best_of(
+    results: Sequence[PlanResult],
+    found: Mapping[str, PlanResult],
+    best: PlanResult | None,
+    failures: dict[str, CorepipeError],
+) -> PlanResult:
+    """The fastest of a comparison in which the best one so far ran right; else of all that ran right and did not fail.
 
-    That one ran before, and is no failure then.
+    Where that is none, the best one so far is kept if it only could not run beside others: it ran before.
     """
-    wrong = best is not None and best.name in {one.name for one in results}
-    if best is not None and not wrong and not any(one.outputs_equal for one in results):
-        failures.pop(best.name, None)
-        return best
-    if not results:
+    if best is None and not results:
         raise next(iter(failures.values()))
-    return fastest(results)
+    if best is None or any(one.name == best.name and one.outputs_equal for one in results):
+        return fastest(results)
+    left = [one for name, one in found.items() if one.outputs_equal and name not in failures]
+    if not left and best.name in failures:
+        del failures[best.name]
+        return best
+    return fastest(left)
 
 
 def _but_rates(plan: Plan) -> tuple[Any, ...]:

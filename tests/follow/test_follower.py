@@ -230,15 +230,15 @@ def test_no_other_plan_is_loaded_where_memory_is_short(big_chain, two_cores, qui
         assert follower.changes == []
 
 
-def test_a_stream_that_its_user_switches_is_followed_from_there(big_chain, two_cores, quick, caplog):
+def test_a_stream_that_its_user_switches_is_followed_from_there(big_chain, two_cores, quick, caplog, monkeypatch):
     table = table_for(big_chain, two_cores, [1] * 6)
     wide, narrow = (planners.plan(table, name) for name in ("replicas-per-core", "pipeline"))
     with Stream(big_chain, wide, two_cores) as stream:
         follower = Follower(stream, table, planner=lambda _: wide)
         list(stream(feed_until(lambda: False, big_chain, seconds=0.5)))
+        told, seen = [], []
+        monkeypatch.setattr(follower._decider, "switched", lambda: told.append(True))
         stream.switch(narrow)
-
-        seen = []
 
         def followed():
             number, observer = follower._watched
@@ -248,6 +248,7 @@ def test_a_stream_that_its_user_switches_is_followed_from_there(big_chain, two_c
 
         list(stream(feed_until(followed, big_chain)))
         assert seen
+        assert told == [True]
         assert "not followed" not in caplog.text
 
 

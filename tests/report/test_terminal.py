@@ -149,5 +149,5 @@ def test_a_reader_that_goes_away(stderr: bool) -> None:
 @pytest.mark.parametrize(
     ("fps", "text"), [(0.012345, "0.01235"), (23.4, "23.4"), (9999.4, "9999"), (9999.6, "10000"), (123456.7, "123457")]
 )
-def test_rates_are_never_in_exponent_form(fps, text):
+def test_high_rates_are_not_in_exponent_form(fps, text):
     assert rate_text(fps) == text

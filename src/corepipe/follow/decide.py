@@ -136,7 +136,6 @@ class Decider:
         if hops != self._hops:
             self._hops, self._covered = hops, self.belief.covers(plan)
             self._better_plans.refusals = self._plans_without_lost.refusals = 0
-            self._lost = frozenset()
         lost = frozenset(core for worker in plan.workers for core in worker.cores) - frozenset(usable)
         if lost:
             return self._without(lost, usable, now_s)
@@ -157,6 +156,10 @@ class Decider:
         if step.kind == "plan":
             self._promise = seen.fps, 1 + gain
         return step
+
+    def switched(self) -> None:
+        """The stream's user chose another plan: what was done about lost cores was for the one before."""
+        self._lost = frozenset()
 
     def refused(self, now_s: float) -> None:
         """The step could not be made (no memory for another plan, say): be slower to ask again."""

@@ -119,6 +119,7 @@ class Follower:
         plan = lane.plan
         if lane.number != self._watched[0]:  # somebody else has switched
             self._watched = lane.number, Observer(lane.plan, now_ns)
+            self._decider.switched()
         seen = self._watched[1].seen(now_ns)
         step = self._decider.look(plan, seen, self._usable(), now_ns * 1e-9)
         if step is None:

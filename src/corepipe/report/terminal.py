@@ -33,7 +33,7 @@ def plain(text: str, style: str = "") -> Text:
 
 
 def rate_text(fps: float) -> str:
-    """Frames/s with four significant digits or all before the point, never in exponent form."""
+    """Frames/s with four significant digits, or all before the point."""
     return f"{fps:.4g}" if fps < 9999.5 else f"{fps:.0f}"
 
 

@@ -90,7 +90,8 @@ def _streams_weights(at: Windows, channels: int, made: int) -> bool:
     """Whether a Winograd convolution reads more weights than a core's caches hold, for few results.
 
     Without a hint ncnn takes tiles of 4x4 for it, whose transformed weights are 36 for 9; for the smallest of images
-    tiles of 2x2, with 16. (Its tables for images of just this size are slower for many other convolutions.)
+    tiles of 2x2, with 16. (Its tables for images of just this size are slower for many other convolutions. A 3x3
+    convolution that reads the result, and gets no hint of its own, goes by that of its input: small tiles too.)
     """
     plain = at.kernel == (3, 3) and at.strides == (1, 1) and at.dilations == (1, 1)
     return plain and max(at.out) <= _FEW_RESULTS and channels * made * 36 * 4 >= _STREAMED_BYTES
