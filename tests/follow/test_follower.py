@@ -36,7 +36,7 @@ from corepipe.runtime.stream import Stream
 def big_chain(make_chain):
     from corepipe.network.load import load_network
 
-    return load_network(make_chain(layers=6, channels=16, side=96))
+    return load_network(make_chain(layers=6, channels=16, side=160))
 
 
 def table_for(network, topology, factors):
