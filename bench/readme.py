@@ -18,9 +18,14 @@ from typing import Any
 from rival_systems.catalogue import COREPIPE
 from rival_systems.result import best_rival, geomeans, goals, networks_of, ratio, rows_of, systems_of
 
+from corepipe.report.terminal import rate_text
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 AS_QUICK = "corepipe / bound, had hops been as quick as in the costs"
+DIGITS = 3
+"""Of rates in the tables."""
+
 GAINING = ("pipe-it", "pipeline", "replicas", "routes")
 
 
@@ -93,8 +98,8 @@ def rivals(data: dict[str, Any]) -> str:
                 cells.append("-")
                 continue
             fps, (low, high) = rows[system]["throughput_fps"], rows[system]["spread_fps"]
-            value = f"**{_rate(fps)}**" if fps == best[network] else _rate(fps)
-            cells.append(f"{value} ({_rate(low)}-{_rate(high)})")
+            value = f"**{rate_text(fps, DIGITS)}**" if fps == best[network] else rate_text(fps, DIGITS)
+            cells.append(f"{value} ({rate_text(low, DIGITS)}-{rate_text(high, DIGITS)})")
         lines.append(f"| {system} | {' | '.join(cells)} |")
     shares: dict[str, list[str]] = {"corepipe / best rival": [], "corepipe / bound": [], AS_QUICK: []}
     for network, rows in networks.items():
@@ -144,11 +149,6 @@ def rivals(data: dict[str, Any]) -> str:
         + f"{how.capitalize()}; {env['cpu']}, {env['cpus']} CPUs, fp32, {batch}, {engines}, {env['date'][:10]}."
     )
     return "\n".join(lines)
-
-
-def _rate(fps: float) -> str:
-    """Three significant digits or all before the point, never in exponent form."""
-    return f"{fps:.0f}" if fps >= 999.5 else f"{fps:.3g}"
 
 
 def _absent(one: dict[str, Any]) -> str:
@@ -205,9 +205,9 @@ def figure(row: dict[str, Any], best: float) -> str:
     if row.get("same_as"):
         return f"= {row['same_as']}"
     low, high = row["throughput_spread_fps"]
-    value = _rate(row["throughput_fps"])
+    value = rate_text(row["throughput_fps"], DIGITS)
     value = f"**{value}**" if row["throughput_fps"] == best else value
-    return f"{value} ({_rate(low)}-{_rate(high)}){'' if row['stable'] else ' ?'}"
+    return f"{value} ({rate_text(low, DIGITS)}-{rate_text(high, DIGITS)}){'' if row['stable'] else ' ?'}"
 
 
 def boards(data: dict[str, Any]) -> str:
@@ -218,8 +218,10 @@ def boards(data: dict[str, Any]) -> str:
     for row in rows:
         measured = row["board"].startswith("Khadas VIM3") and row["network"] in data["measured_vim3_fps"]
         marks = {} if measured else {"all-cores": " *"}
-        cells = [_rate(row["fps"].get(plan, math.nan)) + marks.get(plan, "") for plan in plans]
-        lines.append(f"| {row['board']} | {row['network']} | {' | '.join(cells)} | {_rate(row['bound_fps'])} |")
+        cells = [rate_text(row["fps"].get(plan, math.nan), DIGITS) + marks.get(plan, "") for plan in plans]
+        lines.append(
+            f"| {row['board']} | {row['network']} | {' | '.join(cells)} | {rate_text(row['bound_fps'], DIGITS)} |"
+        )
     lines += [
         "",
         "Frames/s by cost tables whose workers are whole clusters, simulated, not measured here; more in the file. "

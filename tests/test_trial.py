@@ -120,35 +120,41 @@ def test_a_trial_plans_anew_a_few_times(chain, two_cores, table, make_plan, hop_
     assert found.best.plan.bound_fps is None
 
 
+@pytest.fixture
+def try_failing(chain, two_cores, table, make_plan, hop_seconds, monkeypatch):
+    """Runs a trial in which plans end as they are told to, once a new one was made: "right", "wrong" or "dead"."""
+    seconds, fps = hop_seconds
+    seconds |= {"w0": 2e-4, "w1": 2e-4}
+    fps |= {"first": 100.0, "second": 96.0, "new": 90.0}
+    run_slice, planned = comparing._run_slice, []
+
+    def run(plans, ends):
+        def measured(contender, *arguments):
+            run_slice(contender, *arguments)
+            if planned and ends[contender.name] == "dead":
+                raise WorkerError("killed by signal 9")
+            if planned and ends[contender.name] == "wrong":
+                contender.largest_error = 1.0
+
+        def replan(costs):
+            planned.append(costs)
+            made = make_plan(chain, [(1, [(0, 0, 1), (1, 1, 6)])])
+            return made.model_copy(update={"planner": "new", "predicted_fps": 1e9})
+
+        monkeypatch.setattr(comparing, "_run_slice", measured)
+        made = {name: make_plan(chain, routes) for name, routes in plans.items()}
+        return trying.trial(chain, made, two_cores, table, named_frames(chain, 3), replan=replan)
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("first", "new", "best"),
     [("wrong", "right", "new"), ("dead", "right", "new"), ("dead", "wrong", "first"), ("dead", "dead", "first")],
 )
-def test_a_trial_does_not_keep_what_fails_beside_a_new_plan(
-    chain, two_cores, table, make_plan, hop_seconds, monkeypatch, first, new, best
-):
+def test_a_trial_does_not_keep_what_fails_beside_a_new_plan(try_failing, first, new, best):
     """Unless nothing else runs either: it ran before."""
-    seconds, fps = hop_seconds
-    seconds |= {"w0": 2e-4, "w1": 2e-4}
-    fps |= {"first": 100.0, "new": 90.0}
-    run_slice, ends, planned = comparing._run_slice, {"first": first, "new": new}, []
-
-    def measured(contender, *arguments):
-        run_slice(contender, *arguments)
-        if planned and ends[contender.name] == "dead":
-            raise WorkerError("killed by signal 9")
-        if planned and ends[contender.name] == "wrong":
-            contender.largest_error = 1.0
-
-    def replan(costs):
-        planned.append(costs)
-        return make_plan(chain, [(1, [(0, 0, 1), (1, 1, 6)])]).model_copy(
-            update={"planner": "new", "predicted_fps": 1e9}
-        )
-
-    monkeypatch.setattr(comparing, "_run_slice", measured)
-    plans = {"first": make_plan(chain, HALVES)}
-    trial = trying.trial(chain, plans, two_cores, table, named_frames(chain, 3), replan=replan)
+    trial = try_failing({"first": HALVES}, {"first": first, "new": new})
     assert trial.best.name == best
     assert trial.best.outputs_equal
     assert best not in trial.failures
@@ -156,57 +162,17 @@ def test_a_trial_does_not_keep_what_fails_beside_a_new_plan(
 
 @pytest.mark.parametrize("new", ["wrong", "dead", "right"])
 @pytest.mark.parametrize("first", ["wrong", "dead"])
-def test_a_trial_goes_back_to_what_it_tried_before(
-    chain, two_cores, table, make_plan, hop_seconds, monkeypatch, first, new
-):
+def test_a_trial_goes_back_to_what_it_tried_before(try_failing, first, new):
     """Where the fastest plan fails later on, and the one that was made anew is slower or fails too."""
-    seconds, fps = hop_seconds
-    seconds |= {"w0": 2e-4, "w1": 2e-4}
-    fps |= {"first": 100.0, "second": 96.0, "new": 90.0}
-    run_slice, ends, planned = comparing._run_slice, {"first": first, "new": new}, []
-
-    def measured(contender, *arguments):
-        run_slice(contender, *arguments)
-        if planned and ends[contender.name] == "dead":
-            raise WorkerError("killed by signal 9")
-        if planned and ends[contender.name] == "wrong":
-            contender.largest_error = 1.0
-
-    def replan(costs):
-        planned.append(costs)
-        return make_plan(chain, [(1, [(0, 0, 1), (1, 1, 6)])]).model_copy(
-            update={"planner": "new", "predicted_fps": 1e9}
-        )
-
-    monkeypatch.setattr(comparing, "_run_slice", measured)
-    plans = {"first": make_plan(chain, HALVES), "second": make_plan(chain, [(1, [(0, 0, 2), (1, 2, 6)])])}
-    trial = trying.trial(chain, plans, two_cores, table, named_frames(chain, 3), replan=replan)
+    plans = {"first": HALVES, "second": [(1, [(0, 0, 2), (1, 2, 6)])]}
+    trial = try_failing(plans, {"first": first, "new": new})
     assert trial.best.name == "second"
     assert trial.best.outputs_equal
 
 
-def test_a_trial_gives_up_where_all_outputs_are_wrong_at_last(
-    chain, two_cores, table, make_plan, hop_seconds, monkeypatch
-):
-    seconds, fps = hop_seconds
-    seconds |= {"w0": 2e-4, "w1": 2e-4}
-    fps |= {"first": 100.0, "new": 90.0}
-    run_slice, planned = comparing._run_slice, []
-
-    def measured(contender, *arguments):
-        run_slice(contender, *arguments)
-        contender.largest_error = float(bool(planned))
-
-    def replan(costs):
-        planned.append(costs)
-        return make_plan(chain, [(1, [(0, 0, 1), (1, 1, 6)])]).model_copy(
-            update={"planner": "new", "predicted_fps": 1e9}
-        )
-
-    monkeypatch.setattr(comparing, "_run_slice", measured)
-    plans = {"first": make_plan(chain, HALVES)}
+def test_a_trial_gives_up_where_all_outputs_are_wrong_at_last(try_failing):
     with pytest.raises(CorepipeError, match="no plan that was tried"):
-        trying.trial(chain, plans, two_cores, table, named_frames(chain, 3), replan=replan)
+        try_failing({"first": HALVES}, {"first": "wrong", "new": "wrong"})
 
 
 def test_what_a_trial_predicts_of_replicas_is_what_each_of_them_can_do(chain, two_cores, table, make_plan, hop_seconds):

@@ -22,7 +22,7 @@ from corepipe.cost.measuring import Progress
 from corepipe.cost.profile import PartialProfile, profile
 from corepipe.cost.source import Costs, choose_costs, sizes
 from corepipe.cost.table import CostTable, EngineName, HopCosts, merged
-from corepipe.errors import BatchError, CorepipeError, EngineError, UnknownNameError, UsageError, WorkerError
+from corepipe.errors import BatchError, EngineError, UnknownNameError, UsageError, WorkerError
 from corepipe.follow import Follower
 from corepipe.network.batch import batched
 from corepipe.network.batch_check import check_batch, runs_on
@@ -197,7 +197,7 @@ def costs(
     modes = [(name, size) for name in engine_names(engines) for size in sizes(batch)]
     cache = TableCache()
     tables: list[CostTable] = []
-    refusals: list[CorepipeError] = []
+    refusals: list[EngineError] = []
     died: list[tuple[Path, WorkerError]] = []
     gone: set[str] = set()
     """Engines that did not take the network frame by frame."""
@@ -239,7 +239,6 @@ def costs(
                 raise
             died.append((path, error))
             if size == 1:
-                refusals.append(error)
                 gone.add(name.name)
             together = f" with {size} frames at once" if size > 1 else ""
             _log.warning("plans do without %s%s: %s", name.name, together, error)

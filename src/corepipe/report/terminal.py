@@ -32,9 +32,9 @@ def plain(text: str, style: str = "") -> Text:
     return Text(visible(text, kept=""), style=style)
 
 
-def rate_text(fps: float) -> str:
-    """Frames/s with four significant digits, or all before the point."""
-    return f"{fps:.4g}" if fps < 9999.5 else f"{fps:.0f}"
+def rate_text(fps: float, digits: int = 4) -> str:
+    """Frames/s with so many significant digits, or all before the point."""
+    return f"{fps:.{digits}g}" if fps < 10**digits - 0.5 else f"{fps:.0f}"
 
 
 def say(console: Console, sentence: str) -> None:
