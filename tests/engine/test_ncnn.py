@@ -180,6 +180,36 @@ def test_winograd_tiles_are_small_where_weights_are_many_and_results_few(channel
     assert check(data, {"x": floats(*graph.shape)})
 
 
+WIDE = {
+    "5x5": {"kernel": (5, 5), "pads": [2, 2, 2, 2]},
+    "5x5 of groups": {"kernel": (5, 5), "pads": [2, 2, 2, 2], "groups": 2},
+    "6x5, uneven pads": {"kernel": (6, 5), "pads": [0, 3, 1, 2], "size": (26, 25)},
+    "no pads at all": {"kernel": (6, 6), "pads": [0, 0, 0, 0], "size": (25, 27)},
+    "SAME_LOWER": {"kernel": (5, 6), "auto_pad": "SAME_LOWER"},
+    "one row of blocks": {"kernel": (3, 5), "pads": [1, 2, 1, 2]},
+    "few channels of many groups": {"kernel": (5, 5), "pads": [2, 2, 2, 2], "groups": 8, "blocks": False},
+    "blocks mostly empty": {"kernel": (4, 4), "pads": [2, 2, 1, 1], "blocks": False},
+    "too wide": {"kernel": (12, 12), "pads": [6, 6, 6, 6], "blocks": False},
+    "few results": {"kernel": (5, 5), "pads": [2, 2, 2, 2], "size": (19, 30), "blocks": False},
+    "strides": {"kernel": (5, 5), "pads": [2, 2, 2, 2], "strides": [2, 1], "size": (50, 50), "blocks": False},
+    "dilations": {"kernel": (5, 5), "pads": [4, 4, 4, 4], "dilations": [1, 2], "blocks": False},
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_convolutions_are_computed_by_3x3_blocks_where_that_gains(name):
+    case = dict(WIDE[name])
+    kernel, groups = case.pop("kernel"), case.pop("groups", 1)
+    size, blocks = case.pop("size", (20, 23)), case.pop("blocks", True)
+    graph = Graph((1, 16, *size))
+    y = graph.add("Conv", "x", graph.weight(24, 16 // groups, *kernel), graph.weight(24), group=groups, **case)
+    y = graph.add("Relu", graph.add("Mul", y, graph.weight(24, 1, 1)))
+    data = graph.model(y)
+    (layer,) = [layer for layer in ncnn_graph.translate(data).layers if layer.kind.startswith("Convolution")]
+    assert ((layer.params[11], layer.params[1]) == (3, 3)) == blocks
+    assert check(data, {"x": floats(*graph.shape)})
+
+
 @st.composite
 def transposed_convolutions(draw):
     c, h, w = draw(channels), draw(sizes), draw(sizes)

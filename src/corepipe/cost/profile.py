@@ -44,7 +44,7 @@ from corepipe.network.concat import useful_cuts
 from corepipe.network.model import Network
 from corepipe.topology.model import CoreConfig, Topology
 
-MEASUREMENT_VERSION = 11
+MEASUREMENT_VERSION = 12
 """Part of every cache key; rises when what is measured changes."""
 
 SPLITS = (3, 8)

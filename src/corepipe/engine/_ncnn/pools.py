@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from corepipe.engine._ncnn.graph import Refused, Tensor
 from corepipe.engine._ncnn.node import Node, axis_of
-from corepipe.engine._ncnn.products import windows
+from corepipe.engine._ncnn.windows import windows
 
 _EXACT_NEAREST = frozenset({
     ("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil"),

@@ -3,61 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from corepipe.engine._ncnn.graph import SHAPE_HINT, Refused, Tensor, check_size
+from corepipe.engine._ncnn import winograd
+from corepipe.engine._ncnn.graph import SHAPE_HINT, Refused, Tensor
 from corepipe.engine._ncnn.node import Node
-
-_FEW_RESULTS, _STREAMED_BYTES = 7, 2**22
-"""Rows or columns, and bytes. With tiles of 2x2 such convolutions in ResNet-50 and GoogLeNet took a fifth to a quarter
-less time, the networks 3 and 1.5 % less (a core of an AMD EPYC with 1 MiB of L2)."""
-
-
-def windows(node: Node, kernel: Sequence[int], shape: Sequence[int], *, ceil: bool = False) -> Windows:
-    """Where the windows of a convolution or pool lie in an image of [channels, height, width]."""
-    size = shape[1:]
-    if len(kernel) != 2 or len(size) != 2:
-        raise Refused("only two-dimensional windows")
-    strides = node.integers("strides") or (1, 1)
-    dilations = node.integers("dilations") or (1, 1)
-    pads = node.integers("pads") or (0, 0, 0, 0)
-    if len(strides) != 2 or len(dilations) != 2 or len(pads) != 4:
-        raise Refused("only two-dimensional windows")
-    if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0:
-        raise Refused("kernel, strides or pads out of range")
-    extent = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
-    before, after, out = list(pads[:2]), list(pads[2:]), [0, 0]
-    auto = node.attribute("auto_pad", "NOTSET")
-    if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
-        raise Refused(f"auto_pad {auto}")
-    for i in range(2):
-        if auto == "VALID":
-            before[i] = after[i] = 0
-        elif auto != "NOTSET":
-            total = max((math.ceil(size[i] / strides[i]) - 1) * strides[i] + extent[i] - size[i], 0)
-            before[i] = (total + (auto == "SAME_LOWER")) // 2
-            after[i] = total - before[i]
-        room = size[i] + before[i] + after[i] - extent[i]
-        if room < 0:
-            raise Refused("its window is larger than its input")
-        out[i] = room // strides[i] + 1
-        if ceil and auto in ("NOTSET", "VALID") and room % strides[i]:
-            if out[i] * strides[i] >= size[i] + before[i]:
-                raise Refused("ceil_mode with a window that starts behind the input")
-            out[i] += 1
-    padded = [s + b + a for s, b, a in zip(size, before, after, strict=True)]
-    check_size((shape[0], *padded))
-    return Windows(tuple(kernel), strides, dilations, tuple(before), tuple(after), tuple(out), tuple(extent))
-
-
-class Windows:
-    """Heights and widths of a row of windows."""
-
-    def __init__(self, *values: tuple[int, ...]) -> None:
-        self.kernel, self.strides, self.dilations, self.before, self.after, self.out, self.extent = values
+from corepipe.engine._ncnn.windows import windows
 
 
 def conv(node: Node) -> Tensor:
@@ -73,6 +26,8 @@ def conv(node: Node) -> Tensor:
     if kernel != weight.shape[2:]:
         raise Refused("its weight does not fit its kernel_shape")
     at = windows(node, kernel, given.shape[1:])
+    if winograd.gains_by_blocks(at, each, made // groups):
+        given, weight, at = winograd.in_blocks(node.builder, given, weight, at, groups)
     kind = "Convolution" if groups == 1 else "ConvolutionDepthWise"
     linear = node.builder.linear(kind, given, weight, _bias(node, 2, made))
     linear.layer.params = {
@@ -81,20 +36,9 @@ def conv(node: Node) -> Tensor:
     }  # fmt: skip
     if groups > 1:
         linear.layer.params[7] = groups
-    elif _streams_weights(at, channels, made):
+    elif winograd.streams_weights(at, weight.shape[1], made):
         linear.layer.params[SHAPE_HINT] = (3, 1, 1, made)
     return Tensor(linear.layer.tops[0], (1, made, *at.out), (made, *at.out), linear)
-
-
-def _streams_weights(at: Windows, channels: int, made: int) -> bool:
-    """Whether a Winograd convolution reads more weights than a core's caches hold, for few results.
-
-    Without a hint ncnn takes tiles of 4x4 for it, whose transformed weights are 36 for 9; for the smallest of images
-    tiles of 2x2, with 16. (Its tables for images of just this size are slower for many other convolutions. A 3x3
-    convolution that reads the result, and gets no hint of its own, goes by that of its input: small tiles too.)
-    """
-    plain = at.kernel == (3, 3) and at.strides == (1, 1) and at.dilations == (1, 1)
-    return plain and max(at.out) <= _FEW_RESULTS and channels * made * 36 * 4 >= _STREAMED_BYTES
 
 
 def conv_transpose(node: Node) -> Tensor:
