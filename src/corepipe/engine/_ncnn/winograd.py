@@ -19,14 +19,14 @@ _FEW_RESULTS, _STREAMED_BYTES = 7, 2**22
 """Rows or columns, and bytes. With tiles of 2x2 such convolutions in ResNet-50 and GoogLeNet took a fifth to a quarter
 less time, the networks 3 and 1.5 % less (a core of an AMD EPYC with 1 MiB of L2)."""
 
-_WIDEST, _LEAST_CHANNELS, _LEAST_RESULTS = 9, 8, 20
-"""The widest kernel that is taken in blocks, for how many channels on either side, and rows and columns of results. With
-fewer results the transformed weights, 144 for 25, cost more to read than is gained."""
+_WIDEST, _LEAST_CHANNELS, _LEAST_RESULTS = 11, 8, 20
+"""The widest kernel that is taken in blocks, for how many channels on either side (of what is stacked), and rows and
+columns of results. With fewer results the transformed weights, 144 for 25, cost more to read than is gained."""
 
-_MOST_WASTE = 1.5
-"""By how many times 3x3 blocks may have more elements than the kernel: 5x5 1.44, 6x6 1; 4x4, with 2.25, gained
-nothing. 5x5 of 16 to 256 channels with 28 rows took 1.5 to 2 times less, 6x6 2.2 to 2.6 times (both cores of an AMD
-EPYC at work); in the whole network conv2 of AlexNet 1.7 times, inception_3b.5x5 of GoogLeNet 1.6 times."""
+_MOST_WASTE = 1.7
+"""By how many times 3x3 blocks may have more elements than the kernel: 5x5 1.44, 6x6 1, 7x7 1.65, 11x11 with strides of
+4 1.19; 4x4, with 2.25, gained nothing. In whole networks, both cores of an AMD EPYC at work, conv2 of AlexNet (5x5)
+took 1.7 times less, conv1 of GoogLeNet and SqueezeNet (7x7 by strides of 2) 1.15 times, conv1 of AlexNet 1.6 times."""
 
 
 def streams_weights(at: Windows, channels: int, made: int) -> bool:
@@ -39,11 +39,18 @@ def streams_weights(at: Windows, channels: int, made: int) -> bool:
     return at.kernel == (3, 3) and at.dense and max(at.out) <= _FEW_RESULTS and channels * made * 144 >= _STREAMED_BYTES
 
 
+def can_be_blocks(at: Windows) -> bool:
+    """Whether a convolution is one that `in_blocks` takes."""
+    return at.dilations == (1, 1) and at.strides[0] == at.strides[1]
+
+
 def gains_by_blocks(at: Windows, channels: int, made: int) -> bool:
     """Whether a wide convolution of so many channels (of one group) takes less time as `in_blocks` has it."""
-    blocks = math.prod(_blocks(at))
-    fits = at.dense and blocks > 1 and max(at.kernel) <= _WIDEST and 9 * blocks <= _MOST_WASTE * math.prod(at.kernel)
-    return fits and min(channels, made) >= _LEAST_CHANNELS and min(at.out) >= _LEAST_RESULTS
+    if at.kernel == (3, 3) or max(at.kernel) > _WIDEST or not can_be_blocks(at):
+        return False
+    blocks = len(_places(at))
+    gains = 9 * blocks <= _MOST_WASTE * math.prod(at.kernel) and min(at.out) >= _LEAST_RESULTS
+    return gains and min(channels * blocks, made) >= _LEAST_CHANNELS
 
 
 def in_blocks(
@@ -51,39 +58,58 @@ def in_blocks(
 ) -> tuple[Tensor, NDArray[np.float32], Windows]:
     """The same results by 3x3 windows: the kernel in blocks of 3x3, each over the image shifted to its place.
 
-    The shifted images are stacked as channels, so that the sum over blocks is part of the product.
+    With strides the elements of a block are as far apart, and so is what it is laid over. The shifted images are
+    stacked as channels, so that the sum over blocks is part of the product.
 
     Args:
         builder: takes the layers.
         given: the image, [1, channels, height, width] in a blob of [channels, height, width].
         weight: of [made, channels / groups, rows, columns].
-        at: the windows, with strides and dilations of 1.
+        at: the windows, with equal strides, and dilations of 1.
         groups: of channels.
 
     Returns:
         Image, weight and windows for a convolution of as many groups.
     """
-    rows, columns = _blocks(at)
+    step, places = at.strides[0], _places(at)
     made, each = weight.shape[:2]
-    wide = np.zeros((made, each, 3 * rows, 3 * columns), np.float32)
-    wide[:, :, : at.kernel[0], : at.kernel[1]] = weight
-    places = [(3 * i, 3 * j) for i, j in itertools.product(range(rows), range(columns))]
-    parts = np.concatenate([wide[:, :, y : y + 3, x : x + 3] for y, x in places], axis=1)
+    parts = np.zeros((made, len(places), each, 3, 3), np.float32)
+    for number, (y, x) in enumerate(places):
+        block = weight[:, :, y : y + 3 * step : step, x : x + 3 * step : step]
+        parts[:, number, :, : block.shape[2], : block.shape[3]] = block
     size = tuple(n + 2 for n in at.out)
-    check_size((each * groups * len(places), *size))
-    height, width = given.shape[2:]
-    below, right = 3 * rows + at.out[0] - 1 - height - at.before[0], 3 * columns + at.out[1] - 1 - width - at.before[1]
-    padding = builder.add("Padding", [given.blob], {0: at.before[0], 1: below, 2: at.before[1], 3: right})
-    crops = [
-        builder.add("Crop", padding.tops, {0: x, 1: y, 2: group * each, 3: size[1], 4: size[0], 5: each}).tops[0]
-        for group in range(groups)
-        for y, x in places
-    ]
-    stacked = builder.add("Concat", crops, {0: 0}).tops[0]
     shape = (each * groups * len(places), *size)
+    check_size(shape)
+    # Each step-th row and column from one of the first makes an image of its own, so large that all shifts lie in it.
+    room = [
+        max(n + max(place[axis] for place in places) // step, -(-(at.before[axis] + given.shape[2 + axis]) // step))
+        for axis, n in enumerate(size)
+    ]
+    after = [n * step - before - wide for n, before, wide in zip(room, at.before, given.shape[2:], strict=True)]
+    blob = given.blob
+    if any((*at.before, *after)):
+        blob = builder.add("Padding", [blob], {0: at.before[0], 1: after[0], 2: at.before[1], 3: after[1]}).tops[0]
+    if step > 1:
+        blob = builder.add("Reorg", [blob], {0: step, 1: 1}).tops[0]
+    runs: list[tuple[int, int, int, int]] = []  # row and column of the shift, first channel and the one after the last
+    for group, (y, x) in itertools.product(range(groups), places):
+        first = ((y % step * step + x % step) * groups + group) * each
+        last = first + each
+        if runs and runs[-1][:2] == (y // step, x // step) and runs[-1][3] == first:
+            first = runs.pop()[2]
+        runs.append((y // step, x // step, first, last))
+    if runs != [(0, 0, 0, step * step * groups * each)] or tuple(room) != size:
+        crops = [
+            builder.add("Crop", [blob], {0: x, 1: y, 2: first, 3: size[1], 4: size[0], 5: last - first}).tops[0]
+            for y, x, first, last in runs
+        ]
+        blob = builder.add("Concat", crops, {0: 0}).tops[0] if len(crops) > 1 else crops[0]
     whole = Windows((3, 3), (1, 1), (1, 1), (0, 0), (0, 0), at.out, (3, 3))
-    return Tensor(stacked, (1, *shape), shape), parts, whole
+    return Tensor(blob, (1, *shape), shape), parts.reshape(made, -1, 3, 3), whole
 
 
-def _blocks(at: Windows) -> tuple[int, int]:
-    return -(-at.kernel[0] // 3), -(-at.kernel[1] // 3)
+def _places(at: Windows) -> list[tuple[int, int]]:
+    """Row and column of the kernel's element at which each of its blocks begins; equal shifts side by side."""
+    step = at.strides[0]
+    rows, columns = ([first for first in range(size) if first // step % 3 == 0] for size in at.kernel)
+    return sorted(itertools.product(rows, columns), key=lambda place: (place[0] // step, place[1] // step))
