@@ -281,8 +281,9 @@ def finish(builder: Builder, inputs: Mapping[str, Tensor], outputs: Mapping[str,
     return Program(read, given, layers, builder.blobs)
 
 
-_ONLY_READ = frozenset({"Convolution", "ConvolutionDepthWise", "Pooling"})
-"""These compute into new memory. Others may write where they read, or hand the same memory on to such."""
+_ONLY_READ = frozenset({"Convolution", "ConvolutionDepthWise", "Pooling", "Reorg"})
+"""These compute into new memory. Others may write where they read, or hand the same memory on to such, as a Padding
+does that pads nothing."""
 
 
 def _only_reads(layers: Sequence[Layer], blob: int) -> bool:
@@ -291,6 +292,8 @@ def _only_reads(layers: Sequence[Layer], blob: int) -> bool:
             if layer.kind == "Split":
                 if not all(_only_reads(layers, top) for top in layer.tops):
                     return False
-            elif layer.kind not in _ONLY_READ:
+            elif layer.kind not in _ONLY_READ and not (
+                layer.kind == "Padding" and any(map(layer.params.get, range(4)))
+            ):
                 return False
     return True

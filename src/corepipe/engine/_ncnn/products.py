@@ -26,7 +26,7 @@ def conv(node: Node) -> Tensor:
     if kernel != weight.shape[2:]:
         raise Refused("its weight does not fit its kernel_shape")
     at = windows(node, kernel, given.shape[1:])
-    if winograd.gains_by_blocks(at, each, made // groups):
+    if winograd.gains_by_blocks(at, channels, made, groups):
         given, weight, at = winograd.in_blocks(node.builder, given, weight, at, groups)
     kind = "Convolution" if groups == 1 else "ConvolutionDepthWise"
     linear = node.builder.linear(kind, given, weight, _bias(node, 2, made))

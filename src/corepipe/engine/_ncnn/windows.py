@@ -30,7 +30,10 @@ def windows(node: Node, kernel: Sequence[int], shape: Sequence[int], *, ceil: bo
         if auto == "VALID":
             before[i] = after[i] = 0
         elif auto != "NOTSET":
-            total = max((math.ceil(size[i] / strides[i]) - 1) * strides[i] + extent[i] - size[i], 0)
+            total = (math.ceil(size[i] / strides[i]) - 1) * strides[i] + extent[i] - size[i]
+            if total < -1:  # to ONNX Runtime a negative pad: the first window begins behind the first element
+                raise Refused(f"auto_pad {auto} where windows have gaps")
+            total = max(total, 0)
             before[i] = (total + (auto == "SAME_LOWER")) // 2
             after[i] = total - before[i]
         room = size[i] + before[i] + after[i] - extent[i]
@@ -47,12 +50,7 @@ def windows(node: Node, kernel: Sequence[int], shape: Sequence[int], *, ceil: bo
 
 
 class Windows:
-    """Heights and widths of a row of windows."""
+    """Height and width of their kernel, strides, dilations, pads before and after, results and extent."""
 
     def __init__(self, *values: tuple[int, ...]) -> None:
         self.kernel, self.strides, self.dilations, self.before, self.after, self.out, self.extent = values
-
-    @property
-    def dense(self) -> bool:
-        """Whether each is one row or column further than the last, and has no gaps."""
-        return self.strides == self.dilations == (1, 1)

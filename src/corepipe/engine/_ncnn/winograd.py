@@ -19,14 +19,18 @@ _FEW_RESULTS, _STREAMED_BYTES = 7, 2**22
 """Rows or columns, and bytes. With tiles of 2x2 such convolutions in ResNet-50 and GoogLeNet took a fifth to a quarter
 less time, the networks 3 and 1.5 % less (a core of an AMD EPYC with 1 MiB of L2)."""
 
-_WIDEST, _LEAST_CHANNELS, _LEAST_RESULTS = 11, 8, 20
-"""The widest kernel that is taken in blocks, for how many channels on either side (of what is stacked), and rows and
-columns of results. With fewer results the transformed weights, 144 for 25, cost more to read than is gained."""
+_WIDEST, _LEAST_CHANNELS, _LEAST_RESULTS, _MOST_STACKED = 11, 8, 20, 2**24
+"""The widest kernel that is taken in blocks, for how many channels on either side (of what is stacked), rows and
+columns of results, and elements of the stacked image. With fewer results the transformed weights, 144 for 25, cost more
+to read than is gained."""
 
-_MOST_WASTE = 1.7
-"""By how many times 3x3 blocks may have more elements than the kernel: 5x5 1.44, 6x6 1, 7x7 1.65, 11x11 with strides of
-4 1.19; 4x4, with 2.25, gained nothing. In whole networks, both cores of an AMD EPYC at work, conv2 of AlexNet (5x5)
-took 1.7 times less, conv1 of GoogLeNet and SqueezeNet (7x7 by strides of 2) 1.15 times, conv1 of AlexNet 1.6 times."""
+_MOST_WASTE, _MOST_WASTE_BY_3 = 1.7, 1.5
+"""By how many times 3x3 blocks may have more elements than the kernel; also by strides of 3 and more. 5x5 1.44, 6x6 1,
+7x7 1.65, 11x11 by 4 1.19; 4x4 by 1, with 2.25, gained nothing, 7x7 by 3, with 1.65, lost 12 %.
+
+In whole networks, both cores of an AMD EPYC at work, conv2 of AlexNet (5x5) took 1.7 times less, conv1 of GoogLeNet and
+SqueezeNet (7x7 by 2) 1.15 times, conv1 of AlexNet 1.6 times; by themselves 8x8 to 11x11 1.5 to 1.9 times, 6x6 by 2 1.2
+to 1.7 times, 5x5 by 2 0.94 to 1.5 times."""
 
 
 def streams_weights(at: Windows, channels: int, made: int) -> bool:
@@ -36,21 +40,24 @@ def streams_weights(at: Windows, channels: int, made: int) -> bool:
     tiles of 2x2, with 16. (Its tables for images of just this size are slower for many other convolutions. A 3x3
     convolution that reads the result, and gets no hint of its own, goes by that of its input: small tiles too.)
     """
-    return at.kernel == (3, 3) and at.dense and max(at.out) <= _FEW_RESULTS and channels * made * 144 >= _STREAMED_BYTES
+    return (
+        at.kernel == (3, 3)
+        and at.strides == at.dilations == (1, 1)
+        and max(at.out) <= _FEW_RESULTS
+        and channels * made * 144 >= _STREAMED_BYTES
+    )
 
 
-def can_be_blocks(at: Windows) -> bool:
-    """Whether a convolution is one that `in_blocks` takes."""
-    return at.dilations == (1, 1) and at.strides[0] == at.strides[1]
-
-
-def gains_by_blocks(at: Windows, channels: int, made: int) -> bool:
-    """Whether a wide convolution of so many channels (of one group) takes less time as `in_blocks` has it."""
-    if at.kernel == (3, 3) or max(at.kernel) > _WIDEST or not can_be_blocks(at):
+def gains_by_blocks(at: Windows, channels: int, made: int, groups: int) -> bool:
+    """Whether a wide convolution of so many channels in all takes less time as `in_blocks` has it."""
+    if at.dilations != (1, 1) or at.strides[0] != at.strides[1] or not 3 < max(at.kernel) <= _WIDEST:
         return False
-    blocks = len(_places(at))
-    gains = 9 * blocks <= _MOST_WASTE * math.prod(at.kernel) and min(at.out) >= _LEAST_RESULTS
-    return gains and min(channels * blocks, made) >= _LEAST_CHANNELS
+    stacked = channels * len(_places(at))
+    most = _MOST_WASTE if max(at.strides) < 3 else _MOST_WASTE_BY_3
+    wide = 9 * len(_places(at)) <= most * math.prod(at.kernel) and min(at.out) >= _LEAST_RESULTS
+    fewer, more = sorted((stacked // groups, made // groups))
+    enough = fewer >= _LEAST_CHANNELS and more > _LEAST_CHANNELS  # for 8 of 8 ncnn has no Winograd kernel
+    return wide and enough and stacked * math.prod(n + 2 for n in at.out) <= _MOST_STACKED
 
 
 def in_blocks(
@@ -79,18 +86,19 @@ def in_blocks(
         parts[:, number, :, : block.shape[2], : block.shape[3]] = block
     size = tuple(n + 2 for n in at.out)
     shape = (each * groups * len(places), *size)
-    check_size(shape)
-    # Each step-th row and column from one of the first makes an image of its own, so large that all shifts lie in it.
-    room = [
+    # Of a phase: each step-th row and column from one of the first. All shifts lie in it, and all of the image.
+    phase = [
         max(n + max(place[axis] for place in places) // step, -(-(at.before[axis] + given.shape[2 + axis]) // step))
         for axis, n in enumerate(size)
     ]
-    after = [n * step - before - wide for n, before, wide in zip(room, at.before, given.shape[2:], strict=True)]
+    check_size(shape)
+    check_size((each * groups * step * step, *phase))
+    after = [n * step - before - wide for n, before, wide in zip(phase, at.before, given.shape[2:], strict=True)]
     blob = given.blob
     if any((*at.before, *after)):
         blob = builder.add("Padding", [blob], {0: at.before[0], 1: after[0], 2: at.before[1], 3: after[1]}).tops[0]
     if step > 1:
-        blob = builder.add("Reorg", [blob], {0: step, 1: 1}).tops[0]
+        blob = builder.add("Reorg", [blob], {0: step, 1: 1}).tops[0]  # phases as channels (space to depth)
     runs: list[tuple[int, int, int, int]] = []  # row and column of the shift, first channel and the one after the last
     for group, (y, x) in itertools.product(range(groups), places):
         first = ((y % step * step + x % step) * groups + group) * each
@@ -98,7 +106,7 @@ def in_blocks(
         if runs and runs[-1][:2] == (y // step, x // step) and runs[-1][3] == first:
             first = runs.pop()[2]
         runs.append((y // step, x // step, first, last))
-    if runs != [(0, 0, 0, step * step * groups * each)] or tuple(room) != size:
+    if runs != [(0, 0, 0, step * step * groups * each)] or tuple(phase) != size:
         crops = [
             builder.add("Crop", [blob], {0: x, 1: y, 2: first, 3: size[1], 4: size[0], 5: last - first}).tops[0]
             for y, x, first, last in runs
