@@ -40,6 +40,10 @@ def table(chain, two_cores):
         ([[100.0, 107.0, 101.0], [104.0, 104.0, 104.0], [104.0, 108.0, 102.0]], "second"),
         ([[100.0, 107.0, 99.0, 98.0], [104.0, 104.0, 104.0, 104.0]], "second"),
         ([[100.0, 107.0, 99.0], [104.0, 104.0, 104.0], [109.0, 109.0, 109.0]], "third"),
+        ([[100.0] * 6, [101.0] * 6], "second"),  # a little faster, but in every round
+        ([[100.0] * 6, [101.0] * 5 + [99.9]], "first"),
+        ([[100.0] * 5, [101.0] * 5], "first"),
+        ([[100.0] * 6, [100.4] * 6], "first"),  # not worth another plan even so
     ],
 )
 def test_the_fastest_plan_is_kept_unless_a_preferred_one_comes_near(chain, two_cores, table, measured, kept):
