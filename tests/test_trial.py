@@ -83,7 +83,7 @@ def test_a_trial_plans_anew_by_what_hops_took(chain, two_cores, table, make_plan
     assert trial.best.predicted_fps == pytest.approx(evaluate(other, trial.table).throughput_fps)
     assert trial.best.plan.predicted_fps == trial.best.predicted_fps
     assert trial.best.plan.bound_fps > trial.best.predicted_fps
-    fps |= {"first": 100.0, "new": 101.0}
+    fps |= {"first": 100.0, "new": 100.9}
     asked.clear()
     trial = trying.trial(chain, plans, two_cores, table, named_frames(chain, 3), replan=replan)
     assert (trial.best.name, {one.name for one in trial.results}) == ("first", {"first", "new"})

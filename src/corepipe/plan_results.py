@@ -24,7 +24,7 @@ STABLE_SPREAD = 0.05
 """A result whose slices have half their range above this share of their median is marked unstable."""
 
 TRIAL_TOLERANCE = 0.02
-"""What a trial cannot tell apart; by so much less the simpler plan is kept."""
+"""What a trial cannot tell apart, unless all rounds say the same; by so much less the simpler plan is kept."""
 
 _WON_SHARE = 0.6
 """The share of the rounds in which a plan must be faster than a simpler one to take its place.
@@ -34,9 +34,9 @@ in 23 if both are equally fast, and in 90 if it is 10 % faster (with three quart
 that are equally simple the one that is faster by the median is the better guess, however the rounds differ.
 """
 
-_SURE_ROUNDS, _SURE_TOLERANCE = 6, 0.005
-"""In so many rounds a plan that is as fast as another is the faster one of each in 1 of 64 cases: what is faster in all
-of them is so, on a machine quiet enough to tell, and is taken for less than the tolerance of a trial."""
+_SURE_ROUNDS, _SURE_TOLERANCE = 6, 0.01
+"""A plan that is faster in each of so many rounds takes the place of another for less: were it chance from round to
+round, that would be 1 of 64 cases. What two loadings of one plan differ by shows in all rounds, so not for nothing."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def hop_checks(plan: Plan, records: Iterable[FrameRecord], table: CostTable | No
     return tuple(checks)
 
 
-def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -> PlanResult:
+def fastest(results: Sequence[PlanResult], *, side_by_side: bool = True) -> PlanResult:
     """The plan to use by a comparison: the simplest one, or what is faster by more than a tolerance.
 
     They are taken up in the order of their hops a frame, then of the cores of their largest worker (those cores wait
@@ -203,7 +203,7 @@ def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -
 
     Args:
         results: the preferred one first.
-        tolerance: the share of throughput that is not worth another plan.
+        side_by_side: whether their slices are of the same rounds.
 
     Raises:
         CorepipeError: no plan has the whole model's outputs.
@@ -213,21 +213,22 @@ def fastest(results: Sequence[PlanResult], tolerance: float = TRIAL_TOLERANCE) -
         raise CorepipeError("no plan that was tried has the whole model's outputs; name another --engine")
     chosen, *others = sorted(right, key=lambda result: _complexity(result.plan))
     for result in others:
-        if clearly_faster(result, chosen, tolerance):
+        if clearly_faster(result, chosen, side_by_side=side_by_side):
             chosen = result
     return chosen
 
 
-def clearly_faster(one: PlanResult, other: PlanResult, tolerance: float = TRIAL_TOLERANCE) -> bool:
+def clearly_faster(one: PlanResult, other: PlanResult, *, side_by_side: bool = True) -> bool:
     """Whether it is by more than a tolerance, and, if it is less simple, in most of the rounds that both ran in.
 
-    A much smaller tolerance does where it is faster in every one of many rounds.
+    A smaller tolerance does where it is faster in every one of many rounds, which must have been the same ones
+    (`side_by_side`): else a machine that drifts would say so.
     """
     ratios = [a / b for a, b in zip(one.slices_fps, other.slices_fps, strict=False)]
     won = _complexity(one.plan) <= _complexity(other.plan)
     won = won or statistics.fmean(ratio > 1 for ratio in ratios) >= _WON_SHARE
-    if len(ratios) >= _SURE_ROUNDS and min(ratios) > 1:
-        tolerance = min(tolerance, _SURE_TOLERANCE)
+    sure = side_by_side and len(ratios) >= _SURE_ROUNDS and min(ratios) > 1
+    tolerance = _SURE_TOLERANCE if sure else TRIAL_TOLERANCE
     return won and statistics.median(ratios) * (1 - tolerance) >= 1
 
 

@@ -21,7 +21,7 @@ from corepipe.plan_results import PlanResult, Trial, fastest
 from corepipe.topology.model import Topology
 
 _ROUNDS, _MOST_ROUNDS, _SLICE_S = 6, 20, 0.5
-"""How long candidates are tried: enough to tell 3 % on a quiet machine, and longer on one that is not."""
+"""How long candidates are tried: enough to tell 3 % on most machines (1 % on a quiet one), and longer where not."""
 
 _MOST_ATTEMPTS, _REPLAN_GAIN = 3, 0.02
 """How often a trial runs plans, the later times one made by what it saw, and how much more that must promise."""
@@ -106,7 +106,7 @@ def _best_of(
     if not left and best.name in failures:
         del failures[best.name]
         return best
-    return fastest(left)
+    return fastest(left, side_by_side=False)
 
 
 def _but_rates(plan: Plan) -> tuple[Any, ...]:

@@ -50,7 +50,9 @@ def streams_weights(at: Windows, channels: int, made: int) -> bool:
 
 def gains_by_blocks(at: Windows, channels: int, made: int, groups: int) -> bool:
     """Whether a wide convolution of so many channels in all takes less time as `in_blocks` has it."""
-    if at.dilations != (1, 1) or at.strides[0] != at.strides[1] or not 3 < max(at.kernel) <= _WIDEST:
+    if at.dilations != (1, 1) or at.strides[0] != at.strides[1] or min(at.kernel) < 3:
+        return False
+    if not 3 < max(at.kernel) <= _WIDEST:
         return False
     stacked = channels * len(_places(at))
     most = _MOST_WASTE if max(at.strides) < 3 else _MOST_WASTE_BY_3
