@@ -50,16 +50,15 @@ def streams_weights(at: Windows, channels: int, made: int) -> bool:
 
 def gains_by_blocks(at: Windows, channels: int, made: int, groups: int) -> bool:
     """Whether a wide convolution of so many channels in all takes less time as `in_blocks` has it."""
-    if at.dilations != (1, 1) or at.strides[0] != at.strides[1] or min(at.kernel) < 3:
+    takes = at.dilations == (1, 1) and at.strides[0] == at.strides[1]
+    if not takes or min(at.kernel) < 3 or not 3 < max(at.kernel) <= _WIDEST or min(at.out) < _LEAST_RESULTS:
         return False
-    if not 3 < max(at.kernel) <= _WIDEST:
-        return False
-    stacked = channels * len(_places(at))
-    most = _MOST_WASTE if max(at.strides) < 3 else _MOST_WASTE_BY_3
-    wide = 9 * len(_places(at)) <= most * math.prod(at.kernel) and min(at.out) >= _LEAST_RESULTS
+    blocks, most = len(_places(at)), _MOST_WASTE if max(at.strides) < 3 else _MOST_WASTE_BY_3
+    stacked = channels * blocks
     fewer, more = sorted((stacked // groups, made // groups))
     enough = fewer >= _LEAST_CHANNELS and more > _LEAST_CHANNELS  # for 8 of 8 ncnn has no Winograd kernel
-    return wide and enough and stacked * math.prod(n + 2 for n in at.out) <= _MOST_STACKED
+    small = stacked * math.prod(n + 2 for n in at.out) <= _MOST_STACKED
+    return 9 * blocks <= most * math.prod(at.kernel) and enough and small
 
 
 def in_blocks(
