@@ -70,6 +70,7 @@ def test_a_frame_that_many_later_ones_are_ahead_of_comes_first():
             messages.send(write, messages.RUN, hop, 0, frame, frame)
         assert inbox.next_hop()[0] == 3
         messages.send(write, messages.RUN, 1, 0, 8, 8)
+        inbox.look()
         assert [inbox.next_hop()[0] for _ in range(3)] == [2, 7, 8]
     finally:
         os.close(read)
@@ -127,7 +128,7 @@ def test_word_is_held_back_over_hops_of_other_routes_no_longer_than_the_limit(bo
 
 def test_word_does_not_wait_for_a_hop_that_is_known_to_be_long(boxes):
     inbox, outbox, run, told, _ = boxes
-    inbox._usual = _Usual({(0, 0): (1,)})
+    inbox._usual = _Usual({(0, 0): (1,), (0, 1): (2,)})
     run(1, 2, 3, 4)
     inbox.next_hop()
     outbox.hold(0, 0, 1, 1, 0, MS)
@@ -170,8 +171,9 @@ def test_nothing_is_begun_or_held_back_once_the_order_to_end_has_come(boxes):
     inbox, outbox, run, told, fd = boxes
     run(1, 2, 3, 4)
     assert inbox.next_hop()[0] == 1
-    assert inbox.waiting() == 3
+    assert inbox.waiting == 3
     messages.send(fd, messages.STOP)
+    inbox.look()
     outbox.hold(0, 0, 1, 1, 0, MS)
     assert told() == [(messages.DONE, 1)]
     assert inbox.next_hop() == messages.STOP

@@ -39,6 +39,9 @@ _MAX_WINDOW = 1024
 _WINDOW_BYTES = 256 * 2**20
 """Results that wait for their turn take at most so many frames and bytes of the user's memory."""
 
+_SPARE_BYTES = 64 * 2**20
+"""So much memory at the most takes what is there for results of which word waits."""
+
 AtHops = Callable[[], Sequence[Sequence[int]]]
 """Tells how many slots of each route are at each of its hops, waiting or at work; there may be more figures behind."""
 
@@ -46,7 +49,7 @@ AtHops = Callable[[], Sequence[Sequence[int]]]
 class _Group:
     """Routes that share workers, directly or through other routes of the group."""
 
-    def __init__(self, routes: list[int], shares: list[float], plan: Plan) -> None:
+    def __init__(self, routes: list[int], shares: list[float], plan: Plan, most_spare: int) -> None:
         hops = [hop for route in routes for hop in plan.routes[route].hops]
         workers = {hop.worker for hop in hops}
         numbers = plan.worker_numbers
@@ -56,7 +59,7 @@ class _Group:
         self._worker_count = len(plan.workers)
         self._workers = [[numbers[hop.worker] for hop in plan.routes[route].hops] for route in routes]
         shared = len(hops) > len(workers)
-        self._most_spare = _spare(plan, routes)
+        self._most_spare = min(_spare(plan, routes), most_spare)
         self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops) + self._most_spare
         self.room = self.slots
         self.credit = 0.0
@@ -142,12 +145,14 @@ class Dispatcher:
 
     Args:
         plan: the plan.
-        output_bytes: size of one result.
+        cut_bytes: what one frame holds at each cut of the network.
     """
 
-    def __init__(self, plan: Plan, output_bytes: int = 0) -> None:
-        self._output_bytes = max(output_bytes, 1)
-        self._groups = [_Group(routes, _shares(plan), plan) for routes in route_groups(plan)]
+    def __init__(self, plan: Plan, cut_bytes: Sequence[int] = ()) -> None:
+        self._output_bytes = max(plan.batch * cut_bytes[-1], 1) if cut_bytes else 1
+        groups = route_groups(plan)
+        most_spare = _SPARE_BYTES // (len(groups) * _slot_bytes(plan, cut_bytes))
+        self._groups = [_Group(routes, _shares(plan), plan, most_spare) for routes in groups]
         self._group_of = {route: group for group in self._groups for route in group.routes}
         self.slots = sum(group.slots for group in self._groups)
         """Frames that can be under way at once."""
@@ -216,6 +221,12 @@ class Dispatcher:
     def done(self, route: int, hop_s: Sequence[float] = ()) -> None:
         """A frame has left its route, whose hops took so many seconds; none where that is not known, or of no use."""
         self._group_of[route].done(route, hop_s)
+
+
+def _slot_bytes(plan: Plan, cut_bytes: Sequence[int]) -> int:
+    """About what a slot holds: the tensors at the ends of all hops."""
+    ends = {cut for route in plan.routes for hop in route.hops for cut in (hop.start, hop.stop)}
+    return max(plan.batch * sum(cut_bytes[cut] for cut in ends), 1) if cut_bytes else 1
 
 
 def _spare(plan: Plan, routes: list[int]) -> int:

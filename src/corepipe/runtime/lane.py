@@ -96,7 +96,7 @@ class Lane:
     ) -> None:
         self.number = number
         self.plan = plan
-        self._dispatcher = Dispatcher(plan, plan.batch * sum(t.nbytes or 0 for t in network.outputs))
+        self._dispatcher = Dispatcher(plan, [cut.nbytes for cut in network.cuts])
         self.free = list(range(self._dispatcher.slots))
         self.flights: dict[int, Flight] = {}
         self.open: Flight | None = None

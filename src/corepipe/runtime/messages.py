@@ -13,10 +13,10 @@ from collections.abc import Iterator
 _FORMAT = struct.Struct("<BBHIQ")
 _READ_BYTES = _FORMAT.size * 256
 
-HOLD_S = 0.1
+HOLD_S = 0.2
 """Where latency does not count, word of a result may wait about so long for that of later ones."""
 
-MOST_HELD = 8
+MOST_HELD = 64
 """Word of so many results at the most waits at a worker."""
 
 MOST_PASSED = 1.8

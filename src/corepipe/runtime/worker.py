@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import math
 import mmap
 import os
@@ -119,16 +120,21 @@ _NEWS = 0.02
 class _Usual:
     """How long each hop usually takes, in ns; hops of the same segments take as long.
 
+    Of a worker whose hops are all alike nothing is kept: nothing would be chosen by it.
+
     Args:
         segments: what runs, by route and hop.
     """
 
     def __init__(self, segments: dict[tuple[int, int], tuple[int, ...]]) -> None:
         self._segments = segments
+        self._alike = len(set(segments.values())) < 2
         self._seen: dict[tuple[int, ...], tuple[int, float]] = {}
 
     def note(self, hop: int, route: int, ns: int) -> None:
         """A hop took so long."""
+        if self._alike:
+            return
         key = self._segments[route, hop]
         count, mean = self._seen.get(key, (0, 0.0))
         self._seen[key] = count + 1, mean + max(_NEWS, 1 / (count + 1)) * (ns - mean)
@@ -138,66 +144,88 @@ class _Usual:
         return self._seen.get(self._segments.get((route, hop), ()), (0, 0.0))[1]
 
 
+_Waiting = tuple[int, int, int, int, int]
+"""Frame, hop, route, slot and kind of message."""
+
+
 class _Inbox:
     """What waits at a worker: the shortest hop first, the oldest frame among hops that take as long.
 
     Short hops feed other workers, which would wait behind long ones. A frame that `most_passed` later ones are ahead of
     comes first.
+
+    Between two hops everything that this process does has to come from memory: what ran pushed it out of the caches. So
+    frames wait in a heap for each hop of each route, of which mostly there is one.
+
+    Attributes:
+        waiting: how many hops and fences wait, as far as was looked; none once this worker is to end.
     """
 
     def __init__(self, fd: int, usual: _Usual | None = None, most_passed: float = math.inf) -> None:
+        self.waiting = 0
         self._fd = fd
         self._most_passed = most_passed
         self._newest = 0
         self._usual = usual or _Usual({})
-        self._waiting: list[tuple[int, int, int, int, int]] = []
+        self._heaps: dict[tuple[int, int], list[_Waiting]] = {}
         self._stopped = False
         self._poller = select.poll()
         self._poller.register(fd, select.POLLIN)
 
-    def next_hop(self) -> tuple[int, int, int, int, int] | int:
-        """(frame, hop, route, slot, kind) of the next frame; (_LAST, generation, ...) for a fence, last; or STOP."""
-        while not self._stopped and (not self._waiting or self._poller.poll(0)):
+    def look(self) -> None:
+        """Take in what has arrived by now."""
+        while self._poller.poll(0) and not self._stopped:
             self._take()
+
+    def next_hop(self) -> _Waiting | int:
+        """The next of those that wait, or that come; (_LAST, generation, ...) for a fence, last; or STOP."""
+        while not (self.waiting or self._stopped):
+            self._take()
+            self.look()
         if self._stopped:
             return messages.STOP
-        found = self._first()
-        self._waiting.remove(found)
+        key = self._first()
+        heap = self._heaps[key]
+        found = heapq.heappop(heap)
+        if not heap:
+            del self._heaps[key]
+        self.waiting -= 1
         return found
 
     def next_ns(self) -> float:
         """How long the hop that comes next usually takes, as far as that is known; call only where one waits."""
-        _, hop, route, _, _ = self._first()
-        return self._usual.ns(hop, route)
+        return self._usual.ns(*self._first())
 
-    def _first(self) -> tuple[int, int, int, int, int]:
-        oldest = min(self._waiting)
-        passed = self._newest - oldest[0]
-        return oldest if passed > self._most_passed else min(self._waiting, key=self._rank)
+    def _first(self) -> tuple[int, int]:
+        """The hop and route that the next frame waits for."""
+        if len(self._heaps) == 1:
+            return next(iter(self._heaps))
+        oldest = min(self._heaps, key=lambda key: self._heaps[key][0])
+        passed = self._newest - self._heaps[oldest][0][0]
+        return oldest if passed > self._most_passed else min(self._heaps, key=self._rank)
 
-    def _rank(self, item: tuple[int, int, int, int, int]) -> tuple[bool, float, int]:
-        frame, hop, route, _, _ = item
-        return (True, 0.0, hop) if frame == _LAST else (False, self._usual.ns(hop, route), frame)
-
-    def waiting(self) -> int:
-        """How many hops and fences wait."""
-        while self._poller.poll(0) and not self._stopped:
-            self._take()
-        return 0 if self._stopped else len(self._waiting)
+    def _rank(self, key: tuple[int, int]) -> tuple[bool, float, int]:
+        frame = self._heaps[key][0][0]
+        return frame == _LAST, self._usual.ns(*key), frame
 
     def _take(self) -> None:
         """Take in what has arrived; wait where nothing has."""
         arrived = list(messages.receive(self._fd))
         for kind, hop, route, slot, frame in arrived or _END:
             if kind in (messages.RUN, messages.RUN_HOLD):
-                self._waiting.append((frame, hop, route, slot, kind))
+                heapq.heappush(self._heaps.setdefault((hop, route), []), (frame, hop, route, slot, kind))
                 self._newest = max(self._newest, frame)
             elif kind == messages.STOP:
-                self._stopped = True
+                self._stopped, self.waiting = True, 0
+                return
             else:
                 # The stream is held back while fences are under way: nothing else comes after one.
-                self._waiting.append((_LAST, frame, 0, 0, kind))
+                heapq.heappush(self._heaps.setdefault(_FENCES, []), (_LAST, frame, 0, 0, kind))
+            self.waiting += 1
 
+
+_FENCES = (-1, -1)
+"""In place of a hop and a route."""
 
 _LAST = 2**64
 """Sorts behind every frame."""
@@ -237,7 +265,7 @@ class _Outbox:
         """After a hop: let go what is held, unless it may wait for the next hop."""
         if not self._held:
             return
-        if self._inbox.waiting() >= 2 and len(self._held) < _MOST_HELD_BYTES:
+        if self._inbox.waiting >= 2 and len(self._held) < _MOST_HELD_BYTES:
             next_end = ended + (self._inbox.next_ns() or ended - began)
             if next_end - self._since <= _HOLD_NS:
                 return
@@ -272,9 +300,11 @@ def _loop(
         except Exception as error:
             slot.error = str(error) if isinstance(error, CorepipeError) else f"{type(error).__name__}: {error}"
             outbox.send(messages.FAILED, hop, route, slot_number, frame)
+            inbox.look()
             continue
         ended = clock()
         slot.end(hop, ended)
+        inbox.look()
         usual.note(hop, route, ended - began)
         if to != results:
             messages.send(to, kind, hop + 1, route, slot_number, frame)

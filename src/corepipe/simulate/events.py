@@ -138,7 +138,7 @@ class _Run:
         # A lognormal variable with mean 1 and coefficient of variation c has sigma^2 = ln(1 + c^2), mu = -sigma^2 / 2.
         self._sigma = math.sqrt(math.log1p(jitter**2))
         self._generator = np.random.default_rng(seed)
-        self._dispatcher = Dispatcher(plan, plan.batch * table.network.cut_bytes[-1])
+        self._dispatcher = Dispatcher(plan, table.network.cut_bytes)
         self.slots = min(slots or self._dispatcher.slots, self._dispatcher.slots)
         wanted = frames or max(DEFAULT_FRAMES, _FRAMES_PER_SLOT * self.slots * plan.batch)
         self._to_feed = math.ceil(wanted / plan.batch)
