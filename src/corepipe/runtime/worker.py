@@ -120,20 +120,21 @@ _NEWS = 0.02
 class _Usual:
     """How long each hop usually takes, in ns; hops of the same segments take as long.
 
-    Of a worker whose hops are all alike nothing is kept: nothing would be chosen by it.
-
     Args:
         segments: what runs, by route and hop.
+
+    Attributes:
+        alike: whether all hops run the same segments: then nothing is kept, since nothing would be chosen by it.
     """
 
     def __init__(self, segments: dict[tuple[int, int], tuple[int, ...]]) -> None:
         self._segments = segments
-        self._alike = len(set(segments.values())) < 2
+        self.alike = len(set(segments.values())) < 2
         self._seen: dict[tuple[int, ...], tuple[int, float]] = {}
 
     def note(self, hop: int, route: int, ns: int) -> None:
         """A hop took so long."""
-        if self._alike:
+        if self.alike:
             return
         key = self._segments[route, hop]
         count, mean = self._seen.get(key, (0, 0.0))
@@ -194,7 +195,7 @@ class _Inbox:
 
     def next_ns(self) -> float:
         """How long the hop that comes next usually takes, as far as that is known; call only where one waits."""
-        return self._usual.ns(*self._first())
+        return 0.0 if self._usual.alike else self._usual.ns(*self._first())
 
     def _first(self) -> tuple[int, int]:
         """The hop and route that the next frame waits for."""
