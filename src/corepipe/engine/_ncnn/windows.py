@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from corepipe.engine._ncnn.graph import Refused, check_size
 from corepipe.engine._ncnn.node import Node
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where windows lie; of all of these height and width.
+
+    Attributes:
+        kernel: elements of a window.
+        strides: from one window to the next.
+        dilations: from one element to the next.
+        before, after: pads.
+        out: how many windows there are.
+        extent: what a window spans.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    out: tuple[int, ...]
+    extent: tuple[int, ...]
 
 
 def windows(node: Node, kernel: Sequence[int], shape: Sequence[int], *, ceil: bool = False) -> Windows:
@@ -46,11 +69,12 @@ def windows(node: Node, kernel: Sequence[int], shape: Sequence[int], *, ceil: bo
             out[i] += 1
     padded = [s + b + a for s, b, a in zip(size, before, after, strict=True)]
     check_size((shape[0], *padded))
-    return Windows(tuple(kernel), strides, dilations, tuple(before), tuple(after), tuple(out), tuple(extent))
-
-
-class Windows:
-    """Height and width of their kernel, strides, dilations, pads before and after, results and extent."""
-
-    def __init__(self, *values: tuple[int, ...]) -> None:
-        self.kernel, self.strides, self.dilations, self.before, self.after, self.out, self.extent = values
+    return Windows(
+        kernel=tuple(kernel),
+        strides=strides,
+        dilations=dilations,
+        before=tuple(before),
+        after=tuple(after),
+        out=tuple(out),
+        extent=tuple(extent),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ def in_blocks(
             for y, x, first, last in runs
         ]
         blob = builder.add("Concat", crops, {0: 0}).tops[0] if len(crops) > 1 else crops[0]
-    whole = Windows((3, 3), (1, 1), (1, 1), (0, 0), (0, 0), at.out, (3, 3))
+    whole = replace(at, kernel=(3, 3), strides=(1, 1), before=(0, 0), after=(0, 0), extent=(3, 3))
     return Tensor(blob, (1, *shape), shape), parts.reshape(made, -1, 3, 3), whole
 
 
