@@ -141,7 +141,7 @@ def test_results_that_wait_for_their_turn_take_no_more_memory_than_in_a_stream()
         cut_bytes=[0, 2**20],
     )
     made = plan(table, "replicas", batch=32)
-    window = 32 * Dispatcher(made, table.network.cut_bytes).window
+    window = 32 * Dispatcher(made, 32 * 2**20, 32 * 2**20).window
     run = simulate(made, table, frames=32 * 100)
     done = np.array([record.done_ns for record in run.records])
     for record in run.records:

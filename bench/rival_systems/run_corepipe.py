@@ -27,7 +27,6 @@ from corepipe.network.model import Network
 from corepipe.plan.model import hop_s
 from corepipe.plan_results import PlanResult
 from corepipe.report.plan import hop_text
-from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.feeding import Writer
 from corepipe.runtime.record import FrameRecord
 from corepipe.topology import Topology, detect
@@ -74,7 +73,7 @@ class _Stream:
         busy = len(plan.workers) > 1
         self._costs_s = [sum(hop_s(plan, hop, table, busy=busy) for hop in route.hops) for route in plan.routes]
         self._expected: list[Array] = []
-        self.filling = Dispatcher(plan).slots
+        self.filling = len(stream.pool.arena.slots)
         self.about = {"settings": _words(plan), "bound_fps": plan.bound_fps, "predicted_fps": plan.predicted_fps}
         self.about |= {"batch": plan.batch}
 

@@ -35,7 +35,6 @@ from corepipe.plan_results import (
     twins,
     work_fps,
 )
-from corepipe.runtime.dispatch import Dispatcher
 from corepipe.runtime.record import FrameRecord, HopTime
 from corepipe.runtime.results import Output
 from corepipe.runtime.stream import Stream
@@ -230,7 +229,8 @@ def _slice_seconds(contender: _Contender, table: CostTable, least: float) -> flo
     if isinstance(contender.stream, EngineAlone):  # no costs tell how fast it is
         return max(least, _FRAMES_PER_SLICE * contender.stream.frame_s)
     fps = evaluate(plan, table).throughput_fps
-    return max(least, (_least_frames(plan) + _filling(plan)) / fps)
+    assert contender.stream is not None
+    return max(least, (_least_frames(plan) + _filling(contender.stream)) / fps)
 
 
 def _least_frames(plan: Plan) -> int:
@@ -238,9 +238,9 @@ def _least_frames(plan: Plan) -> int:
     return max(_FRAMES_PER_SLICE, plan.batch * _SLOTS_PER_SLICE)
 
 
-def _filling(plan: Plan) -> int:
+def _filling(stream: Stream) -> int:
     """How many frames fill the stream."""
-    return plan.batch * Dispatcher(plan).slots
+    return stream.plan.batch * len(stream.pool.arena.slots)
 
 
 def _open(
@@ -276,7 +276,7 @@ def _run_slice(
     if isinstance(stream, EngineAlone):
         _run_slice_alone(contender, stream, seconds)
         return
-    filling, least = _filling(stream.plan), _least_frames(stream.plan)
+    filling, least = _filling(stream), _least_frames(stream.plan)
     began = ended = time.monotonic_ns()
 
     def feed() -> Iterator[Mapping[str, NDArray[Any]]]:

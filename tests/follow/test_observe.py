@@ -148,3 +148,12 @@ def test_word_that_comes_for_several_results_at_once_does_not_change_the_rate():
             rates += [observer.seen(now_ns + wait * MS).fps for wait in (0, 40, 80)]
     assert min(rates) == pytest.approx(20, rel=0.06)
     assert max(rates) == pytest.approx(20, rel=0.06)
+
+
+@pytest.mark.parametrize("fps", [100, 5_000, 50_000])
+@pytest.mark.parametrize("seconds", [0.1, 3.0])
+def test_the_rate_of_fast_streams_and_of_fresh_ones(fps, seconds):
+    observer = Observer(PLAN, 0)
+    for number in range(int(fps * seconds)):
+        observer.add(record(number, number * 1e3 / fps, 0.01, 0.01))
+    assert observer.seen(int(seconds * 1e9)).fps == pytest.approx(fps, rel=0.2)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from route_plans import plan_of
 
-from corepipe.runtime.dispatch import Dispatcher
+from corepipe.runtime.dispatch import Dispatcher, slot_bytes_of
 from corepipe.runtime.messages import HOLD_S
 
 rates = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
@@ -220,14 +220,19 @@ def test_queues_are_longer_by_what_all_workers_at_the_end_of_routes_may_hold(end
 ])  # fmt: skip
 def test_queues_are_longer_by_no_more_than_some_memory(batch, cut_bytes, longer_by):
     plan = plan_of([(10_000.0, [0]), (10_000.0, [1])]).model_copy(update={"batch": batch})
-    dispatcher = Dispatcher(plan, cut_bytes)
+    dispatcher = Dispatcher(plan, 0, slot_bytes_of(plan, cut_bytes))
     assert fill(dispatcher) == [4, longer_by]
     assert dispatcher.holds(0) == (longer_by > 0)
+    assert dispatcher.most_held == {"w0": max(longer_by // 2, 1), "w1": max(longer_by // 2, 1)}
 
 
-def test_tensors_at_every_end_of_a_hop_count_for_that_memory():
-    plan = plan_of([(10_000.0, [0, 1])])
-    assert fill(Dispatcher(plan, [2**20, 2**20, 2**21]))[1] == 16
+def test_what_lies_at_the_ends_of_hops_counts_for_that_memory_but_not_of_routes_that_are_not_used():
+    plan = plan_of([(1.0, [0, 1]), (0.0, [0, 1, 0])])
+    assert slot_bytes_of(plan, [1, 10, 100, 1000]) == 1011
+
+
+def test_of_routes_that_share_workers_all_those_at_an_end_may_hold_as_many():
+    assert Dispatcher(plan_of([(50.0, [0, 1]), (50.0, [1, 0]), (1.0, [2])])).most_held == {"w0": 20, "w1": 20, "w2": 1}
 
 
 def test_queues_follow_the_rates_within_the_slots_that_there_are():
@@ -257,8 +262,8 @@ def test_a_faster_group_takes_more_than_its_rate():
 def test_the_window_is_bounded_by_the_size_of_results():
     plan = plan_of([(1.0, [0]), (1e-6, [1])])
     assert Dispatcher(plan).window == 1024
-    assert Dispatcher(plan, [0, 2**24]).window == 16
-    assert Dispatcher(plan, [0, 2**40]).window == Dispatcher(plan).slots == 4
+    assert Dispatcher(plan, 2**24).window == 16
+    assert Dispatcher(plan, 2**40).window == Dispatcher(plan).slots == 4
 
 
 def test_a_worker_half_as_fast_as_its_rates_holds_nobody_up():

@@ -12,6 +12,7 @@ from waiting import wait_until
 
 from corepipe.errors import PlanError, TopologyError, WorkerError
 from corepipe.network.load import load_network
+from corepipe.plan.model import Hop, Route
 from corepipe.runtime.pool import check_cores
 from corepipe.runtime.stream import Stream
 from corepipe.topology.model import Cluster
@@ -59,6 +60,14 @@ def test_a_plan_for_another_network_or_machine_is_refused(chain, two_cores, make
     with pytest.raises(PlanError, match="make it anew"):
         Stream(other, make_plan(chain, ROUTES["pipeline"]), two_cores)
     plan = make_plan(chain, ROUTES["one worker"])
+    longer = plan.model_copy(
+        update={
+            "network": plan.network.model_copy(update={"layers": 9}),
+            "routes": (Route(rate_fps=1.0, hops=(Hop(worker=plan.workers[0].name, layers=(0, 9)),)),),
+        }
+    )
+    with pytest.raises(PlanError, match="9 layers"):
+        Stream(chain, longer, two_cores)
     far = plan.model_copy(update={"workers": (plan.workers[0].model_copy(update={"cores": (4095,)}),)})
     with pytest.raises(PlanError, match="core 4095"):
         Stream(chain, far, two_cores)

@@ -20,7 +20,7 @@ _ENOUGH = 5
 
 _KEPT_TIMES = 64
 _KEPT_SPANS = 256
-_KEPT_ENDS = 1024
+_KEPT_ENDS = 4096
 """The last ones of each hop, of each worker, and of all frames. A look goes through them and takes a core meanwhile."""
 
 HopKey = tuple[int, int]
@@ -116,6 +116,8 @@ def _rate(ends: Sequence[int], now_ns: int, began_ns: int, latency_ns: int) -> f
     last = max(ends)
     until = last - int(HOLD_S * 1e9) if now_ns - last <= 2 * latency_ns else now_ns
     since = max(until - int(WINDOW_S * 1e9), min(ends) if len(ends) == _KEPT_ENDS else began_ns)
+    if until <= since:  # of a fresh plan, or where the ends that are kept reach less far back
+        until = last
     return sum(since < end <= until for end in ends) / max((until - since) * 1e-9, 1e-9)
 
 

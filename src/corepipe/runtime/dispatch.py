@@ -24,7 +24,8 @@ _DEFICIT_WEIGHT = 0.1
 that wrong rates give way; with less, good ones mix less well (`bench/dispatch.py`)."""
 
 _FULL_SHARE = 0.5
-"""A worker that has so many of its group's slots, waiting or at work, leaves too few for the others."""
+"""A worker that has so many of its group's slots, waiting or at work, leaves too few for the others; of the slots that
+there are but for held results, or of all those under way where that is more."""
 
 _NEWS = 0.2
 """Share of the latest frame in what a hop is taken to last."""
@@ -40,7 +41,7 @@ _WINDOW_BYTES = 256 * 2**20
 """Results that wait for their turn take at most so many frames and bytes of the user's memory."""
 
 _SPARE_BYTES = 64 * 2**20
-"""So much memory at the most takes what is there for results of which word waits."""
+"""About so much memory at the most takes what is there for results of which word waits."""
 
 AtHops = Callable[[], Sequence[Sequence[int]]]
 """Tells how many slots of each route are at each of its hops, waiting or at work; there may be more figures behind."""
@@ -60,6 +61,7 @@ class _Group:
         self._workers = [[numbers[hop.worker] for hop in plan.routes[route].hops] for route in routes]
         shared = len(hops) > len(workers)
         self._most_spare = min(_spare(plan, routes), most_spare)
+        self.most_held = {plan.routes[route].hops[-1].worker: max(self._most_spare, 1) for route in routes}
         self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops) + self._most_spare
         self.room = self.slots
         self.credit = 0.0
@@ -117,7 +119,7 @@ class _Group:
             for workers, hop_s in zip(self._workers, hops_s, strict=True)
         ]
         usual = sum(weight * amount for weight, amount in zip(self._weights, work, strict=True)) or 1.0
-        most = _FULL_SHARE * (self.slots - self._most_spare)
+        most = _FULL_SHARE * max(self.slots - self._most_spare, self.slots - self.room)
         return [
             (
                 all(waiting[worker] < most for worker in workers),
@@ -145,17 +147,20 @@ class Dispatcher:
 
     Args:
         plan: the plan.
-        cut_bytes: what one frame holds at each cut of the network.
+        output_bytes: size of the results in a slot.
+        slot_bytes: size of a slot, see `slot_bytes_of`.
     """
 
-    def __init__(self, plan: Plan, cut_bytes: Sequence[int] = ()) -> None:
-        self._output_bytes = max(plan.batch * cut_bytes[-1], 1) if cut_bytes else 1
+    def __init__(self, plan: Plan, output_bytes: int = 0, slot_bytes: int = 0) -> None:
+        self._output_bytes = max(output_bytes, 1)
         groups = route_groups(plan)
-        most_spare = _SPARE_BYTES // (len(groups) * _slot_bytes(plan, cut_bytes))
+        most_spare = _SPARE_BYTES // (len(groups) * max(slot_bytes, 1))
         self._groups = [_Group(routes, _shares(plan), plan, most_spare) for routes in groups]
         self._group_of = {route: group for group in self._groups for route in group.routes}
         self.slots = sum(group.slots for group in self._groups)
         """Frames that can be under way at once."""
+        self.most_held = {worker: most for group in self._groups for worker, most in group.most_held.items()}
+        """Of how many results a worker at the end of routes may hold word back: there are slots for so many."""
         self.window = self._window_of(plan)
         """Frames between the oldest undelivered one and the newest: by Little's law, what the other groups finish while
         the slowest group works off what is queued in it and word of that is held back. Rates may be wrong by half."""
@@ -223,10 +228,10 @@ class Dispatcher:
         self._group_of[route].done(route, hop_s)
 
 
-def _slot_bytes(plan: Plan, cut_bytes: Sequence[int]) -> int:
-    """About what a slot holds: the tensors at the ends of all hops."""
-    ends = {cut for route in plan.routes for hop in route.hops for cut in (hop.start, hop.stop)}
-    return max(plan.batch * sum(cut_bytes[cut] for cut in ends), 1) if cut_bytes else 1
+def slot_bytes_of(plan: Plan, cut_bytes: Sequence[int]) -> int:
+    """About what a slot of a plan holds, by what a frame holds at each cut of the network: what lies between hops."""
+    hops = [hop for route in plan.routes if route.rate_fps > 0 for hop in route.hops]
+    return plan.batch * sum(cut_bytes[cut] for cut in {cut for hop in hops for cut in (hop.start, hop.stop)})
 
 
 def _spare(plan: Plan, routes: list[int]) -> int:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from corepipe.network.model import Network
 from corepipe.plan.model import Plan
 from corepipe.runtime import messages
-from corepipe.runtime.arena import Slot
+from corepipe.runtime.arena import DYNAMIC_CAPACITY, Slot
 from corepipe.runtime.delivery import Outcome
-from corepipe.runtime.dispatch import Dispatcher
-from corepipe.runtime.pool import Pool
+from corepipe.runtime.dispatch import Dispatcher, slot_bytes_of
+from corepipe.runtime.pool import Pool, check_fits
 from corepipe.runtime.whereabouts import Whereabouts
 from corepipe.topology.model import Topology
 
@@ -96,7 +96,11 @@ class Lane:
     ) -> None:
         self.number = number
         self.plan = plan
-        self._dispatcher = Dispatcher(plan, [cut.nbytes for cut in network.cuts])
+        topology.check_at_hand()
+        check_fits(plan, network)
+        cuts = [[DYNAMIC_CAPACITY if t.nbytes is None else t.nbytes for t in cut.tensors] for cut in network.cuts]
+        slot_bytes = slot_bytes_of(plan, [sum(sizes) for sizes in cuts])
+        self._dispatcher = Dispatcher(plan, plan.batch * network.cuts[-1].nbytes, slot_bytes)
         self.free = list(range(self._dispatcher.slots))
         self.flights: dict[int, Flight] = {}
         self.open: Flight | None = None
@@ -104,7 +108,7 @@ class Lane:
         self.paused = False
         self.idle_deaths: dict[str, tuple[int, float]] = {}
         self._workers_of = [{hop.worker for hop in route.hops} for route in plan.routes]
-        self.pool = Pool(network, plan, topology, self._dispatcher.slots, stop_fd)
+        self.pool = Pool(network, plan, topology, self._dispatcher.slots, self._dispatcher.most_held, stop_fd)
         try:
             self.whereabouts = Whereabouts(plan, self.pool.arena)
         except BaseException:

@@ -1,7 +1,7 @@
 """The control messages between the user's process and the workers, and among the workers.
 
-Each process reads one pipe, its inbox, that all others may write to. A write, of one message or a few, is smaller than
-PIPE_BUF, so writes are atomic, and no more messages can be under way than there are frames, so writes never block.
+Each process reads one pipe, its inbox, that all others may write to. A write, of up to `MOST_HELD` messages, is smaller
+than PIPE_BUF, so writes are atomic, and no more messages can be under way than there are frames, so writes never block.
 """
 
 from __future__ import annotations

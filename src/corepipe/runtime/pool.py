@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corepipe.errors import PlanError, TopologyError, UnknownNameError
@@ -22,8 +22,9 @@ class Pool:
     """One child process for each worker of a plan.
 
     Args:
-        network, plan, topology: what runs, how, and where.
+        network, plan, topology: what runs, how, and where; the plan fits the network, see `check_fits`.
         slots: how many there are to be.
+        most_held: of how many results a worker at the end of routes may hold word back.
         stop_fd: starting is given up when this becomes readable.
 
     Attributes:
@@ -32,17 +33,21 @@ class Pool:
         results_fd: the user's process reads its messages here.
 
     Raises:
-        PlanError: the plan does not fit the network or the machine.
+        PlanError: the plan does not fit the machine.
         WorkerError: a worker could not start.
-        TopologyError: the machine is not at hand.
     """
 
     def __init__(
-        self, network: Network, plan: Plan, topology: Topology, slots: int, stop_fd: int | None = None
+        self,
+        network: Network,
+        plan: Plan,
+        topology: Topology,
+        slots: int,
+        most_held: Mapping[str, int],
+        stop_fd: int | None = None,
     ) -> None:
-        topology.check_at_hand()
-        check_fits(plan, network)
         self.plan = plan
+        self._most_held = most_held
         self._network = network
         self._topology = topology
         self._numbers = plan.worker_numbers
@@ -154,6 +159,7 @@ class Pool:
             "arena_fd": self.arena.fd,
             "inbox_fd": self._inboxes[number][0],
             "results_fd": self._results_write,
+            "most_held": self._most_held.get(worker.name, 1),
             "segments": [{**self._specs[part], "model_fd": fd} for part, fd in zip(mine, model_fds, strict=True)],
             "hops": hops,
         }

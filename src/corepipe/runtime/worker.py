@@ -31,7 +31,7 @@ def serve(config: dict[str, Any]) -> None:
     hops = {(route, hop): ([segments[i] for i in indices], to) for route, hop, indices, to in config["hops"]}
     use_huge_pages()
     report(config["status_fd"], ready=True)
-    _loop(config["number"], config["inbox_fd"], config["results_fd"], hops, arena)
+    _loop(config["number"], config["inbox_fd"], config["results_fd"], hops, arena, config["most_held"])
 
 
 class _Segment:
@@ -179,7 +179,12 @@ class _Inbox:
             self._take()
 
     def next_hop(self) -> _Waiting | int:
-        """The next of those that wait, or that come; (_LAST, generation, ...) for a fence, last; or STOP."""
+        """The next of those that wait, or that come; (_LAST, generation, ...) for a fence, last; or STOP.
+
+        Where all hops are alike, nothing that has come since `look` would be taken before what waits.
+        """
+        if not self._usual.alike:
+            self.look()
         while not (self.waiting or self._stopped):
             self._take()
             self.look()
@@ -232,7 +237,6 @@ _LAST = 2**64
 """Sorts behind every frame."""
 
 _HOLD_NS = int(messages.HOLD_S * 1e9)
-_MOST_HELD_BYTES = messages.MOST_HELD * len(messages.pack(messages.DONE, 0, 0, 0, 0))
 
 _END = ((messages.STOP, 0, 0, 0, 0),)
 """What the end of the file stands for."""
@@ -245,9 +249,10 @@ class _Outbox:
     them. While at least two hops wait here, this worker can do without it.
     """
 
-    def __init__(self, fd: int, inbox: _Inbox) -> None:
+    def __init__(self, fd: int, inbox: _Inbox, most_held: int = messages.MOST_HELD) -> None:
         self._fd = fd
         self._inbox = inbox
+        self._most_bytes = most_held * len(messages.pack(messages.DONE, 0, 0, 0, 0))
         self._held = b""
         self._since = 0
 
@@ -266,7 +271,7 @@ class _Outbox:
         """After a hop: let go what is held, unless it may wait for the next hop."""
         if not self._held:
             return
-        if self._inbox.waiting >= 2 and len(self._held) < _MOST_HELD_BYTES:
+        if self._inbox.waiting >= 2 and len(self._held) < self._most_bytes:
             next_end = ended + (self._inbox.next_ns() or ended - began)
             if next_end - self._since <= _HOLD_NS:
                 return
@@ -278,11 +283,16 @@ class _Outbox:
 
 
 def _loop(
-    number: int, inbox_fd: int, results: int, hops: dict[tuple[int, int], tuple[list[_Segment], int]], arena: Arena
+    number: int,
+    inbox_fd: int,
+    results: int,
+    hops: dict[tuple[int, int], tuple[list[_Segment], int]],
+    arena: Arena,
+    most_held: int = messages.MOST_HELD,
 ) -> None:
     clock, usual = time.monotonic_ns, _Usual({key: tuple(map(id, segments)) for key, (segments, _) in hops.items()})
     inbox = _Inbox(inbox_fd, usual, messages.MOST_PASSED * len(arena.slots) * arena.layout.frames)
-    outbox = _Outbox(results, inbox)
+    outbox = _Outbox(results, inbox, most_held)
     while True:
         found = inbox.next_hop()
         if isinstance(found, int):

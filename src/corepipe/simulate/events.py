@@ -21,7 +21,7 @@ import numpy as np
 from corepipe.cost.table import CostTable
 from corepipe.errors import UnknownNameError, UsageError
 from corepipe.plan.model import Plan, hop_s
-from corepipe.runtime.dispatch import Dispatcher
+from corepipe.runtime.dispatch import Dispatcher, slot_bytes_of
 from corepipe.runtime.messages import MOST_PASSED
 from corepipe.runtime.record import FrameRecord, HopTime, part_of
 from corepipe.simulate.fits import check_fits
@@ -138,7 +138,9 @@ class _Run:
         # A lognormal variable with mean 1 and coefficient of variation c has sigma^2 = ln(1 + c^2), mu = -sigma^2 / 2.
         self._sigma = math.sqrt(math.log1p(jitter**2))
         self._generator = np.random.default_rng(seed)
-        self._dispatcher = Dispatcher(plan, table.network.cut_bytes)
+        self._dispatcher = Dispatcher(
+            plan, plan.batch * table.network.cut_bytes[-1], slot_bytes_of(plan, table.network.cut_bytes)
+        )
         self.slots = min(slots or self._dispatcher.slots, self._dispatcher.slots)
         wanted = frames or max(DEFAULT_FRAMES, _FRAMES_PER_SLOT * self.slots * plan.batch)
         self._to_feed = math.ceil(wanted / plan.batch)
