@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import select
 from collections import Counter, deque
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from route_plans import plan_of
 
 from corepipe.runtime.dispatch import Dispatcher, slot_bytes_of
-from corepipe.runtime.messages import HOLD_S
+from corepipe.runtime.messages import DONE, HOLD_S, MOST_HELD, pack
 
 rates = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
 plans = (
@@ -233,6 +234,12 @@ def test_what_lies_at_the_ends_of_hops_counts_for_that_memory_but_not_of_routes_
 
 def test_of_routes_that_share_workers_all_those_at_an_end_may_hold_as_many():
     assert Dispatcher(plan_of([(50.0, [0, 1]), (50.0, [1, 0]), (1.0, [2])])).most_held == {"w0": 20, "w1": 20, "w2": 1}
+
+
+def test_what_a_worker_holds_fits_into_one_write():
+    plan = plan_of([(1000.0, [0, end]) for end in range(1, 6)])
+    assert Dispatcher(plan).most_held == {f"w{end}": MOST_HELD for end in range(1, 6)}
+    assert (MOST_HELD + 1) * len(pack(DONE, 0, 0, 0, 0)) <= select.PIPE_BUF
 
 
 def test_queues_follow_the_rates_within_the_slots_that_there_are():

@@ -61,7 +61,8 @@ class _Group:
         self._workers = [[numbers[hop.worker] for hop in plan.routes[route].hops] for route in routes]
         shared = len(hops) > len(workers)
         self._most_spare = min(_spare(plan, routes), most_spare)
-        self.most_held = {plan.routes[route].hops[-1].worker: max(self._most_spare, 1) for route in routes}
+        most_held = min(max(self._most_spare, 1), MOST_HELD)
+        self.most_held = {plan.routes[route].hops[-1].worker: most_held for route in routes}
         self.slots = (_FRAMES_PER_SHARED_HOP if shared else _FRAMES_PER_HOP) * len(hops) + self._most_spare
         self.room = self.slots
         self.credit = 0.0
