@@ -14,10 +14,10 @@ import time
 import idle_cpu
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from reference import by_onnxruntime
 
 from corepipe import engine as engines
 from corepipe.cost.measuring import layer_of, layer_seconds, name_by_layer
@@ -103,15 +103,6 @@ def run(engine, data: bytes, inputs, outputs, threads=1):
 
 def numbers(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def by_onnxruntime(data: bytes, inputs):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def assert_near(got, want, tolerance=1e-4):

@@ -20,7 +20,6 @@ from ncnn_models import (
     ENGINE,
     Graph,
     by_ncnn,
-    by_onnxruntime,
     channels,
     check,
     check_if_onnxruntime_runs,
@@ -31,6 +30,7 @@ from ncnn_models import (
     some,
 )
 from onnx import numpy_helper
+from reference import by_onnxruntime
 
 from corepipe.engine import _ncnn as ncnn_graph
 from corepipe.errors import EngineError

@@ -12,7 +12,6 @@ from ncnn_models import (
     ACTIVATIONS,
     ENGINE,
     Graph,
-    by_onnxruntime,
     channels,
     check,
     check_if_onnxruntime_runs,
@@ -22,6 +21,7 @@ from ncnn_models import (
     sizes,
     some,
 )
+from reference import by_onnxruntime
 
 from corepipe.engine import _ncnn as ncnn_graph
 from corepipe.engine._ncnn import winograd

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnxruntime
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from reference import by_onnxruntime
 
 from corepipe.errors import EngineError
 
@@ -58,15 +58,6 @@ class Graph:
         graph = helper.make_graph(self.nodes, "test", values, made, held)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
         return model.SerializeToString()
-
-
-def by_onnxruntime(data, inputs):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def by_ncnn(data, inputs, names, threads=1):

@@ -24,6 +24,16 @@ def whole(network, frames):
     return [session.run(None, {name: frame})[0] for frame in frames]
 
 
+def by_onnxruntime(data, inputs):
+    """All outputs of a serialized model by name."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
 def assert_same(output, expected, number):
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5, err_msg=f"frame {number}")
 

@@ -213,6 +213,17 @@ def test_all_that_was_asked_for_is_told_of_and_handed_on(kind):
             os.close(fd)
 
 
+@pytest.fixture
+def ends():
+    """The pipes of a worker's inbox and of what it tells, and slots."""
+    inbox, results = os.pipe(), os.pipe()
+    arena = Arena.create(Layout.of([], 8))
+    yield inbox, results, arena
+    arena.close()
+    for fd in (*inbox, *results):
+        os.close(fd)
+
+
 class Segment:
     """Takes so long, and does something each of the first times that it runs."""
 
@@ -226,10 +237,9 @@ class Segment:
             self._does.pop(0)()
 
 
-def test_a_worker_sees_what_comes_while_others_wait():
+def test_a_worker_sees_what_comes_while_others_wait(ends):
     """A shorter hop than those that wait, and then the order to end."""
-    inbox, results = os.pipe(), os.pipe()
-    arena = Arena.create(Layout.of([], 8))
+    inbox, results, arena = ends
 
     def come():
         messages.send(inbox[1], messages.RUN_HOLD, 0, 1, 7, 7)
@@ -238,37 +248,25 @@ def test_a_worker_sees_what_comes_while_others_wait():
         messages.send(inbox[1], messages.STOP)
 
     short, long = Segment(lambda: None, end), Segment(come, seconds=0.02)
-    try:
-        for route, frame in ((1, 0), (0, 1), (0, 2), (0, 3), (0, 4)):
-            messages.send(inbox[1], messages.RUN_HOLD, 0, route, frame, frame)
-        _loop(0, inbox[0], results[1], {(1, 0): ([short], results[1]), (0, 0): ([long], results[1])}, arena)
-        assert [frame for *_, frame in messages.receive(results[0])] == [0, 1, 7]
-    finally:
-        arena.close()
-        for fd in (*inbox, *results):
-            os.close(fd)
+    for route, frame in ((1, 0), (0, 1), (0, 2), (0, 3), (0, 4)):
+        messages.send(inbox[1], messages.RUN_HOLD, 0, route, frame, frame)
+    _loop(0, inbox[0], results[1], {(1, 0): ([short], results[1]), (0, 0): ([long], results[1])}, arena)
+    assert [frame for *_, frame in messages.receive(results[0])] == [0, 1, 7]
 
 
-def test_a_worker_whose_hops_are_alike_ends_at_once():
-    inbox, results = os.pipe(), os.pipe()
-    arena = Arena.create(Layout.of([], 8))
+def test_a_worker_whose_hops_are_alike_ends_at_once(ends):
+    inbox, results, arena = ends
     segment = Segment(lambda: messages.send(inbox[1], messages.STOP))
-    try:
-        for frame in range(5):
-            messages.send(inbox[1], messages.RUN_HOLD, 0, 0, frame, frame)
-        _loop(0, inbox[0], results[1], {(0, 0): ([segment], results[1])}, arena)
-        assert segment.ran == [0]
-        assert [frame for *_, frame in messages.receive(results[0])] == [0]
-    finally:
-        arena.close()
-        for fd in (*inbox, *results):
-            os.close(fd)
+    for frame in range(5):
+        messages.send(inbox[1], messages.RUN_HOLD, 0, 0, frame, frame)
+    _loop(0, inbox[0], results[1], {(0, 0): ([segment], results[1])}, arena)
+    assert segment.ran == [0]
+    assert [frame for *_, frame in messages.receive(results[0])] == [0]
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_a_worker_holds_word_of_no_more_results_than_there_are_slots_for(most):
-    inbox, results = os.pipe(), os.pipe()
-    arena = Arena.create(Layout.of([], 8))
+def test_a_worker_holds_word_of_no_more_results_than_there_are_slots_for(ends, most):
+    inbox, results, arena = ends
     told = []
 
     class Reader(Segment):
@@ -276,19 +274,14 @@ def test_a_worker_holds_word_of_no_more_results_than_there_are_slots_for(most):
             if select.select([results[0]], [], [], 0)[0]:
                 told.append([frame for *_, frame in messages.receive(results[0])])
 
-    try:
-        for frame in range(8):
-            messages.send(inbox[1], messages.RUN_HOLD, 0, 0, frame, frame)
-        worker = threading.Thread(
-            target=_loop, args=(0, inbox[0], results[1], {(0, 0): ([Reader()], results[1])}, arena, most)
-        )
-        worker.start()
-        while sum(map(len, told)) < 6:
-            assert worker.is_alive()
-        messages.send(inbox[1], messages.STOP)
-        worker.join(10)
-        assert all(len(frames) == most for frames in told[: 6 // most])
-    finally:
-        arena.close()
-        for fd in (*inbox, *results):
-            os.close(fd)
+    for frame in range(8):
+        messages.send(inbox[1], messages.RUN_HOLD, 0, 0, frame, frame)
+    worker = threading.Thread(
+        target=_loop, args=(0, inbox[0], results[1], {(0, 0): ([Reader()], results[1])}, arena, most)
+    )
+    worker.start()
+    while sum(map(len, told)) < 6:
+        assert worker.is_alive()
+    messages.send(inbox[1], messages.STOP)
+    worker.join(10)
+    assert all(len(frames) == most for frames in told[: 6 // most])
