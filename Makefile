@@ -17,6 +17,9 @@ MODELS ?= 10000
 INPUTS ?= 1000000
 FUZZ_OPTIONS ?=
 
+# What imports ONNX Runtime sends nothing to its maker.
+export ORT_DISABLE_TELEMETRY ?= 1
+
 .PHONY: demo test test-slow lint bench soak fuzz rivals clean
 
 demo: $(READY)

@@ -43,6 +43,7 @@ _log = Console(stderr=True, highlight=False)
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # rivals' processes too send nothing
     if options.cores:
         os.sched_setaffinity(0, options.cores)
     if options.slow:

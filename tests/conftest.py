@@ -18,6 +18,8 @@ from corepipe.network.model import Network
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
 from corepipe.topology import Topology, detect
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before any test imports it
+
 settings.register_profile("corepipe", derandomize=True, deadline=None)
 settings.load_profile("corepipe")
 

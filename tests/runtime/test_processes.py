@@ -10,7 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from route_plans import ROUTES
+
+from corepipe.runtime.stream import Stream
 
 SCRIPT = """
 import sys, time
@@ -204,6 +208,16 @@ def test_a_module_in_the_working_folder_cannot_get_into_a_worker(files, tmp_path
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out.splitlines()[1] == "(1, 8, 16, 16)"
+
+
+@pytest.mark.parametrize("users", [None, "0"])
+def test_workers_send_no_telemetry_but_where_the_user_says_so(chain, two_cores, make_plan, monkeypatch, users):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if users is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", users)
+    with Stream(chain, make_plan(chain, ROUTES["one worker"]), two_cores) as stream:
+        (pid,) = stream.worker_pids.values()
+        assert psutil.Process(pid).environ()["ORT_DISABLE_TELEMETRY"] == (users or "1")
 
 
 def test_running_out_of_files_is_one_error_and_leaks_none(files):

@@ -22,6 +22,10 @@ from corepipe.runtime.arena import anonymous_file, or_worker_error
 _LOOK_S = 5.0
 """How often the system is asked whether a process that is waited for still runs."""
 
+_QUIET = {"ORT_DISABLE_TELEMETRY": "1"}
+"""What the user's environment may say otherwise. ONNX Runtime's wheels from 1.29 on send names and hashes of models to
+their maker, from a thread of each process that loads them."""
+
 _BOOT = "import sys; sys.path[:] = {path!r}; from corepipe.runtime.child import main; main({fd})"
 
 
@@ -88,7 +92,7 @@ class Child:
                 f"worker {name}: workers are processes of the Python interpreter, and this program (frozen, or "
                 f"embedded) has none to start"
             )
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        environment = {**_QUIET, **os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
         path = [p or _folder() for p in sys.path if isinstance(p, str)]
         with (
             or_worker_error(f"worker {name}: cannot start a process"),
