@@ -33,6 +33,7 @@ from corepipe.bench_setup import bench_frames
 from corepipe.report.bench import environment
 from corepipe.runtime.stream import Stream
 from corepipe.topology import detect
+from corepipe.topology.memory import held_bytes
 
 FIGURES = ("memory_mb", "files", "threads", "processes")
 BAD_EVERY = 997
@@ -122,29 +123,13 @@ def look() -> dict[str, float]:
     for process in (me, *me.children(recursive=True)):
         try:
             with process.oneshot():
-                found["memory_mb"] += own_bytes(process) / 1e6
+                found["memory_mb"] += held_bytes(process, shared=True) / 1e6
                 found["files"] += process.num_fds()
                 found["threads"] += process.num_threads()
                 found["processes"] += 1
         except psutil.Error:
             continue
     return found
-
-
-def own_bytes(process: psutil.Process) -> int:
-    """Memory that is no file's, of what is shared a process's part.
-
-    Pages of libraries count as private only while no other program has mapped them: with them the figure would jump
-    whenever one starts or ends.
-    """
-    rollup = Path(f"/proc/{process.pid}/smaps_rollup")
-    if not rollup.exists():
-        return int(process.memory_full_info().uss)
-    try:
-        lines = dict(line.split(":", 1) for line in rollup.read_text(encoding="ascii").splitlines()[1:])
-    except OSError as error:
-        raise psutil.NoSuchProcess(process.pid) from error
-    return 1024 * sum(int(lines[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem") if name in lines)
 
 
 def slope(samples: Sequence[dict[str, float]], figure: str) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from corepipe.network.model import Network
 from corepipe.plan.model import Hop, Plan, PlanNetwork, Route, Worker
 from corepipe.runtime import bare
 from corepipe.runtime.arena import anonymous_file, or_worker_error
-from corepipe.runtime.launch import Child, memory_file
+from corepipe.runtime.launch import memory_file, spawn
 from corepipe.topology.model import Topology
 
 ENGINES = tuple(bare.LOADERS)
@@ -112,7 +112,7 @@ class EngineAlone:
             }
             handed = [fd for fd in (frames_fd, results_fd, requests_fd, model_fd) if fd is not None]
             cpus = () if everything or not topology.pinnable else sorted(topology.cpus)
-            self._child = Child(bare.__name__, baseline.name, cpus, config, (), handed, threads=threads, strict=False)
+            self._child = spawn(bare.__name__, baseline.name, cpus, config, (), handed, threads=threads, strict=False)
             undo.callback(self._child.close)
             self.frame_s: float = self._child.wait_report()["frame_s"]
             with open(results_fd, "rb", closefd=False) as file:

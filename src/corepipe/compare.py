@@ -38,7 +38,7 @@ from corepipe.plan_results import (
 from corepipe.runtime.record import FrameRecord, HopTime
 from corepipe.runtime.results import Output
 from corepipe.runtime.stream import Stream
-from corepipe.topology.memory import available_memory
+from corepipe.topology.memory import available_memory, held_bytes
 from corepipe.topology.model import Topology
 
 _RACE_ROUNDS, _RACE_BEHIND = 3, 0.05
@@ -384,11 +384,13 @@ def _fits_in_memory(network: Network, plans: Iterable[Plan]) -> bool:
 
 
 def _resident(stream: Stream | EngineAlone) -> int:
-    """Bytes of memory that the workers hold: each one's own, and the shared slots once."""
+    """Bytes of memory that the workers hold: each one's own, and what they share once."""
+    if isinstance(stream, EngineAlone):
+        pids, slots = list(stream.worker_pids.values()), 0
+    else:
+        pids, slots = stream.pool.pids, stream.pool.arena.held_bytes
     total = 0
-    for pid in stream.worker_pids.values():
+    for pid in pids:
         with contextlib.suppress(psutil.Error):
-            memory = psutil.Process(pid).memory_info()
-            total += memory.rss - getattr(memory, "shared", 0)
-    slots = 0 if isinstance(stream, EngineAlone) else stream.pool.arena.held_bytes
+            total += held_bytes(psutil.Process(pid))
     return total + slots if total else 0

@@ -195,10 +195,10 @@ def test_a_replacement_that_does_not_come_up_is_tried_again(chain, two_cores, ma
         real = stream.pool._start
         failures = iter([WorkerError("no memory"), WorkerError("no memory")])
 
-        def start(worker, again):
+        def start(*arguments, **options):
             for failure in failures:
                 raise failure
-            return real(worker, again)
+            return real(*arguments, **options)
 
         monkeypatch.setattr(stream.pool, "_start", start)
         os.kill(stream.worker_pids["w1"], signal.SIGKILL)

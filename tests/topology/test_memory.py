@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import psutil
 import pytest
 
-from corepipe.topology.memory import available_memory
+from corepipe.topology.memory import available_memory, held_bytes
 
 
 def tree(root, files, cgroup="0::/box\n", mount="/sys/fs/cgroup rw - cgroup2 cgroup2 rw"):
@@ -61,3 +64,23 @@ def test_what_cannot_be_read_is_no_limit(tmp_path, text):
 
 def test_no_groups(tmp_path):
     assert available_memory(tmp_path) == 1 << 40
+
+
+def test_pages_of_forked_processes_count_once_and_those_of_files_never():
+    mine = np.ones(64 << 20, np.uint8)
+    before = held_bytes(psutil.Process())
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(read, 1)
+        os._exit(int(mine[0]))
+    try:
+        both = held_bytes(psutil.Process()) + held_bytes(psutil.Process(pid))
+        assert both == pytest.approx(before, abs=16 << 20)
+        assert before > mine.nbytes
+        assert held_bytes(psutil.Process(), shared=True) >= held_bytes(psutil.Process()) - (1 << 20)
+    finally:
+        os.write(write, b".")
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)

@@ -19,7 +19,7 @@ from corepipe.errors import EngineError, WorkerError
 from corepipe.network.concat import useful_cuts
 from corepipe.network.model import Network, Segment, TensorInfo
 from corepipe.runtime.arena import or_worker_error
-from corepipe.runtime.launch import Child, memory_file
+from corepipe.runtime.launch import memory_file, spawn
 from corepipe.topology.model import ALL_CORES, CoreConfig, Topology
 
 Progress = Callable[[float, str], None]
@@ -112,7 +112,7 @@ class MeasuringProcess:
                 "models": models,
             }
             fds = [command_read, *(model["model_fd"] for model in models)]
-            self._child = Child("corepipe.cost.prober", name, cpus, config, used, fds, threads=len(cores))
+            self._child = spawn("corepipe.cost.prober", name, cpus, config, used, fds, threads=len(cores))
             undo.pop_all()
         try:
             self.reference_s: float | None = self._child.wait_report()["reference_s"]

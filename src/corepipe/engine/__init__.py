@@ -15,7 +15,10 @@ _ENGINES = {
 }
 """Module, and what to do where its library does not load."""
 
-__all__ = ["Compiled", "DynamicOutput", "Engine", "get", "names"]
+FORKABLE = frozenset({"onnxruntime", "ncnn"})
+"""Those whose models, compiled for one thread, run on in processes that are forked then. OpenVINO has more threads."""
+
+__all__ = ["FORKABLE", "Compiled", "DynamicOutput", "Engine", "get", "names"]
 
 
 def names() -> tuple[str, ...]:

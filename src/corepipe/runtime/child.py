@@ -27,18 +27,23 @@ _stay_on: list[int] = []
 """The cores of this process, once it is pinned."""
 
 
-def main(config_fd: int) -> None:
-    """Load the engines and, on the cores that they are to have, run `serve` of the module named; never returns."""
+def main(config_fd: int, **given: Any) -> None:
+    """Load the engines and, on the cores that they are to have, run `serve` of the module named; never returns.
+
+    Args:
+        config_fd: the configuration as JSON, see `launch.child_config`.
+        given: what is not in there, or other there: of a process that was forked.
+    """
     with open(config_fd, "rb") as file:
-        config: dict[str, Any] = json.load(file)
+        config: dict[str, Any] = {**json.load(file), **given}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a whole group: the lifeline tells when to end
         signal.signal(number, signal.SIG_IGN)
     _name_process(config["name"])
     code = 1
     try:
         _go_on_with_parents_death()
-        threading.Thread(target=_exit_with_parent, args=(config["lifeline_fd"],), daemon=True).start()
-        if not _threads():  # those that importing starts could not be pinned afterwards
+        config["watch"] = Watch(config["lifeline_fd"])
+        if not threads():  # those that importing starts could not be pinned afterwards
             pin(config["cpus"], config["strict"])
         module = import_module(config["module"])
         engines = _load(config["engines"])
@@ -89,7 +94,7 @@ def pin(cpus: list[int], strict: bool) -> None:
     try:
         os.sched_setaffinity(0, cpus)
         pinned = {threading.get_native_id()}
-        while others := _threads() - pinned:
+        while others := threads() - pinned:
             for thread in others:  # one that is new by the next look may have been started by one of these
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setaffinity(thread, cpus)
@@ -101,7 +106,8 @@ def pin(cpus: list[int], strict: bool) -> None:
         raise PinningError(text) from None
 
 
-def _threads() -> set[int]:
+def threads() -> set[int]:
+    """The ids of all threads of this process; none where the system does not tell."""
     with contextlib.suppress(OSError):  # no /proc, or none for this process
         return {int(name) for name in os.listdir("/proc/self/task")}
     return set()
@@ -122,17 +128,38 @@ def _go_on_with_parents_death() -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
 
 
-def _exit_with_parent(lifeline_fd: int) -> None:
-    """End this process when the parent's end of the lifeline closes, or the parent is gone; until then keep it pinned.
+class Watch:
+    """Ends this process when the parent's end of the lifeline closes, or the parent is gone; keeps it pinned meanwhile.
 
     The second test serves where a forked child of the parent still holds the lifeline open.
     """
-    parent = os.getppid()
-    poller = select.poll()
-    poller.register(lifeline_fd, select.POLLIN)
-    while not poller.poll(_PARENT_CHECK_S * 1000) and os.getppid() == parent:
-        _pin_again()
-    os._exit(0)
+
+    def __init__(self, lifeline_fd: int) -> None:
+        self._lifeline_fd = lifeline_fd
+        self._parent = os.getppid()
+        self._stop_fd, self._stop = os.pipe()
+        self._thread = threading.Thread(target=self.wait_for, args=(self._stop_fd,), daemon=True)
+        self._thread.start()
+
+    def wait_for(self, fd: int) -> None:
+        """Return once `fd` can be read."""
+        poller = select.poll()
+        for one in (self._lifeline_fd, fd):
+            poller.register(one, select.POLLIN)
+        while True:
+            ready = {one for one, _ in poller.poll(_PARENT_CHECK_S * 1000)}
+            if self._lifeline_fd in ready or os.getppid() != self._parent:
+                os._exit(0)
+            if fd in ready:
+                return
+            _pin_again()
+
+    def stop(self) -> None:
+        """End the thread: from now on only `wait_for` looks. For a process that is to fork."""
+        os.write(self._stop, b".")
+        self._thread.join()
+        os.close(self._stop_fd)
+        os.close(self._stop)
 
 
 def _pin_again() -> None:

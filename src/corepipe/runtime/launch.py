@@ -1,7 +1,8 @@
 """Starts pinned child processes that never outlive their parent.
 
-A child is a fresh interpreter (no fork, no main-guard needed in the user's script). It holds two pipes: the lifeline,
-whose closing tells it that the parent is gone, and the status pipe, whose closing tells the parent that it is gone.
+A child is a fresh interpreter (the user's program is not forked, and needs no main-guard), or forked off such a one
+(`twins`). It holds two pipes: the lifeline, whose closing tells it that the parent is gone, and the status pipe, whose
+closing tells the parent that it is gone.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from corepipe.errors import WorkerError
 from corepipe.runtime.arena import anonymous_file, or_worker_error
@@ -53,8 +54,44 @@ def _folder() -> str:
     return ""
 
 
-class Child:
-    """A process that imports its engines, is pinned, and runs `module.serve(config)`.
+class Process(Protocol):
+    """What a `Child` asks of the process behind it; `subprocess.Popen` has it."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """The exit code, negative after a signal; None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once there is one.
+
+        Raises:
+            subprocess.TimeoutExpired: there was none in so many seconds.
+        """
+        ...
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal, unless the process has ended."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+def spawn(
+    module: str,
+    name: str,
+    cpus: Sequence[int],
+    config: Mapping[str, Any],
+    engines: Iterable[str],
+    fds: Iterable[int] = (),
+    threads: int = 1,
+    strict: bool = True,
+) -> Child:
+    """Start a fresh interpreter that imports its engines, is pinned, and runs `module.serve(config)`.
 
     Args:
         module: an importable module with a function `serve(config)`.
@@ -69,31 +106,75 @@ class Child:
     Raises:
         WorkerError: the process could not be started.
     """
+    if getattr(sys, "frozen", False) or not sys.executable:  # workers would be the user's program again
+        raise WorkerError(
+            f"worker {name}: workers are processes of the Python interpreter, and this program (frozen, or "
+            f"embedded) has none to start"
+        )
+    environment = {**_QUIET, **os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    path = [p or _folder() for p in sys.path if isinstance(p, str)]
+    whole = child_config(module, name, cpus, config, engines, threads, strict)
 
-    def __init__(
-        self,
-        module: str,
-        name: str,
-        cpus: Sequence[int],
-        config: Mapping[str, Any],
-        engines: Iterable[str],
-        fds: Iterable[int] = (),
-        threads: int = 1,
-        strict: bool = True,
-    ) -> None:
+    def start(lifeline_fd: int, status_fd: int) -> Process:
+        config_fd = config_file({**whole, "lifeline_fd": lifeline_fd, "status_fd": status_fd})
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT.format(path=path, fd=config_fd)],
+                pass_fds=[lifeline_fd, status_fd, config_fd, *fds],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                process_group=0,
+            )
+        finally:
+            os.close(config_fd)
+
+    return Child(name, start)
+
+
+def child_config(
+    module: str,
+    name: str,
+    cpus: Sequence[int],
+    config: Mapping[str, Any],
+    engines: Iterable[str],
+    threads: int,
+    strict: bool,
+) -> dict[str, Any]:
+    """What `child.main` reads, but for the ends of its pipes; arguments as for `spawn`."""
+    own = {"module": module, "name": f"corepipe:{name}", "cpus": list(cpus), "strict": strict}
+    return {**config, **own, "engines": sorted(engines), "threads": threads}
+
+
+def config_file(config: Mapping[str, Any]) -> int:
+    """A descriptor of what `child.main` reads.
+
+    Raises:
+        WorkerError: the system has no room for it.
+    """
+    return memory_file(json.dumps(config).encode(), "config")
+
+
+class Child:
+    """A process that tells what it does over its status pipe, and ends when its lifeline closes.
+
+    Args:
+        name: shown in errors.
+        start: starts it, given the ends of lifeline and status pipe that it is to have; here they are closed then.
+        parent: the process that it is forked off and ends with, if that is not this one.
+
+    Raises:
+        WorkerError: the process could not be started.
+    """
+
+    def __init__(self, name: str, start: Callable[[int, int], Process], parent: Child | None = None) -> None:
         self.name = name
+        self._parent = parent
         self._lifeline = self.status_fd = -1
         self._buffer = b""
         self._queued: list[dict[str, Any]] = []
         self._error = ""
         self.ended = False
-        if getattr(sys, "frozen", False) or not sys.executable:  # workers would be the user's program again
-            raise WorkerError(
-                f"worker {name}: workers are processes of the Python interpreter, and this program (frozen, or "
-                f"embedded) has none to start"
-            )
-        environment = {**_QUIET, **os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-        path = [p or _folder() for p in sys.path if isinstance(p, str)]
         with (
             or_worker_error(f"worker {name}: cannot start a process"),
             contextlib.ExitStack() as undo,
@@ -106,27 +187,7 @@ class Child:
             given.callback(os.close, status_write)
             undo.callback(self._close_status)
             os.set_blocking(self.status_fd, False)
-            whole = {
-                **config,
-                "module": module,
-                "name": f"corepipe:{name}",
-                "cpus": list(cpus),
-                "strict": strict,
-                "engines": sorted(engines),
-                "threads": threads,
-                "lifeline_fd": lifeline_read,
-                "status_fd": status_write,
-            }
-            config_fd = memory_file(json.dumps(whole).encode(), "config")
-            given.callback(os.close, config_fd)
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT.format(path=path, fd=config_fd)],
-                pass_fds=[lifeline_read, status_write, config_fd, *fds],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=environment,
-                process_group=0,
-            )
+            self._process = start(lifeline_read, status_write)
             undo.pop_all()
 
     def __del__(self) -> None:
@@ -211,6 +272,10 @@ class Child:
         code = self._process.returncode
         if self._error:
             return f"failed: {self._error}"
+        if self._parent is not None:
+            self._parent.look()
+            if self._parent.ended:
+                return f"ended with the process that it was forked off, which {self._parent.describe_end()}"
         if code is None:
             return "closed its status pipe but still runs"
         if code < 0:

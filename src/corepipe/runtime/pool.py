@@ -11,10 +11,11 @@ from typing import Any
 from corepipe.errors import PlanError, TopologyError, UnknownNameError
 from corepipe.network.batch import batched
 from corepipe.network.model import Network, Segment, TensorInfo
-from corepipe.plan.model import HopPart, Plan, Worker
+from corepipe.plan.model import Hop, HopPart, Plan, Worker
 from corepipe.runtime import messages
 from corepipe.runtime.arena import MAX_HOPS, Arena, Layout, or_worker_error
-from corepipe.runtime.launch import Child, memory_file
+from corepipe.runtime.launch import Child, memory_file, spawn
+from corepipe.runtime.twins import Twins, families
 from corepipe.topology.model import ALL_CORES, Topology
 
 
@@ -53,6 +54,7 @@ class Pool:
         self._numbers = plan.worker_numbers
         self._specs: dict[HopPart, dict[str, Any]] = {}
         self._model_fds: dict[HopPart, int] = {}
+        self._model_bytes: dict[HopPart, int] = {}
         used = {part for worker in plan.workers for part in plan.segments_of(worker.name)}
         networks = {batch: batched(network, batch) for batch in {part.batch for part in used}}
         tensors: dict[str, TensorInfo] = {t.name: t for t in (*network.inputs, *network.outputs)}
@@ -63,6 +65,7 @@ class Pool:
                     tensors.setdefault(tensor.name, tensor)
         check_cores(plan, topology)
         self.children: list[Child] = []
+        self._twins: dict[str, Twins] = {}
         self._fds: list[int] = []
         self.arena = Arena.create(Layout.of(list(tensors.values()), slots, plan.batch))
         try:
@@ -71,13 +74,19 @@ class Pool:
                 self._inboxes = [self._pipe() for _ in plan.workers]
             for part in used:
                 self._keep(part, segments.pop(part))
-            for worker in plan.workers:
-                self.children.append(self._start(worker))
+            for workers, shared in families(plan, self._model_bytes):
+                self._begin_twins(workers, shared)
+            self._start_all(stop_fd)
             for child in self.children:
                 child.wait_report(stop_fd)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the workers, and of the processes that they were forked off."""
+        return [child.pid for child in self.children] + [twins.pid for twins in set(self._twins.values())]
 
     def number(self, worker: str) -> int:
         """The number of a worker."""
@@ -102,7 +111,7 @@ class Pool:
         for number in dead:
             self.children[number].close(0)
             _drain(self._inboxes[number][0])
-            self.children[number] = self._start(self.plan.workers[number], again=True)
+            self.children[number] = self._start(self.plan.workers[number], stop_fd, again=True)
         for number in dead:
             self.children[number].wait_report(stop_fd)
 
@@ -116,13 +125,16 @@ class Pool:
             child.release()
         for child in self.children:
             child.close()
+        for twins in set(self._twins.values()):
+            twins.close()
         self.arena.close()
         while self._fds:
             os.close(self._fds.pop())
 
     def _keep(self, part: HopPart, segment: Segment) -> None:
         """Keep a segment as the file that its workers read, now and when they are restarted."""
-        self._model_fds[part] = memory_file(segment.model.SerializeToString(), "model")
+        model = segment.model.SerializeToString()
+        self._model_fds[part], self._model_bytes[part] = memory_file(model, "model"), len(model)
         self._fds.append(self._model_fds[part])
         self._specs[part] = {
             "engine": part.engine,
@@ -141,41 +153,70 @@ class Pool:
         self._fds.extend(ends)
         return ends
 
-    def _start(self, worker: Worker, again: bool = False) -> Child:
+    def _begin_twins(self, workers: Sequence[Worker], shared: Sequence[HopPart]) -> None:
+        """Start the process that these workers are to be forked off."""
+        fds = {fd for worker in workers for fd in self._fds_of(worker)}
+        engines = {part.engine for worker in workers for part in self.plan.segments_of(worker.name)}
+        name = ", ".join(worker.name for worker in workers)
+        config = {"segments": [self._spec(part) for part in shared], **self._slots_config()}
+        twins = Twins(name, engines, config, fds)
+        self._twins.update((worker.name, twins) for worker in workers)
+
+    def _start_all(self, stop_fd: int | None) -> None:
+        """Start all workers, those last that wait for others' compiler."""
+        started: dict[int, Child] = {}
+        try:
+            for worker in sorted(self.plan.workers, key=lambda worker: worker.name in self._twins):
+                started[self._numbers[worker.name]] = self._start(worker, stop_fd)
+        finally:
+            self.children = [child for _, child in sorted(started.items())]
+
+    def _start(self, worker: Worker, stop_fd: int | None, again: bool = False) -> Child:
         number = self._numbers[worker.name]
         mine = list(self.plan.segments_of(worker.name))
-        hops: list[tuple[int, int, list[int], int]] = []
-        for route_number, route in enumerate(self.plan.routes):
+        config = {
+            "number": number,
+            **self._slots_config(),
+            "inbox_fd": self._inboxes[number][0],
+            "results_fd": self._results_write,
+            "most_held": self._most_held.get(worker.name, 1),
+            "segments": [self._spec(part) for part in mine],
+            "hops": [
+                (route, index, [mine.index(part) for part in self.plan.parts_of(hop)], to)
+                for route, index, hop, to in self._hops_of(worker)
+            ],
+        }
+        cpus = self._topology.cpus_of(worker.cores) if self._topology.pinnable else ()
+        fds = self._fds_of(worker)
+        if worker.name in self._twins:
+            return self._twins[worker.name].start(worker.name, cpus, config, fds, not again, stop_fd)
+        engines = {part.engine for part in mine}
+        module = "corepipe.runtime.worker"
+        return spawn(module, worker.name, cpus, config, engines, fds, len(worker.cores), strict=not again)
+
+    def _slots_config(self) -> dict[str, Any]:
+        return {"layout": self.arena.layout.to_dict(), "arena_fd": self.arena.fd}
+
+    def _spec(self, part: HopPart) -> dict[str, Any]:
+        return {**self._specs[part], "model_fd": self._model_fds[part]}
+
+    def _hops_of(self, worker: Worker) -> list[tuple[int, int, Hop, int]]:
+        """Route, number and hop of those that a worker runs, and where it sends the frame then."""
+        found = []
+        for number, route in enumerate(self.plan.routes):
             for index, hop in enumerate(route.hops):
                 if hop.worker != worker.name or route.rate_fps <= 0:
                     continue
                 last = index + 1 == len(route.hops)
                 to = self._results_write if last else self._inboxes[self._numbers[route.hops[index + 1].worker]][1]
-                hops.append((route_number, index, [mine.index(part) for part in self.plan.parts_of(hop)], to))
-        model_fds = [self._model_fds[part] for part in mine]
-        config = {
-            "number": number,
-            "layout": self.arena.layout.to_dict(),
-            "arena_fd": self.arena.fd,
-            "inbox_fd": self._inboxes[number][0],
-            "results_fd": self._results_write,
-            "most_held": self._most_held.get(worker.name, 1),
-            "segments": [{**self._specs[part], "model_fd": fd} for part, fd in zip(mine, model_fds, strict=True)],
-            "hops": hops,
-        }
-        hand_down = [self.arena.fd, self._inboxes[number][0], self._results_write, *model_fds]
-        hand_down += [to for *_, to in hops]
-        cpus = self._topology.cpus_of(worker.cores) if self._topology.pinnable else ()
-        return Child(
-            "corepipe.runtime.worker",
-            worker.name,
-            cpus,
-            config,
-            {part.engine for part in mine},
-            sorted(set(hand_down)),
-            len(worker.cores),
-            strict=not again,
-        )
+                found.append((number, index, hop, to))
+        return found
+
+    def _fds_of(self, worker: Worker) -> list[int]:
+        """All that a worker needs."""
+        fds = {self.arena.fd, self._inboxes[self._numbers[worker.name]][0], self._results_write}
+        fds |= {self._model_fds[part] for part in self.plan.segments_of(worker.name)}
+        return sorted(fds | {to for *_, to in self._hops_of(worker)})
 
 
 def crossing(parts: Sequence[Segment], network: Network) -> list[TensorInfo]:

@@ -24,14 +24,33 @@ from corepipe.runtime.huge_pages import use_huge_pages
 
 
 def serve(config: dict[str, Any]) -> None:
-    """Compile, report ready, and serve; see `corepipe.runtime.pool` for the configuration."""
-    arena = Arena(Layout.from_dict(config["layout"]), config["arena_fd"])
-    scratch = _Scratch(arena)
-    segments = [_Segment(spec, config["threads"], scratch) for spec in config["segments"]]
+    """Compile, report ready, and serve; see `corepipe.runtime.pool` for the configuration.
+
+    What the process that this one was forked off has compiled (`zygote`) is in `ready`.
+    """
+    ready: Ready = config.get("ready") or Ready(config)
+    segments = ready.segments(config["segments"], config["threads"])
     hops = {(route, hop): ([segments[i] for i in indices], to) for route, hop, indices, to in config["hops"]}
     use_huge_pages()
     report(config["status_fd"], ready=True)
-    _loop(config["number"], config["inbox_fd"], config["results_fd"], hops, arena, config["most_held"])
+    _loop(config["number"], config["inbox_fd"], config["results_fd"], hops, ready.arena, config["most_held"])
+
+
+class Ready:
+    """The slots, and the segments that are compiled and warm, by `model_fd`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.arena = Arena(Layout.from_dict(config["layout"]), config["arena_fd"])
+        self._scratch = _Scratch(self.arena)
+        self._segments: dict[int, _Segment] = {}
+
+    def segments(self, specs: list[dict[str, Any]], threads: int) -> list[_Segment]:
+        """Compile those that are not ready yet, and run each once."""
+        for spec in specs:
+            if spec["model_fd"] not in self._segments:
+                self._segments[spec["model_fd"]] = _Segment(spec, threads, self._scratch)
+            self._segments[spec["model_fd"]].warm_up()
+        return [self._segments[spec["model_fd"]] for spec in specs]
 
 
 class _Segment:
@@ -47,7 +66,6 @@ class _Segment:
         os.close(spec["model_fd"])
         self._compiled: Compiled = engine.get(spec["engine"]).compile(model, threads)
         self._bound: list[list[Callable[[], None]]] = [[] for _ in memory.arena.slots]
-        self._warm_up()
 
     def run(self, number: int) -> None:
         """Run this segment on all frames of a slot, a batch at a time."""
@@ -64,7 +82,7 @@ class _Segment:
             {tensor[0]: self._memory.target(slot, tensor, first, self._batch) for tensor in self._outputs},
         )
 
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
         """Run once in private memory, so that the first frame does not pay for the engine's first allocations.
 
         A model may refuse zeros; whether it takes the frames is for the frames to tell.

@@ -1,4 +1,4 @@
-"""How much memory this process can still get: the machine's, or what its control groups leave."""
+"""How much memory this process can still get: the machine's, or what its control groups leave; what a process holds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,28 @@ def available_memory(root: Path = Path("/")) -> int:
         root: where `proc` and `sys` are.
     """
     return min([psutil.virtual_memory().available, *_left_by_groups(root)])
+
+
+def held_bytes(process: psutil.Process, *, shared: bool = False) -> int:
+    """Bytes of memory that is no file's; of pages that several forked processes hold, a process's part.
+
+    Pages of libraries do not count: whose they are changes whenever another program starts or ends.
+
+    Args:
+        process: which one.
+        shared: whether its part of shared memory counts too, where the system tells that.
+
+    Raises:
+        psutil.Error: it has ended, or may not be looked at.
+    """
+    rollup = Path(f"/proc/{process.pid}/smaps_rollup")
+    try:
+        lines = dict(line.split(":", 1) for line in rollup.read_text(encoding="ascii").splitlines()[1:])
+        kinds = ("Pss_Anon", "Pss_Shmem") if shared else ("Pss_Anon",)
+        return 1024 * sum(int(lines[kind].split()[0]) for kind in kinds)
+    except (OSError, KeyError):  # no Linux, or before 5.9; or it has ended
+        memory = process.memory_info()
+        return int(memory.rss - getattr(memory, "shared", 0))
 
 
 def _left_by_groups(root: Path) -> Iterator[int]:

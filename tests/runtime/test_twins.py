@@ -1,0 +1,232 @@
+"""Workers that are forked off one process: weights are in memory once, and they do all that other workers do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from reference import assert_equal, frames_for, whole
+from route_plans import ROUTES
+from waiting import wait_until
+
+from corepipe.errors import WorkerError
+from corepipe.network.load import load_network
+from corepipe.runtime import twins, zygote
+from corepipe.runtime.launch import Child
+from corepipe.runtime.stream import Stream
+from corepipe.topology.memory import held_bytes
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+
+PLANS = {
+    "replicas": ROUTES["replicas"],
+    "two parts shared": [(1, [(0, 0, 3), (1, 3, 6)]), (1, [(1, 0, 3), (0, 3, 6)])],
+    "parts of their own too": [(1, [(0, 0, 6)]), (1, [(1, 0, 6)]), (1, [(1, 0, 3), (0, 3, 6)])],
+}
+
+SCRIPT = """
+import sys, time
+import numpy as np
+from corepipe.network.load import load_network
+from corepipe.plan.model import Plan
+from corepipe.runtime import twins
+from corepipe.runtime.stream import Stream
+from corepipe.topology import detect
+twins.LEAST_SAVED_BYTES = 1
+network = load_network(sys.argv[1])
+stream = Stream(network, Plan.read(sys.argv[2]), detect())
+print(*stream.pool.pids, flush=True)
+for number, output in enumerate(stream(np.ones(network.inputs[0].shape, np.float32) for _ in iter(int, 1))):
+    if number == 10: print("under way", flush=True)
+"""
+
+
+@pytest.fixture
+def share_all(monkeypatch):
+    """Small models too."""
+    monkeypatch.setattr(twins, "LEAST_SAVED_BYTES", 1)
+
+
+def zygote_of(stream):
+    (pid,) = set(stream.pool.pids) - set(stream.worker_pids.values())
+    return pid
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_results_are_those_of_the_whole_model_before_and_after_each_process_is_killed(
+    chain, two_cores, make_plan, share_all, name
+):
+    frames = frames_for(chain, 20)
+    expected = whole(chain, frames)
+    with Stream(chain, make_plan(chain, PLANS[name]), two_cores) as stream:
+        assert {psutil.Process(pid).ppid() for pid in stream.worker_pids.values()} == {zygote_of(stream)}
+        assert_equal(list(stream(frames)), expected)
+        for victim in ("w0", "w1"):
+            before, zygote_before = stream.worker_pids, zygote_of(stream)
+            os.kill(before[victim], signal.SIGKILL)
+            assert_equal(list(stream(frames)), expected)
+            wait_until(lambda before=before, victim=victim: stream.worker_pids[victim] != before[victim])
+            assert zygote_of(stream) == zygote_before
+        before = stream.pool.pids
+        os.kill(zygote_of(stream), signal.SIGKILL)
+        assert_equal(list(stream(frames)), expected)
+        wait_until(lambda: set(before).isdisjoint(stream.pool.pids))
+        assert_equal(list(stream(frames)), expected)
+        assert {psutil.Process(pid).ppid() for pid in stream.worker_pids.values()} == {zygote_of(stream)}
+
+
+def test_each_twin_is_pinned_to_its_own_core(chain, two_cores, make_plan, share_all):
+    plan = make_plan(chain, ROUTES["replicas"])
+    with Stream(chain, plan, two_cores) as stream:
+        zygote_of(stream)
+        for worker in plan.workers:
+            assert os.sched_getaffinity(stream.worker_pids[worker.name]) == set(two_cores.cpus_of(worker.cores))
+
+
+def test_a_death_is_told_by_its_signal(chain, two_cores, make_plan, share_all, caplog):
+    with Stream(chain, make_plan(chain, ROUTES["replicas"]), two_cores) as stream:
+        os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+        wait_until(lambda: stream.restarts == 1)
+        assert "worker w0 was killed by signal 9" in caplog.text
+        os.kill(zygote_of(stream), signal.SIGTERM)  # of a whole group, perhaps: the lifeline tells when to end
+        os.kill(zygote_of(stream), signal.SIGKILL)
+        wait_until(lambda: stream.restarts >= 3)
+        assert "ended with the process that it was forked off, which was killed by signal 9" in caplog.text
+
+
+def test_weights_are_in_memory_once(make_chain, two_cores, make_plan, monkeypatch):
+    """By default, since these are large enough."""
+    network = load_network(make_chain(channels=512, side=4))
+    plan, frames = make_plan(network, ROUTES["replicas"]), frames_for(network, 2)
+    held = {}
+    for said in ("never", ""):
+        monkeypatch.setenv(twins.VARIABLE, said)
+        with Stream(network, plan, two_cores) as stream:
+            assert_equal(list(stream(frames)), whole(network, frames))
+            held[said] = sum(held_bytes(psutil.Process(pid)) for pid in stream.pool.pids)
+            assert len(stream.pool.pids) == (2 if said else 3)
+    assert held[""] < held["never"] - 20e6
+
+
+@pytest.mark.parametrize(
+    ("routes", "groups"),
+    [
+        (ROUTES["one worker"], []),
+        (ROUTES["pipeline"], []),
+        (ROUTES["replicas"], [(["w0", "w1"], [(0, 6)])]),
+        (ROUTES["there and back"], []),
+        (ROUTES["mix"], []),
+        (PLANS["two parts shared"], [(["w0", "w1"], [(0, 3), (3, 6)])]),
+        (PLANS["parts of their own too"], [(["w0", "w1"], [(0, 6)])]),
+    ],
+)
+def test_workers_that_share_segments_are_a_family(chain, two_cores, make_plan, share_all, routes, groups):
+    plan = make_plan(chain, routes)
+    sizes = {part: 1 for worker in plan.workers for part in plan.segments_of(worker.name)}
+    found = [
+        ([worker.name for worker in workers], [(part.start, part.stop) for part in parts])
+        for workers, parts in twins.families(plan, sizes)
+    ]
+    assert found == groups
+
+
+def test_no_family_where_it_cannot_be_or_saves_nothing(chain, two_cores, make_plan, monkeypatch):
+    plan = make_plan(chain, ROUTES["replicas"])
+    (part,) = plan.segments_of("w0")
+    large = {part: twins.LEAST_SAVED_BYTES}
+    assert twins.families(plan, large)
+    assert not twins.families(plan, {part: twins.LEAST_SAVED_BYTES - 1})
+    workers = plan.workers
+    wide = workers[0].model_copy(update={"cores": tuple(core.id for core in two_cores.cores[:2])})
+    assert not twins.families(plan.model_copy(update={"workers": (wide, workers[1])}), large)
+    monkeypatch.setattr(twins, "FORKABLE", frozenset({"ncnn"}))
+    assert not twins.families(plan, large)
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not twins.families(plan, large)
+    monkeypatch.undo()
+    monkeypatch.setenv(twins.VARIABLE, "never")
+    assert not twins.families(plan, large)
+
+
+def test_a_process_of_several_threads_forks_none(chain, two_cores, make_plan, share_all, monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,), daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    frames = frames_for(chain, 5)
+    with Stream(chain, make_plan(chain, ROUTES["replicas"]), two_cores) as stream:
+        assert {psutil.Process(pid).ppid() for pid in stream.worker_pids.values()} == {os.getpid()}
+        assert_equal(list(stream(frames)), whole(chain, frames))
+        os.kill(stream.worker_pids["w0"], signal.SIGKILL)
+        assert_equal(list(stream(frames)), whole(chain, frames))
+
+
+def test_closing_does_not_wait_for_a_stopped_process(chain, two_cores, make_plan, share_all, is_running):
+    stream = Stream(chain, make_plan(chain, ROUTES["replicas"]), two_cores)
+    pids = stream.pool.pids
+    os.kill(zygote_of(stream), signal.SIGSTOP)
+    before = time.monotonic()
+    stream.close()
+    assert time.monotonic() - before < 15
+    wait_until(lambda: not any(map(is_running, pids)), 5)
+
+
+def test_nothing_is_left_when_the_users_process_is_killed(
+    tmp_path, chain, make_chain, make_plan, two_cores, is_running
+):
+    model, plan = tmp_path / "chain.onnx", tmp_path / "plan.json"
+    model.write_bytes(make_chain().SerializeToString())
+    make_plan(chain, ROUTES["replicas"]).write(plan)
+    command = [sys.executable, "-c", SCRIPT, str(model), str(plan)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        pids = [int(word) for word in process.stdout.readline().split()]
+        assert len(pids) == 3
+        assert process.stdout.readline() == "under way\n"
+        process.kill()
+        wait_until(lambda: not any(map(is_running, pids)), 5)
+
+
+def test_what_cannot_be_forked_is_told_and_leaves_no_descriptor(monkeypatch):
+    def fork():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    monkeypatch.setattr(os, "fork", fork)
+    assert zygote._fork({}, None, None, [], fds) == {"error": "Resource temporarily unavailable"}
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_an_answer_that_ctrl_c_left_behind_is_passed_over(chain, two_cores, make_plan, share_all):
+    with Stream(chain, make_plan(chain, ROUTES["replicas"]), two_cores) as stream:
+        asked = stream.pool._twins["w0"]
+        stale = json.dumps({"id": asked._questions + 1, "wait": 1}).encode()
+        asked._requests.send(stale)
+        asked._questions += 1
+        assert asked._ask({"wait": stream.worker_pids["w0"]}) == {"id": asked._questions, "code": None}
+
+
+def test_a_process_that_does_not_answer_is_given_up(monkeypatch):
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monkeypatch.setattr(twins, "_LOOK_S", 0.05)
+    silent = twins.Twins.__new__(twins.Twins)
+    silent._name, silent._lock, silent._questions, silent._requests = "w0, w1", threading.Lock(), 0, here
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process, there:
+        silent._zygote = Child("w0, w1", lambda lifeline, status: process)
+        with pytest.raises(WorkerError, match="worker w0, w1 forks no worker"):
+            silent._ask({"fds": []}, patience_s=0.2)
+        process.kill()
+        process.wait()
+        with pytest.raises(WorkerError, match="worker w0, w1 was killed by signal 9"):
+            silent._ask({"fds": []}, patience_s=30)
+        assert silent.exit_code(1) == 0
