@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,11 @@ def main(config_fd: int, **given: Any) -> None:
         config: dict[str, Any] = {**json.load(file), **given}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a whole group: the lifeline tells when to end
         signal.signal(number, signal.SIG_IGN)
-    _name_process(config["name"])
+    name_process(config["name"])
     code = 1
     try:
         _go_on_with_parents_death()
-        config["watch"] = Watch(config["lifeline_fd"])
+        config["watch"] = Watch(config["lifeline_fd"], *config.get("other_lifeline_fds", ()))
         if not threads():  # those that importing starts could not be pinned afterwards
             pin(config["cpus"], config["strict"])
         module = import_module(config["module"])
@@ -113,7 +114,8 @@ def threads() -> set[int]:
     return set()
 
 
-def _name_process(name: str) -> None:
+def name_process(name: str) -> None:
+    """What process lists show; the system keeps 15 characters of it."""
     try:
         with open("/proc/self/comm", "w") as file:
             file.write(name[:15])
@@ -129,13 +131,13 @@ def _go_on_with_parents_death() -> None:
 
 
 class Watch:
-    """Ends this process when the parent's end of the lifeline closes, or the parent is gone; keeps it pinned meanwhile.
+    """Ends this process when the other end of a lifeline closes, or the parent is gone; keeps it pinned meanwhile.
 
     The second test serves where a forked child of the parent still holds the lifeline open.
     """
 
-    def __init__(self, lifeline_fd: int) -> None:
-        self._lifeline_fd = lifeline_fd
+    def __init__(self, *lifeline_fds: int) -> None:
+        self._lifeline_fds = set(lifeline_fds)
         self._parent = os.getppid()
         self._stop_fd, self._stop = os.pipe()
         self._thread = threading.Thread(target=self.wait_for, args=(self._stop_fd,), daemon=True)
@@ -144,11 +146,11 @@ class Watch:
     def wait_for(self, fd: int) -> None:
         """Return once `fd` can be read."""
         poller = select.poll()
-        for one in (self._lifeline_fd, fd):
+        for one in (*self._lifeline_fds, fd):
             poller.register(one, select.POLLIN)
         while True:
             ready = {one for one, _ in poller.poll(_PARENT_CHECK_S * 1000)}
-            if self._lifeline_fd in ready or os.getppid() != self._parent:
+            if self._lifeline_fds & ready or os.getppid() != self._parent:
                 os._exit(0)
             if fd in ready:
                 return
@@ -158,6 +160,9 @@ class Watch:
         """End the thread: from now on only `wait_for` looks. For a process that is to fork."""
         os.write(self._stop, b".")
         self._thread.join()
+        until_s = time.monotonic() + _PARENT_CHECK_S
+        while self._thread.native_id in threads() and time.monotonic() < until_s:
+            time.sleep(1e-4)  # Python is done with it a moment before the system is
         os.close(self._stop_fd)
         os.close(self._stop)
 

@@ -23,6 +23,9 @@ from corepipe.runtime.arena import anonymous_file, or_worker_error
 _LOOK_S = 5.0
 """How often the system is asked whether a process that is waited for still runs."""
 
+UNKNOWN_CODE = 1 << 16
+"""In place of an exit code that nobody can tell any more."""
+
 _QUIET = {"ORT_DISABLE_TELEMETRY": "1"}
 """What the user's environment may say otherwise. ONNX Runtime's wheels from 1.29 on send names and hashes of models to
 their maker, from a thread of each process that loads them."""
@@ -235,7 +238,7 @@ class Child:
         Raises:
             WorkerError: the child reported an error or ended, or `stop_fd` became readable.
         """
-        while not self._queued:
+        while not self._queued and not self.ended:
             poller = select.poll()
             for fd in (self.status_fd, *([] if stop_fd is None else [stop_fd])):
                 poller.register(fd, select.POLLIN)
@@ -246,8 +249,8 @@ class Child:
                 self._queued = self.reports()
             else:
                 self.look()
-            if not self._queued and self.ended:
-                raise WorkerError(f"worker {self.name} {self.describe_end()}")
+        if not self._queued:
+            raise WorkerError(f"worker {self.name} {self.describe_end()}")
         message = self._queued.pop(0)
         if "error" in message:
             raise WorkerError(f"worker {self.name}: {message['error']}")
@@ -272,12 +275,14 @@ class Child:
         code = self._process.returncode
         if self._error:
             return f"failed: {self._error}"
-        if self._parent is not None:
+        if code is None:
+            return "closed its status pipe but still runs"
+        if self._parent is not None and code in (0, UNKNOWN_CODE):
             self._parent.look()
             if self._parent.ended:
                 return f"ended with the process that it was forked off, which {self._parent.describe_end()}"
-        if code is None:
-            return "closed its status pipe but still runs"
+        if code == UNKNOWN_CODE:
+            return "ended"
         if code < 0:
             hint = "; if memory ran out, use fewer workers or a smaller model" if code == -9 else ""
             return f"was killed by signal {-code}{hint}"

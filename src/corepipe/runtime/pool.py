@@ -86,7 +86,8 @@ class Pool:
     @property
     def pids(self) -> list[int]:
         """Of the workers, and of the processes that they were forked off."""
-        return [child.pid for child in self.children] + [twins.pid for twins in set(self._twins.values())]
+        zygotes = [pid for twins in set(self._twins.values()) for pid in twins.pids]
+        return [child.pid for child in self.children] + zygotes
 
     def number(self, worker: str) -> int:
         """The number of a worker."""
@@ -157,9 +158,8 @@ class Pool:
         """Start the process that these workers are to be forked off."""
         fds = {fd for worker in workers for fd in self._fds_of(worker)}
         engines = {part.engine for worker in workers for part in self.plan.segments_of(worker.name)}
-        name = ", ".join(worker.name for worker in workers)
         config = {"segments": [self._spec(part) for part in shared], **self._slots_config()}
-        twins = Twins(name, engines, config, fds)
+        twins = Twins([worker.name for worker in workers], engines, config, fds)
         self._twins.update((worker.name, twins) for worker in workers)
 
     def _start_all(self, stop_fd: int | None) -> None:

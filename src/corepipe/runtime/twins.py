@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -18,13 +20,11 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import psutil
-
 from corepipe.engine import FORKABLE
 from corepipe.errors import WorkerError
 from corepipe.plan.model import HopPart, Plan, Worker
 from corepipe.runtime.arena import or_worker_error
-from corepipe.runtime.launch import Child, Process, child_config, config_file, spawn
+from corepipe.runtime.launch import UNKNOWN_CODE, Child, Process, child_config, config_file, spawn
 
 VARIABLE = "COREPIPE_SHARE_WEIGHTS"
 """Environment variable; `never` gives every worker weights of its own."""
@@ -34,12 +34,16 @@ LEAST_SAVED_BYTES = 32 << 20
 
 _WORKER = "corepipe.runtime.worker"
 
-_LOOK_S = 5.0
-_PATIENCE_S = 60.0
-"""How long the zygote may take to fork; it copies page tables, which takes milliseconds."""
+_LOOK_S = 0.5
+"""How often it is looked whether a zygote that is asked something still runs, and whether to go on waiting."""
+
+_FORK_PATIENCE_S = 30.0
+"""How long it may take to fork; it copies page tables, which takes milliseconds."""
 
 _CODE_PATIENCE_S = 2.0
 """How long it may take to tell an exit code, which is only told to the user."""
+
+_log = logging.getLogger("corepipe")
 
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
 
@@ -69,37 +73,32 @@ def families(plan: Plan, model_bytes: Mapping[HopPart, int]) -> list[tuple[list[
 
 
 class Twins:
-    """Workers that are forked off one process, which is started here, and again if it ends.
+    """Workers that are forked off one process, the zygote, which is started here, and again if it ends.
 
     Args:
-        name: of that process, in errors.
-        engines: names of the engines of each of these workers.
-        config: what it compiles, as `segments`, and the slots, as in a worker's configuration.
+        workers: their names.
+        engines: names of the engines of each of them.
+        config: what the zygote compiles, as `segments`, and the slots, as in a worker's configuration.
         fds: descriptors that any of the workers needs.
 
     Raises:
-        WorkerError: the process could not be started.
+        WorkerError: the zygote could not be started.
     """
 
-    def __init__(self, name: str, engines: Collection[str], config: Mapping[str, Any], fds: Collection[int]) -> None:
-        self._name = name
+    def __init__(
+        self, workers: Sequence[str], engines: Collection[str], config: Mapping[str, Any], fds: Collection[int]
+    ) -> None:
+        first, *others = workers
+        self._name = f"{first} (with {len(others)} more of its kind)"
         self._engines = engines
-        self._config = config
-        self._fds = sorted(fds)
-        self._lock = threading.Lock()
-        self._questions = 0
-        self._apart = False
-        self._ready = False
-        self._zygote, self._requests = self._begin()
-
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
-            self._requests.close()
+        self._config = {**config, "fds": sorted(fds)}
+        self._apart = self._closed = False
+        self._zygote: _Zygote | None = _Zygote(self._name, engines, self._config)
 
     @property
-    def pid(self) -> int:
-        """Of the process that workers are forked off."""
-        return self._zygote.pid
+    def pids(self) -> list[int]:
+        """Of the zygote, if there is one."""
+        return [] if self._zygote is None else [self._zygote.child.pid]
 
     def start(
         self,
@@ -114,121 +113,192 @@ class Twins:
 
         Args:
             name, cpus, config, fds, strict: as for `launch.spawn`.
-            stop_fd: waiting for the compiler ends when this becomes readable.
+            stop_fd: waiting for the zygote ends when this becomes readable.
 
         Raises:
             WorkerError: it could not be started, or `stop_fd` became readable.
         """
-        self._compile(stop_fd)
-        if self._apart:
+        zygote = self._compiled(stop_fd)
+        if zygote is None:
             return spawn(_WORKER, name, cpus, config, self._engines, fds, 1, strict)
         whole = child_config(_WORKER, name, cpus, config, self._engines, 1, strict)
 
         def fork(lifeline_fd: int, status_fd: int) -> Process:
             config_fd = config_file(whole)
             try:
-                answer = self._ask({"fds": sorted(fds)}, [config_fd, lifeline_fd, status_fd])
+                answer = zygote.ask(
+                    {"fds": sorted(fds)}, _FORK_PATIENCE_S, [config_fd, lifeline_fd, status_fd], stop_fd
+                )
             finally:
                 os.close(config_fd)
             if "error" in answer:
                 raise WorkerError(
                     f"worker {name}: cannot fork: {answer['error']}; close other programs or use fewer workers"
                 )
-            return _Forked(answer["pid"], self)
+            return _Forked(answer["pid"], zygote)
 
-        return Child(name, fork, self._zygote)
-
-    def exit_code(self, pid: int) -> int:
-        """Of a worker that has ended: negative after a signal, 0 where nobody knows any more."""
-        with contextlib.suppress(WorkerError):
-            return self._ask({"wait": pid}, patience_s=_CODE_PATIENCE_S)["code"] or 0
-        return 0
+        try:
+            return Child(name, fork, zygote.child)
+        except WorkerError:
+            if zygote.silent or zygote.child.ended:
+                self._drop()  # the next try has another one
+            raise
 
     def close(self) -> None:
-        """End the process, and with it all workers that still run."""
-        self._requests.close()
-        self._zygote.close()
+        """End the zygote, and with it all workers that still run; none is started any more."""
+        self._closed = True
+        self._drop()
 
-    def _begin(self) -> tuple[Child, socket.socket]:
-        with or_worker_error(f"worker {self._name}: cannot make a socket"):
-            here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def _drop(self) -> None:
+        zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            zygote.close()
+
+    def _compiled(self, stop_fd: int | None) -> _Zygote | None:
+        """The zygote once it has compiled everything, another one where it has ended; None where it may not fork."""
+        if self._zygote is not None:
+            self._zygote.child.look()
+            if self._zygote.child.ended:
+                self._drop()
+        if self._closed or (stop_fd is not None and _readable(stop_fd)):
+            raise WorkerError(f"worker {self._name}: not waited for any longer")
+        if self._apart:
+            return None
+        self._zygote = zygote = self._zygote or _Zygote(self._name, self._engines, self._config)
+        try:
+            self._apart = not zygote.may_fork(stop_fd)
+        except WorkerError:
+            self._drop()
+            raise
+        if self._apart:
+            self._drop()
+            _log.info("worker %s: they hold weights of their own: other threads run in their interpreter", self._name)
+        return None if self._apart else zygote
+
+
+class _Zygote:
+    """The process that workers are forked off, and the socket on which it is asked to.
+
+    Attributes:
+        child: the process.
+        silent: whether it did not answer once; then it is not asked any more.
+
+    Raises:
+        WorkerError: it could not be started.
+    """
+
+    def __init__(self, name: str, engines: Collection[str], config: Mapping[str, Any]) -> None:
+        self.silent = False
+        self._lock = threading.Lock()
+        self._questions = 0
+        self._may_fork: bool | None = None
+        with or_worker_error(f"worker {name}: cannot make a socket"):
+            self._requests, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as undo, there:
-            undo.callback(here.close)
-            requests_fd = there.fileno()
-            config = {**self._config, "requests_fd": requests_fd, "fds": self._fds}
-            handed = [*self._fds, requests_fd]
-            zygote = spawn("corepipe.runtime.zygote", self._name, (), config, self._engines, handed)
+            undo.callback(self._requests.close)
+            handed = [*config["fds"], there.fileno()]
+            whole = {**config, "requests_fd": there.fileno()}
+            self.child = spawn("corepipe.runtime.zygote", name, (), whole, engines, handed)
             undo.pop_all()
-        return zygote, here
 
-    def _compile(self, stop_fd: int | None) -> None:
-        """Wait until everything is compiled, again where the process has ended since."""
-        if self._apart:
-            return
-        self._zygote.look()
-        if self._ready and self._zygote.ended:
-            self.close()
-            self._ready = False
-            self._zygote, self._requests = self._begin()
-        if not self._ready:
-            self._apart = "threads" in self._zygote.wait_report(stop_fd)
-            self._ready = True
-        if self._apart:
-            self.close()
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it was never opened
+            if not sys.is_finalizing():
+                self._requests.close()
 
-    def _ask(
-        self, question: Mapping[str, Any], fds: Sequence[int] = (), patience_s: float = _PATIENCE_S
-    ) -> dict[str, Any]:
-        """What the zygote answers.
+    def may_fork(self, stop_fd: int | None) -> bool:
+        """Whether it can, once it has compiled everything.
 
         Raises:
-            WorkerError: nothing: it has ended, or hangs.
+            WorkerError: as `Child.wait_report`.
         """
-        with self._lock:
-            self._questions += 1
+        if self._may_fork is None:
+            self._may_fork = "ready" in self.child.wait_report(stop_fd)
+        return self._may_fork
+
+    def ask(
+        self, question: Mapping[str, Any], patience_s: float, fds: Sequence[int] = (), stop_fd: int | None = None
+    ) -> dict[str, Any]:
+        """What it answers.
+
+        Args:
+            question: what it is to do.
+            patience_s: how long it may take.
+            fds: descriptors to hand over.
+            stop_fd: waiting ends when this becomes readable.
+
+        Raises:
+            WorkerError: it did not answer, or has ended.
+        """
+        why = "did not answer"
+        if not self.silent and self._lock.acquire(timeout=patience_s):
             try:
-                socket.send_fds(self._requests, [json.dumps({"id": self._questions, **question}).encode()], fds)
-                until_s = time.monotonic() + patience_s
-                while (left_s := until_s - time.monotonic()) > 0:
-                    if not _readable(self._requests, min(left_s, _LOOK_S)):
-                        self._zygote.look()
-                        if self._zygote.ended:
-                            break
-                        continue
-                    data = self._requests.recv(1 << 16)
-                    if not data:
-                        break
-                    answer: dict[str, Any] = json.loads(data)
-                    if answer["id"] == self._questions:  # Ctrl-C may have left the answer to the last one
-                        return answer
-            except OSError:
-                pass
-        self._zygote.look()
-        raise WorkerError(
-            f"worker {self._name} " + (self._zygote.describe_end() if self._zygote.ended else "forks no worker")
-        )
+                answer = self._exchange({"id": self._questions + 1, **question}, patience_s, fds, stop_fd)
+                if answer is not None:
+                    return answer
+            except (OSError, ValueError) as error:  # closed meanwhile, the latter
+                why = f"cannot be asked: {error}"
+            finally:
+                self._lock.release()
+        self.silent = True
+        self.child.look()
+        if self.child.ended:
+            why = self.child.describe_end()
+        raise WorkerError(f"worker {self.child.name}: the process to fork it off {why}")
+
+    def _exchange(
+        self, question: Mapping[str, Any], patience_s: float, fds: Sequence[int], stop_fd: int | None
+    ) -> dict[str, Any] | None:
+        self._questions += 1
+        socket.send_fds(self._requests, [json.dumps(question).encode()], fds)
+        until_s = time.monotonic() + patience_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            if stop_fd is not None and _readable(stop_fd):
+                return None
+            if not _readable(self._requests.fileno(), min(left_s, _LOOK_S)):
+                self.child.look()
+                if self.child.ended:
+                    return None
+                continue
+            data = self._requests.recv(1 << 16)
+            if not data:
+                return None
+            answer: dict[str, Any] = json.loads(data)
+            if answer["id"] == question["id"]:  # Ctrl-C may have left the answer to the last one
+                return answer
+        return None
+
+    def close(self) -> None:
+        """End it."""
+        with contextlib.suppress(OSError):  # a forked process of the user's may hold this end too
+            self._requests.shutdown(socket.SHUT_RDWR)
+        self._requests.close()
+        self.child.close()
 
 
-def _readable(requests: socket.socket, timeout_s: float) -> bool:
+def _readable(fd: int, timeout_s: float = 0.0) -> bool:
     poller = select.poll()
-    poller.register(requests, select.POLLIN)
+    poller.register(fd, select.POLLIN)
     return bool(poller.poll(timeout_s * 1e3))
 
 
 class _Forked:
-    """A worker that is no child of this process but of the zygote, which keeps its exit code; see `launch.Process`."""
+    """A worker that is no child of this process but of a zygote, which keeps its exit code; see `launch.Process`."""
 
-    def __init__(self, pid: int, twins: Twins) -> None:
+    def __init__(self, pid: int, zygote: _Zygote) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._twins = twins
-        self._process: psutil.Process | None = None
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self._process = psutil.Process(pid)  # tells it from a later one of this number
+        self._zygote = zygote
 
     def poll(self) -> int | None:
         if self.returncode is None and not self._runs():
-            self.returncode = self._twins.exit_code(self.pid)
+            try:
+                answer = self._zygote.ask({"wait": self.pid}, _CODE_PATIENCE_S)
+            except WorkerError:
+                answer = {"code": UNKNOWN_CODE}
+            if answer.get("unknown"):
+                answer = {"code": UNKNOWN_CODE}
+            self.returncode = answer.get("code")  # none yet where a last thread of it is still about to end
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -241,19 +311,17 @@ class _Forked:
         return code
 
     def send_signal(self, sig: int) -> None:
-        if self._process is not None and self.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._process.send_signal(sig)
+        if self._runs():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, sig)
 
     def kill(self) -> None:
-        if self._process is not None and self.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._process.kill()
+        self.send_signal(signal.SIGKILL)
 
     def _runs(self) -> bool:
-        if self._process is None:
-            return False
-        try:
-            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        """Whether it does; no other process of its number is the zygote's."""
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]
+            return state not in "ZX" and int(parent) == self._zygote.child.pid
+        return False

@@ -24,7 +24,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def held_bytes(process: psutil.Process, *, shared: bool = False) -> int:
-    """Bytes of memory that is no file's; of pages that several forked processes hold, a process's part.
+    """Bytes of memory that is no file's; of pages that several forked processes hold, a process's part (Linux 5.9).
 
     Pages of libraries do not count: whose they are changes whenever another program starts or ends.
 
