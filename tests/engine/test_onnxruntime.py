@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -62,3 +64,18 @@ def test_names_that_would_spoil_its_profile():
     seconds = layer_seconds(network, [[(kernel.node, kernel.seconds) for kernel in run] for run in runs])
     assert len(seconds) == 4
     assert min(seconds) > 1e-8
+
+
+@pytest.mark.parametrize("users", [None, "0"])
+def test_a_process_that_loads_it_sends_no_telemetry_but_where_the_user_says_so(monkeypatch, users):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if users is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", users)
+    script = (
+        "import os, sys; from corepipe import engine\n"
+        "sys.addaudithook(lambda event, args: event == 'import' and args[0] == 'onnxruntime'"
+        " and print(os.environ['ORT_DISABLE_TELEMETRY']))\n"
+        "engine.get('onnxruntime'); import onnxruntime\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split()[:1] == [users or "1"], done.stderr

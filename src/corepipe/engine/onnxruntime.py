@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported; see SECURITY.md
+import onnxruntime as ort
 
 from corepipe.engine._onnxruntime_lrn import node_of, spell_out
 from corepipe.engine.base import DynamicOutput, KernelTime, as_engine_error, brief, check_memory

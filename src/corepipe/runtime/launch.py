@@ -23,6 +23,8 @@ from corepipe.runtime.arena import anonymous_file, or_worker_error
 _LOOK_S = 5.0
 """How often the system is asked whether a process that is waited for still runs."""
 
+_SOON_S = 0.5
+
 UNKNOWN_CODE = 1 << 16
 """In place of an exit code that nobody can tell any more."""
 
@@ -229,6 +231,13 @@ class Child:
             self._queued += self.reports()
             self.ended = True
 
+    def has_ended(self, within_s: float) -> bool:
+        """Whether it has, or does so soon: its pipes close a moment before."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(within_s)
+        self.look()
+        return self.ended
+
     def wait_report(self, stop_fd: int | None = None) -> dict[str, Any]:
         """The next report, however long it takes (compiling a large model may take minutes).
 
@@ -277,10 +286,8 @@ class Child:
             return f"failed: {self._error}"
         if code is None:
             return "closed its status pipe but still runs"
-        if self._parent is not None and code in (0, UNKNOWN_CODE):
-            self._parent.look()
-            if self._parent.ended:
-                return f"ended with the process that it was forked off, which {self._parent.describe_end()}"
+        if self._parent is not None and code in (0, UNKNOWN_CODE) and self._parent.has_ended(_SOON_S):
+            return f"ended with the process that it was forked off, which {self._parent.describe_end()}"
         if code == UNKNOWN_CODE:
             return "ended"
         if code < 0:
@@ -309,10 +316,11 @@ class Child:
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            self._error = self._error or "did not end when it was told to, and was killed"
             self._process.kill()
             self._process.wait()
-        self._close_status()
         self.ended = True
+        self._close_status()
 
     def _close_status(self) -> None:
         fd, self.status_fd = self.status_fd, -1

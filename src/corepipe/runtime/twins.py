@@ -1,7 +1,7 @@
 """Forks workers off a process that has compiled what they share (`zygote`): so weights are in memory once.
 
-Workers of one thread each whose engines can go on in a forked process are twins, if they run a segment that another one
-of them runs too. Linux only: elsewhere system libraries do not take to forking.
+Workers of one thread each, on the same engines, whose models can go on in a forked process are twins, if they run a
+segment that another one of them runs too. Linux only: elsewhere system libraries do not take to forking.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def families(plan: Plan, model_bytes: Mapping[HopPart, int]) -> list[tuple[list[
 
     Args:
         plan: a plan.
-        model_bytes: the sizes of its parts, which are all but their weights'.
+        model_bytes: of each part as a serialized model, which is its weights and little else.
     """
     if sys.platform not in ("linux", "android") or os.environ.get(VARIABLE) == "never":
         return []
@@ -89,16 +89,18 @@ class Twins:
         self, workers: Sequence[str], engines: Collection[str], config: Mapping[str, Any], fds: Collection[int]
     ) -> None:
         first, *others = workers
-        self._name = f"{first} (with {len(others)} more of its kind)"
+        self._name = f"{first} and {len(others)} more"
         self._engines = engines
         self._config = {**config, "fds": sorted(fds)}
         self._apart = self._closed = False
+        self._lock = threading.Lock()
         self._zygote: _Zygote | None = _Zygote(self._name, engines, self._config)
 
     @property
     def pids(self) -> list[int]:
         """Of the zygote, if there is one."""
-        return [] if self._zygote is None else [self._zygote.child.pid]
+        zygote = self._zygote
+        return [] if zygote is None else [zygote.child.pid]
 
     def start(
         self,
@@ -116,7 +118,8 @@ class Twins:
             stop_fd: waiting for the zygote ends when this becomes readable.
 
         Raises:
-            WorkerError: it could not be started, or `stop_fd` became readable.
+            WorkerError: it could not be started, or `stop_fd` became readable. A zygote that is at fault is ended, with
+                its other workers, and the next call starts another one.
         """
         zygote = self._compiled(stop_fd)
         if zygote is None:
@@ -139,41 +142,46 @@ class Twins:
 
         try:
             return Child(name, fork, zygote.child)
-        except WorkerError:
-            if zygote.silent or zygote.child.ended:
-                self._drop()  # the next try has another one
+        except _NoAnswerError:
+            self._drop(zygote)  # the next try has another one
             raise
 
     def close(self) -> None:
-        """End the zygote, and with it all workers that still run; none is started any more."""
-        self._closed = True
-        self._drop()
+        """End the zygote, and with it all workers that still run; none is started any more. May be called again."""
+        with self._lock:
+            self._closed = True
+            zygote = self._zygote
+        self._drop(zygote)
 
-    def _drop(self) -> None:
-        zygote, self._zygote = self._zygote, None
+    def _drop(self, zygote: _Zygote | None) -> None:
         if zygote is not None:
             zygote.close()
+            with self._lock:
+                self._zygote = None if self._zygote is zygote else self._zygote
 
     def _compiled(self, stop_fd: int | None) -> _Zygote | None:
         """The zygote once it has compiled everything, another one where it has ended; None where it may not fork."""
-        if self._zygote is not None:
-            self._zygote.child.look()
-            if self._zygote.child.ended:
-                self._drop()
-        if self._closed or (stop_fd is not None and _readable(stop_fd)):
-            raise WorkerError(f"worker {self._name}: not waited for any longer")
-        if self._apart:
-            return None
-        self._zygote = zygote = self._zygote or _Zygote(self._name, self._engines, self._config)
+        if self._zygote is not None and self._zygote.child.has_ended(0):
+            self._drop(self._zygote)
+        with self._lock:
+            if self._closed or (stop_fd is not None and _readable(stop_fd)):
+                raise WorkerError(f"worker {self._name}: not waited for any longer")
+            if self._apart:
+                return None
+            self._zygote = zygote = self._zygote or _Zygote(self._name, self._engines, self._config)
         try:
             self._apart = not zygote.may_fork(stop_fd)
         except WorkerError:
-            self._drop()
+            self._drop(zygote)
             raise
         if self._apart:
-            self._drop()
-            _log.info("worker %s: they hold weights of their own: other threads run in their interpreter", self._name)
+            self._drop(zygote)
+            _log.info("worker %s: weights of their own, as the interpreter starts with threads", self._name)
         return None if self._apart else zygote
+
+
+class _NoAnswerError(WorkerError):
+    """The zygote does not answer."""
 
 
 class _Zygote:
@@ -181,17 +189,16 @@ class _Zygote:
 
     Attributes:
         child: the process.
-        silent: whether it did not answer once; then it is not asked any more.
 
     Raises:
         WorkerError: it could not be started.
     """
 
     def __init__(self, name: str, engines: Collection[str], config: Mapping[str, Any]) -> None:
-        self.silent = False
-        self._lock = threading.Lock()
+        self._lock, self._closing = threading.Lock(), threading.Lock()
         self._questions = 0
         self._may_fork: bool | None = None
+        self._tells_codes = True
         with or_worker_error(f"worker {name}: cannot make a socket"):
             self._requests, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as undo, there:
@@ -216,6 +223,19 @@ class _Zygote:
             self._may_fork = "ready" in self.child.wait_report(stop_fd)
         return self._may_fork
 
+    def exit_code(self, pid: int) -> int | None:
+        """Of a worker that has ended; None where a last thread of it is still about to end.
+
+        One that was not told in time is not asked for again: closing would wait for each.
+        """
+        if self._tells_codes:
+            try:
+                answer = self.ask({"wait": pid}, _CODE_PATIENCE_S)
+                return UNKNOWN_CODE if answer.get("unknown") else answer.get("code")
+            except WorkerError:
+                self._tells_codes = False
+        return UNKNOWN_CODE
+
     def ask(
         self, question: Mapping[str, Any], patience_s: float, fds: Sequence[int] = (), stop_fd: int | None = None
     ) -> dict[str, Any]:
@@ -228,52 +248,55 @@ class _Zygote:
             stop_fd: waiting ends when this becomes readable.
 
         Raises:
-            WorkerError: it did not answer, or has ended.
+            WorkerError: `stop_fd` became readable, or, a `_NoAnswerError`, there is none.
         """
-        why = "did not answer"
-        if not self.silent and self._lock.acquire(timeout=patience_s):
-            try:
-                answer = self._exchange({"id": self._questions + 1, **question}, patience_s, fds, stop_fd)
-                if answer is not None:
-                    return answer
-            except (OSError, ValueError) as error:  # closed meanwhile, the latter
-                why = f"cannot be asked: {error}"
-            finally:
-                self._lock.release()
-        self.silent = True
-        self.child.look()
-        if self.child.ended:
-            why = self.child.describe_end()
-        raise WorkerError(f"worker {self.child.name}: the process to fork it off {why}")
+        name = self.child.name
+        if not self._lock.acquire(timeout=patience_s):
+            raise WorkerError(f"worker {name}: the process that they are forked off is busy")
+        try:
+            answer = self._exchange({"id": self._questions + 1, **question}, patience_s, fds, stop_fd)
+            why = "did not answer" if answer is None else ""
+        except EOFError:
+            answer, why = None, self.child.describe_end()
+        except (OSError, ValueError) as error:  # of a socket that was closed meanwhile, the latter
+            answer, why = None, f"cannot be asked: {error}"
+        finally:
+            self._lock.release()
+        if answer is None:
+            raise _NoAnswerError(f"worker {name}: the process that they are forked off {why}")
+        return answer
 
     def _exchange(
         self, question: Mapping[str, Any], patience_s: float, fds: Sequence[int], stop_fd: int | None
     ) -> dict[str, Any] | None:
         self._questions += 1
-        socket.send_fds(self._requests, [json.dumps(question).encode()], fds)
+        try:
+            socket.send_fds(self._requests, [json.dumps(question).encode()], fds)
+        except (BrokenPipeError, ConnectionResetError):
+            raise EOFError from None
         until_s = time.monotonic() + patience_s
         while (left_s := until_s - time.monotonic()) > 0:
             if stop_fd is not None and _readable(stop_fd):
-                return None
+                raise WorkerError(f"worker {self.child.name}: not waited for any longer")
             if not _readable(self._requests.fileno(), min(left_s, _LOOK_S)):
-                self.child.look()
-                if self.child.ended:
-                    return None
+                if self.child.has_ended(0):
+                    raise EOFError
                 continue
             data = self._requests.recv(1 << 16)
             if not data:
-                return None
+                raise EOFError
             answer: dict[str, Any] = json.loads(data)
             if answer["id"] == question["id"]:  # Ctrl-C may have left the answer to the last one
                 return answer
         return None
 
     def close(self) -> None:
-        """End it."""
-        with contextlib.suppress(OSError):  # a forked process of the user's may hold this end too
-            self._requests.shutdown(socket.SHUT_RDWR)
-        self._requests.close()
-        self.child.close()
+        """End it. May be called again, and by several threads."""
+        with self._closing:
+            with contextlib.suppress(OSError):  # a forked process of the user's may hold this end too
+                self._requests.shutdown(socket.SHUT_RDWR)
+            self._requests.close()
+            self.child.close()
 
 
 def _readable(fd: int, timeout_s: float = 0.0) -> bool:
@@ -289,16 +312,11 @@ class _Forked:
         self.pid = pid
         self.returncode: int | None = None
         self._zygote = zygote
+        self._began = self._look()[1]
 
     def poll(self) -> int | None:
         if self.returncode is None and not self._runs():
-            try:
-                answer = self._zygote.ask({"wait": self.pid}, _CODE_PATIENCE_S)
-            except WorkerError:
-                answer = {"code": UNKNOWN_CODE}
-            if answer.get("unknown"):
-                answer = {"code": UNKNOWN_CODE}
-            self.returncode = answer.get("code")  # none yet where a last thread of it is still about to end
+            self.returncode = self._zygote.exit_code(self.pid)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -311,7 +329,7 @@ class _Forked:
         return code
 
     def send_signal(self, sig: int) -> None:
-        if self._runs():
+        if self.returncode is None and self._runs():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
 
@@ -319,9 +337,22 @@ class _Forked:
         self.send_signal(signal.SIGKILL)
 
     def _runs(self) -> bool:
-        """Whether it does; no other process of its number is the zygote's."""
-        with contextlib.suppress(OSError):
+        """Whether it does; a later process of its number began at another time."""
+        try:
+            state, began = self._look()
+        except OSError:  # no file may be opened just now
+            return True
+        return state not in "ZX" and began == self._began
+
+    def _look(self) -> tuple[str, str]:
+        """Its state, and when it began; X and nothing where there is none."""
+        try:
             with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
-                state, parent = file.read().rpartition(")")[2].split()[:2]
-            return state not in "ZX" and int(parent) == self._zygote.child.pid
-        return False
+                words = file.read().rpartition(")")[2].split()
+            return words[0], words[_BEGAN]
+        except (FileNotFoundError, ProcessLookupError):
+            return "X", ""
+
+
+_BEGAN = 19
+"""Of the words behind the name in `/proc/PID/stat`: field 22, starttime."""

@@ -28,6 +28,7 @@ def serve(config: dict[str, Any]) -> None:
     if (threads := len(child.threads())) != _AT_START:
         child.report(config["status_fd"], threads=threads)
         return
+    alive_fds = os.pipe()
     ready = Ready(config)
     ready.segments(config["segments"], config["threads"])
     use_huge_pages()
@@ -38,7 +39,6 @@ def serve(config: dict[str, Any]) -> None:
         child.report(config["status_fd"], threads=threads)
         return
     child.report(config["status_fd"], ready=True)
-    alive_fds = os.pipe()
     with socket.socket(fileno=config["requests_fd"]) as requests:
         while True:
             config["watch"].wait_for(requests.fileno())
