@@ -119,7 +119,7 @@ def test_it_is_told_of_cores_and_kept_to_them_only_where_not_all_are_used(
     def start(module, name, cpus, config, engines, fds, threads, strict):
         raise Started(threads, list(cpus), config["own_threads"])
 
-    monkeypatch.setattr(baseline, "Child", start)
+    monkeypatch.setattr(baseline, "spawn", start)
     monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     cores = (Core(cpus=(0, 2)), Core(cpus=(1, 3)))  # two threads each
     topology = Topology(clusters=(Cluster("cpu", cores),), pinnable=pinnable)
