@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import numpy as np
 import psutil
@@ -70,7 +71,9 @@ def test_pages_of_forked_processes_count_once_and_those_of_files_never():
     mine = np.ones(64 << 20, np.uint8)
     before = held_bytes(psutil.Process())
     read, write = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12 where there are threads
+        pid = os.fork()
     if pid == 0:
         os.read(read, 1)
         os._exit(int(mine[0]))
