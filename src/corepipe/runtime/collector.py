@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from corepipe.errors import CorepipeError, FrameError, WorkerError
 from corepipe.runtime import messages
+from corepipe.runtime.launch import readable
 
 if TYPE_CHECKING:
     from corepipe.runtime.lane import Lane
@@ -113,10 +114,6 @@ def _poller(fds: list[int]) -> select.poll:
     return poller
 
 
-def _wait(fds: list[int], timeout_ms: float | None = None) -> set[int]:
-    return {fd for fd, _ in _poller(fds).poll(timeout_ms)}
-
-
 def _dead(lane: Lane, ready: set[int], *, look: bool) -> set[int]:
     """The numbers of workers that have ended: by their status pipes, and by the system where that is to be asked."""
     dead = set()
@@ -155,7 +152,7 @@ def _recover(stream: Stream, lane: Lane, dead: set[int]) -> None:
                         flight,
                         FrameError(f"frame {flight.sequence}: worker {hop.worker} died {flight.kills} times on it"),
                     )
-    while not stream.closed and lane.pool.results_fd in _wait([lane.pool.results_fd], 0):
+    while not stream.closed and lane.pool.results_fd in readable([lane.pool.results_fd]):
         take_results(stream, lane)
     if not stream.closed:
         with stream.state.lock:
@@ -225,7 +222,7 @@ def _settle(stream: Stream, lane: Lane, dead: set[int]) -> set[int]:
             fds = [lane.pool.results_fd, *(lane.pool.children[number].status_fd for number in live)]
             others = {other.pool.results_fd: other for other in stream.lanes if other is not lane}
             signals = [stream.state.wake.fd, stream.state.changed.fd]
-            ready = _wait([*fds, *others, *signals], max(heard_s + PATIENCE_S - time.monotonic(), 0.0) * 1e3)
+            ready = readable([*fds, *others, *signals], max(heard_s + PATIENCE_S - time.monotonic(), 0.0))
             if stream.state.changed.fd in ready:
                 stream.state.changed.clear()  # the lanes are looked at again each time
             silent = time.monotonic() - heard_s >= PATIENCE_S

@@ -52,6 +52,14 @@ def memory_file(data: bytes, what: str) -> int:
     return fd
 
 
+def readable(fds: Iterable[int], timeout_s: float | None = 0.0) -> set[int]:
+    """Those that can be read, or whose other end was closed, once there is one or the time is over (None: never)."""
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return {fd for fd, _ in poller.poll(None if timeout_s is None else timeout_s * 1e3)}
+
+
 def _folder() -> str:
     """The current one, which an empty entry of the path stands for; none where it was removed."""
     with contextlib.suppress(OSError):
@@ -248,10 +256,7 @@ class Child:
             WorkerError: the child reported an error or ended, or `stop_fd` became readable.
         """
         while not self._queued and not self.ended:
-            poller = select.poll()
-            for fd in (self.status_fd, *([] if stop_fd is None else [stop_fd])):
-                poller.register(fd, select.POLLIN)
-            ready = {fd for fd, _ in poller.poll(_LOOK_S * 1e3)}
+            ready = readable((self.status_fd, *([] if stop_fd is None else [stop_fd])), _LOOK_S)
             if stop_fd in ready:
                 raise WorkerError(f"worker {self.name}: not waited for any longer")
             if ready:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from corepipe.network.model import Network, Segment, TensorInfo
 from corepipe.plan.model import Hop, HopPart, Plan, Worker
 from corepipe.runtime import messages
 from corepipe.runtime.arena import MAX_HOPS, Arena, Layout, or_worker_error
-from corepipe.runtime.launch import Child, memory_file, spawn
+from corepipe.runtime.launch import Child, memory_file, readable, spawn
 from corepipe.runtime.twins import Twins, families
 from corepipe.topology.model import ALL_CORES, Topology
 
@@ -260,9 +259,7 @@ def check_fits(plan: Plan, network: Network) -> None:
 
 
 def _drain(fd: int) -> None:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    while poller.poll(0):
+    while readable([fd]):
         if not os.read(fd, 1 << 16):
             return
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from corepipe.engine import FORKABLE
 from corepipe.errors import WorkerError
 from corepipe.plan.model import HopPart, Plan, Worker
 from corepipe.runtime.arena import or_worker_error
-from corepipe.runtime.launch import UNKNOWN_CODE, Child, Process, child_config, config_file, spawn
+from corepipe.runtime.launch import UNKNOWN_CODE, Child, Process, child_config, config_file, readable, spawn
 
 VARIABLE = "COREPIPE_SHARE_WEIGHTS"
 """Environment variable; `never` gives every worker weights of its own."""
@@ -161,10 +160,11 @@ class Twins:
 
     def _compiled(self, stop_fd: int | None) -> _Zygote | None:
         """The zygote once it has compiled everything, another one where it has ended; None where it may not fork."""
-        if self._zygote is not None and self._zygote.child.has_ended(0):
-            self._drop(self._zygote)
+        last = self._zygote  # `close` may take it away meanwhile
+        if last is not None and last.child.has_ended(0):
+            self._drop(last)
         with self._lock:
-            if self._closed or (stop_fd is not None and _readable(stop_fd)):
+            if self._closed or (stop_fd is not None and readable([stop_fd])):
                 raise WorkerError(f"worker {self._name}: not waited for any longer")
             if self._apart:
                 return None
@@ -276,9 +276,9 @@ class _Zygote:
             raise EOFError from None
         until_s = time.monotonic() + patience_s
         while (left_s := until_s - time.monotonic()) > 0:
-            if stop_fd is not None and _readable(stop_fd):
+            if stop_fd is not None and readable([stop_fd]):
                 raise WorkerError(f"worker {self.child.name}: not waited for any longer")
-            if not _readable(self._requests.fileno(), min(left_s, _LOOK_S)):
+            if not readable([self._requests.fileno()], min(left_s, _LOOK_S)):
                 if self.child.has_ended(0):
                     raise EOFError
                 continue
@@ -297,12 +297,6 @@ class _Zygote:
                 self._requests.shutdown(socket.SHUT_RDWR)
             self._requests.close()
             self.child.close()
-
-
-def _readable(fd: int, timeout_s: float = 0.0) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(timeout_s * 1e3))
 
 
 class _Forked:
