@@ -165,7 +165,7 @@ def edges(network: Network, parts: int) -> tuple[int, ...]:
 def run(network: Network, where: Sequence[int], case: Case, rtol: float = 0) -> None:
     """Run the segments between `where` one after the other, through the engine interface, and check the outputs."""
     segments = [network.segment(start, stop) for start, stop in itertools.pairwise(where)]
-    compiled = [engine.get(ENGINE).compile(s.model.SerializeToString(), 1) for s in segments]
+    compiled = [engine.get(ENGINE).compile(engine.serialized(ENGINE, s.model), 1) for s in segments]
     for number, (inputs, _) in enumerate(case.data):
         alive = dict(zip((t.name for t in network.inputs), inputs, strict=True))
         for segment, ready in zip(segments, compiled, strict=True):

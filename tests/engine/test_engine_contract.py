@@ -616,7 +616,7 @@ def test_the_seconds_of_the_kernels_are_those_of_the_layers(engine, name):
     frame = {"data": numbers(1, 3, zoo_size(name), zoo_size(name))}
     runs = [
         [(kernel.node, kernel.seconds) for kernel in run_]
-        for run_ in engine.profile(segment.model.SerializeToString(), 1, frame, 4)[1:]
+        for run_ in engine.profile(engines.serialized(engine.name, segment.model), 1, frame, 4)[1:]
     ]
     layers = np.mean([layer_seconds(network, [run_]) for run_ in runs], axis=0)
     assert layers.sum() == pytest.approx(np.mean([sum(s for _, s in run_) for run_ in runs]), rel=1e-3)

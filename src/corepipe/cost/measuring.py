@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from corepipe.cost.watch import REFERENCE_ENGINE
+from corepipe.engine import serialized
 from corepipe.errors import EngineError, WorkerError
 from corepipe.network.concat import useful_cuts
 from corepipe.network.model import Network, Segment, TensorInfo
@@ -88,7 +89,7 @@ class MeasuringProcess:
         ):
             models: list[dict[str, Any]] = []
             for segment, own in zip(segments, engines or [engine] * len(segments), strict=True):
-                model_fd = memory_file(segment.model.SerializeToString(), "model")
+                model_fd = memory_file(serialized(own, segment.model), "model")
                 given.callback(os.close, model_fd)
                 models.append(
                     {

@@ -44,7 +44,7 @@ from corepipe.network.concat import useful_cuts
 from corepipe.network.model import Network
 from corepipe.topology.model import CoreConfig, Topology
 
-MEASUREMENT_VERSION = 12
+MEASUREMENT_VERSION = 13
 """Part of every cache key; rises when what is measured changes."""
 
 SPLITS = (3, 8)

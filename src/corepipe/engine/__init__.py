@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from corepipe.engine.base import Compiled, DynamicOutput, Engine
 from corepipe.errors import EngineError, UnknownNameError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _ENGINES = {
     "onnxruntime": ("corepipe.engine.onnxruntime", "install it anew: pip install --force-reinstall onnxruntime"),
@@ -18,7 +21,7 @@ _ENGINES = {
 FORKABLE = frozenset({"onnxruntime", "ncnn"})
 """Those whose models, compiled for one thread, run on in processes that are forked then. OpenVINO has more threads."""
 
-__all__ = ["FORKABLE", "Compiled", "DynamicOutput", "Engine", "get", "names"]
+__all__ = ["FORKABLE", "Compiled", "DynamicOutput", "Engine", "get", "names", "serialized"]
 
 
 def names() -> tuple[str, ...]:
@@ -40,3 +43,15 @@ def get(name: str) -> Engine:
         return cast(Engine, import_module(module).ENGINE)
     except Exception as error:  # of a library of another version perhaps not ImportError
         raise EngineError(f"engine {name}: its library does not load ({error}); {advice}") from None
+
+
+def serialized(name: str, model: ModelProto) -> bytes:
+    """A segment as it is best given to that engine's `compile` and `profile`; loads no library of kernels.
+
+    For ONNX Runtime, operators that it is slow at are spelt out in others; results differ by rounding.
+    """
+    if name == "onnxruntime":
+        from corepipe.engine._onnxruntime.spelling import spell_out
+
+        model = spell_out(model)
+    return bytes(model.SerializeToString())

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from corepipe import engine
 from corepipe.errors import PlanError, TopologyError, UnknownNameError
 from corepipe.network.batch import batched
 from corepipe.network.model import Network, Segment, TensorInfo
@@ -133,7 +134,7 @@ class Pool:
 
     def _keep(self, part: HopPart, segment: Segment) -> None:
         """Keep a segment as the file that its workers read, now and when they are restarted."""
-        model = segment.model.SerializeToString()
+        model = engine.serialized(part.engine, segment.model)
         self._model_fds[part], self._model_bytes[part] = memory_file(model, "model"), len(model)
         self._fds.append(self._model_fds[part])
         self._specs[part] = {

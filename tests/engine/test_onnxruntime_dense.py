@@ -1,0 +1,134 @@
+"""A vector by many weights as a convolution gives the same product, and only what was measured to gain is spelt so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, checker, helper, numpy_helper
+from onnx import TensorProto as T
+
+from corepipe import engine
+from corepipe.engine._onnxruntime import dense
+from corepipe.engine._onnxruntime.spelling import spell_out
+from corepipe.engine.onnxruntime import ENGINE
+
+ROWS, COLUMNS = 1000, 504
+
+
+@pytest.fixture(autouse=True)
+def x86(monkeypatch):
+    monkeypatch.setattr(dense.platform, "machine", lambda: "x86_64")
+
+
+def product(
+    rows=ROWS, columns=COLUMNS, operator="Gemm", frames=1, bias=True, kind=np.float32, declared=True, shared=0, seed=0,
+    domain="", opset=17, within=False, **settings,
+) -> ModelProto:  # fmt: skip
+    """y = 2 x W + b; `shared` more nodes read the weights, `within` one of them in the graph of an `If`."""
+    generator = np.random.default_rng(seed)
+    weights = (generator.standard_normal((rows, columns)) / rows**0.5).astype(kind)
+    held = [numpy_helper.from_array(weights.T.copy() if settings.get("transB") else weights, "w")]
+    if bias and operator == "Gemm":
+        held.append(numpy_helper.from_array(generator.standard_normal(columns).astype(kind), "b"))
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["a"], name="before"),
+        helper.make_node(operator, ["a", *(t.name for t in held)], ["p"], name="fc", domain=domain, **settings),
+        helper.make_node("Neg", ["p"], ["y"], name="after"),
+    ]
+    ends = [helper.make_tensor_value_info("y", element, [frames, columns])]
+    for number in range(shared):
+        nodes.append(helper.make_node("ReduceMax", ["w"], [f"m{number}"], keepdims=0))
+        ends.append(helper.make_tensor_value_info(f"m{number}", element, []))
+    if within:
+        inner = helper.make_node("ReduceMax", ["w"], ["most"], keepdims=0)
+        branch = helper.make_graph([inner], "branch", [], [helper.make_tensor_value_info("most", element, [])])
+        held.append(numpy_helper.from_array(np.array(True), "yes"))
+        nodes.append(helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch))
+        ends.append(helper.make_tensor_value_info("chosen", element, []))
+    inputs, middle = (helper.make_tensor_value_info(name, element, [frames, rows]) for name in "xa")
+    graph = helper.make_graph(nodes, "g", [inputs], ends, held, value_info=[middle] if declared else [])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def run(data: bytes, x, columns):
+    y = np.empty((1, columns), np.float32)
+    ENGINE.compile(data, 1).bind({"x": x}, {"y": y})()
+    return y
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(64, 600).map(lambda n: 4 * n), st.integers(256, 2200), st.sampled_from(["Gemm", "MatMul"]),
+    st.booleans(), st.booleans(), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_the_same_but_for_rounding(rows, columns, operator, bias, turned, seed):
+    columns = max(columns, -(-500_000 // rows))
+    attributes = {"transB": int(turned)} if operator == "Gemm" else {}
+    model = product(rows, columns, operator, bias=bias, seed=seed, **attributes)
+    plain = model.SerializeToString()
+    spelt = spell_out(model)
+    assert [node.op_type for node in spelt.graph.node].count("Conv") == 1
+    assert model.SerializeToString() == plain  # it is another one
+    checker.check_model(spelt, full_check=True)
+    x = np.random.default_rng(seed).standard_normal((1, rows), np.float32)
+    held = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+    weights = held["w"].T if attributes.get("transB") else held["w"]
+    want = -((x + x) @ weights + held.get("b", 0))
+    for data in (plain, engine.serialized("onnxruntime", model)):
+        np.testing.assert_allclose(run(data, x, columns), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        product(frames=2),
+        product(ROWS, 496),
+        product(2002, 300),
+        product(4000, 252),
+        product(252, 4000),
+        product(kind=np.float64),
+        product(alpha=0.5),
+        product(beta=2.0),
+        product(declared=False),
+        product(shared=1),
+        product(within=True),
+        product(opset=6),
+        product(domain="other"),
+        product(operator="Add", rows=1, columns=ROWS),
+    ],
+    ids=[
+        "two rows", "few weights", "no multiple of four", "few columns", "few rows", "float64", "alpha", "beta",
+        "no shape", "weights read twice", "weights read within", "old operators", "other domain", "another operator",
+    ],
+)  # fmt: skip
+def test_all_else_stays_as_it_is(model):
+    assert spell_out(model) is model
+
+
+def test_weights_whose_shape_is_declared_stay():
+    model = product()
+    model.graph.value_info.append(helper.make_tensor_value_info("w", T.FLOAT, [ROWS, COLUMNS]))
+    assert spell_out(model) is model
+
+
+def test_other_cpus_and_engines_stay_with_the_product(monkeypatch):
+    model = product()
+    plain = model.SerializeToString()
+    assert engine.serialized("onnxruntime", model) != plain
+    assert engine.serialized("openvino", model) == plain
+    assert engine.serialized("ncnn", model) == plain
+    monkeypatch.setattr(dense.platform, "machine", lambda: "aarch64")
+    assert engine.serialized("onnxruntime", model) == plain
+
+
+@pytest.mark.parametrize("turned", [0, 1])
+def test_its_time_is_the_node_s(turned):
+    data = engine.serialized("onnxruntime", product(transB=turned))
+    (kernels,) = ENGINE.profile(data, 1, {"x": np.ones((1, ROWS), np.float32)}, 1)
+    names = [kernel.node for kernel in kernels]
+    assert {"before", "fc", "after"} <= set(names)
+    assert not [name for name in names if "turned" in name]  # what is constant is done once
+    assert any(name == "p" or name.startswith("p_") or name == "fc" for name in names)
