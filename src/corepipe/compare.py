@@ -353,7 +353,7 @@ def _result(contender: _Contender, given: Plan, network: Network, table: CostTab
 
 
 def _reference(network: Network, frames: Sequence[Mapping[str, NDArray[Any]]]) -> Sequence[Mapping[str, NDArray[Any]]]:
-    """The whole model's outputs: not extracted, not streamed, one thread of this process."""
+    """The whole model's outputs: not extracted, not streamed, nothing spelt out, one thread of this process."""
     run = runs_on(engine.get("onnxruntime"))
     inputs = [{t.name: frame[t.name] for t in network.inputs} for frame in frames]
     return run(network.model.SerializeToString(), [t.name for t in network.outputs], inputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,16 +12,17 @@ from onnx import ModelProto, checker, helper, numpy_helper
 from onnx import TensorProto as T
 
 from corepipe import engine
-from corepipe.engine._onnxruntime import dense
+from corepipe.cost.measuring import layer_of, name_by_layer
 from corepipe.engine._onnxruntime.spelling import spell_out
 from corepipe.engine.onnxruntime import ENGINE
+from corepipe.network.load import load_network
 
 ROWS, COLUMNS = 1000, 504
 
 
 @pytest.fixture(autouse=True)
 def x86(monkeypatch):
-    monkeypatch.setattr(dense.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
 
 def product(
@@ -81,6 +84,26 @@ def test_the_same_but_for_rounding(rows, columns, operator, bias, turned, seed):
         np.testing.assert_allclose(run(data, x, columns), want, rtol=1e-4, atol=1e-5)
 
 
+def with_input(name, shape):
+    """The weights or the bias, which a constant is, are declared as an input too."""
+    model = product()
+    model.graph.input.append(helper.make_tensor_value_info(name, T.FLOAT, shape))
+    return model
+
+
+def with_output(name, shape):
+    model = product()
+    model.graph.output.append(helper.make_tensor_value_info(name, T.FLOAT, shape))
+    return model
+
+
+def with_bias(values):
+    model = product(bias=False)
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.float32), "b"))
+    model.graph.node[1].input.append("b")
+    return model
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -90,22 +113,57 @@ def test_the_same_but_for_rounding(rows, columns, operator, bias, turned, seed):
         product(4000, 252),
         product(252, 4000),
         product(kind=np.float64),
+        product(kind=np.float16),
         product(alpha=0.5),
         product(beta=2.0),
+        product(transA=1),
         product(declared=False),
         product(shared=1),
         product(within=True),
+        with_input("w", [ROWS, COLUMNS]),
+        with_output("w", [ROWS, COLUMNS]),
+        with_bias(np.zeros((1, COLUMNS))),
+        with_bias(0),
         product(opset=6),
         product(domain="other"),
-        product(operator="Add", rows=1, columns=ROWS),
+        product(operator="MatMulInteger"),
     ],
     ids=[
-        "two rows", "few weights", "no multiple of four", "few columns", "few rows", "float64", "alpha", "beta",
-        "no shape", "weights read twice", "weights read within", "old operators", "other domain", "another operator",
+        "two rows", "few weights", "no multiple of four", "few columns", "few rows", "float64", "float16", "alpha",
+        "beta", "transA", "no shape", "weights read twice", "weights read within", "weights an input",
+        "weights an output", "bias of two axes", "bias for all", "old operators", "other domain", "another operator",
     ],
 )  # fmt: skip
 def test_all_else_stays_as_it_is(model):
     assert spell_out(model) is model
+
+
+def two_products(shared_bias: bool) -> ModelProto:
+    """Two in a row, unnamed, from the frame to the result; the first has an empty third input, or both one bias."""
+    generator = np.random.default_rng(0)
+    held = [
+        numpy_helper.from_array(generator.standard_normal((1000, 1000)).astype(np.float32) / 32, name) for name in "vw"
+    ]
+    held.append(numpy_helper.from_array(generator.standard_normal(1000).astype(np.float32), "b"))
+    nodes = [
+        helper.make_node("Gemm", ["x", "v", "b" if shared_bias else ""], ["h"], transB=1),
+        helper.make_node("Gemm", ["h", "w", "b"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(name, T.FLOAT, [1, 1000]) for name in "xyh"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:2], held, value_info=values[2:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("shared_bias", [False, True])
+def test_one_after_the_other_from_the_frame_to_the_result(shared_bias):
+    model = two_products(shared_bias)
+    spelt = spell_out(model)
+    assert [node.op_type for node in spelt.graph.node].count("Conv") == 2
+    assert len({node.name for node in spelt.graph.node}) == len(spelt.graph.node)
+    checker.check_model(spelt, full_check=True)
+    x = np.random.default_rng(1).standard_normal((1, 1000), np.float32)
+    got = run(engine.serialized("onnxruntime", model), x, 1000)
+    np.testing.assert_allclose(got, run(model.SerializeToString(), x, 1000), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_whose_shape_is_declared_stay():
@@ -120,15 +178,24 @@ def test_other_cpus_and_engines_stay_with_the_product(monkeypatch):
     assert engine.serialized("onnxruntime", model) != plain
     assert engine.serialized("openvino", model) == plain
     assert engine.serialized("ncnn", model) == plain
-    monkeypatch.setattr(dense.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert engine.serialized("onnxruntime", model) == plain
 
 
+@pytest.mark.parametrize("output", ["y", 'a "name"', "of__part_one", ""])
 @pytest.mark.parametrize("turned", [0, 1])
-def test_its_time_is_the_node_s(turned):
-    data = engine.serialized("onnxruntime", product(transB=turned))
-    (kernels,) = ENGINE.profile(data, 1, {"x": np.ones((1, ROWS), np.float32)}, 1)
-    names = [kernel.node for kernel in kernels]
-    assert {"before", "fc", "after"} <= set(names)
-    assert not [name for name in names if "turned" in name]  # what is constant is done once
-    assert any(name == "p" or name.startswith("p_") or name == "fc" for name in names)
+def test_its_time_is_the_layer_s(turned, output):
+    model = product(2000, 1000, transB=turned)
+    if output:  # of the product itself, which is the network's
+        del model.graph.node[2]
+        model.graph.node[1].output[0] = model.graph.output[0].name = output
+    network = load_network(model)
+    named = name_by_layer(network, network.segment(0, len(network.layers)))
+    data = engine.serialized("onnxruntime", named.model)
+    assert data != named.model.SerializeToString()
+    (kernels,) = ENGINE.profile(data, 1, {"x": np.ones((1, 2000), np.float32)}, 1)
+    assert not [kernel for kernel in kernels if "Transpose" in kernel.node]
+    owner = {name: layer.index for layer in network.layers for name in layer.outputs}
+    (dense_layer,) = (layer.index for layer in network.layers if "Gemm" in layer.descriptor.op_types)
+    longest = max(kernels, key=lambda kernel: kernel.seconds)
+    assert layer_of(longest.node, owner, -1) == dense_layer

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
-import platform
 from collections.abc import Iterable
 from typing import Any
 
-_X86 = ("x86_64", "amd64")
+from corepipe.engine.base import on_x86
 
 _DIRECT = "cpu:jit_avx512,cpu:jit_avx2"
 _FEW_CHANNELS = 3
@@ -55,7 +54,7 @@ def name_kernels(core: Any, nodes: Iterable[Any]) -> None:
         core: the library's.
         nodes: changed in place.
     """
-    if platform.machine().lower() not in _X86:
+    if not on_x86():
         return
     for node in nodes:
         kernels = _kernels(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class Engine(Protocol):
             EngineError: the library refuses the model or has no profile to give.
         """
         ...
+
+
+def on_x86() -> bool:
+    """Whether this is a 64-bit x86 CPU."""
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def check_memory(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported; see SECURITY.md
 import onnxruntime as ort
 
-from corepipe.engine._onnxruntime.spelling import node_of
+from corepipe.engine._onnxruntime.parts import node_of
 from corepipe.engine.base import DynamicOutput, KernelTime, as_engine_error, brief, check_memory
 from corepipe.errors import CorepipeError, EngineError, WorkerError
 

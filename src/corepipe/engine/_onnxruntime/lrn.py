@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from corepipe.engine._onnxruntime.parts import Parts, named, part
+from corepipe.engine._onnxruntime.parts import Parts
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -32,14 +32,12 @@ def spelt(node: NodeProto, parts: Parts) -> list[NodeProto]:
     x, y = node.input[0], node.output[0]
     before = (size - 1) // 2
     batch, channels, height, width = shape
-
-    def name(what: str) -> str:
-        return part(node, what)
-
-    deep = parts.constant(name("deep"), TensorProto.INT64, [5], [batch, 1, channels, height, width])
-    flat = parts.constant(name("flat"), TensorProto.INT64, [4], shape)
-    alpha = parts.constant(name("alpha"), TensorProto.FLOAT, [], [settings["alpha"]])
-    bias = parts.constant(name("bias"), TensorProto.FLOAT, [], [settings["bias"]])
+    own = parts.of(node)
+    name = own.tensor
+    deep = own.constant("deep", TensorProto.INT64, [5], [batch, 1, channels, height, width])
+    flat = own.constant("flat", TensorProto.INT64, [4], shape)
+    alpha = own.constant("alpha", TensorProto.FLOAT, [], [settings["alpha"]])
+    bias = own.constant("bias", TensorProto.FLOAT, [], [settings["bias"]])
     nodes = [
         make_node("Mul", [x, x], [name("squares")]),
         make_node("Reshape", [name("squares"), deep], [name("view")]),
@@ -58,4 +56,4 @@ def spelt(node: NodeProto, parts: Parts) -> list[NodeProto]:
         nodes.append(make_node("Mul", [power, name("fourth_root")], [name("power")]))
         power = name("power")
     nodes.append(make_node("Div", [x, power], [y]))
-    return named(node, nodes)
+    return own.named(nodes)

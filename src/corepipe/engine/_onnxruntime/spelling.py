@@ -1,12 +1,12 @@
-"""A model in the operators that ONNX Runtime is quickest at, and the nodes that those stand for."""
+"""A model in the operators that ONNX Runtime is quickest at."""
 
 from __future__ import annotations
 
-from math import prod
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from corepipe.engine._onnxruntime import dense, lrn
-from corepipe.engine._onnxruntime.parts import PART, Parts
+from corepipe.engine._onnxruntime.parts import Parts
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -24,58 +24,41 @@ def spell_out(model: ModelProto) -> ModelProto:
     Returns:
         A model with the same inputs and outputs: a new one, or the same where there is nothing to do.
     """
+    graph = model.graph
     if any(used.domain in _STANDARD and used.version < _LEAST_OPSET for used in model.opset_import):
         return model
-    found = [n for n in model.graph.node if n.op_type in _SPELLINGS and n.domain in _STANDARD and n.input and n.output]
+    found = [i for i, node in enumerate(graph.node) if node.op_type in _SPELLINGS and node.domain in _STANDARD]
     if not found:
         return model
-    parts = Parts(_shapes(model.graph), _sole_weights(model.graph))
-    spelt = {node.output[0]: new for node in found if (new := _SPELLINGS[node.op_type](node, parts))}
+    parts = _parts(graph)
+    spelt = {i: nodes for i in found if (nodes := _SPELLINGS[graph.node[i].op_type](graph.node[i], parts))}
     if not spelt:
         return model
     made = type(model)()
     made.CopyFrom(model)
     del made.graph.node[:]
-    for node in model.graph.node:
-        made.graph.node.extend(spelt.get(node.output[0] if node.output else "", [node]))
-    made.graph.initializer.extend(parts.constants)
+    for i, node in enumerate(graph.node):
+        made.graph.node.extend(spelt.get(i, [node]))
     for tensor in made.graph.initializer:
-        if tensor.name in parts.dims:
-            tensor.dims[:] = parts.dims[tensor.name]
+        if tensor.name in parts.reshaped:
+            tensor.dims[:] = parts.reshaped[tensor.name]
+    made.graph.initializer.extend(parts.made)
     return made
 
 
-def node_of(name: str) -> str:
-    """The node of the model that a node of the spelt-out one stands for."""
-    return name.rpartition(PART)[0] or name
-
-
-def _shapes(graph: GraphProto) -> dict[str, list[int]]:
-    """Of the float32 tensors whose axes are of known size."""
+def _parts(graph: GraphProto) -> Parts:
     from onnx import TensorProto
 
-    found = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
+    shapes = {}
+    values = [*graph.input, *graph.value_info, *graph.output]
+    for value in values:
         kind = value.type.tensor_type
         dims = [dim.dim_value for dim in kind.shape.dim]
-        if kind.elem_type == TensorProto.FLOAT and dims and prod(dims) > 0:
-            found[value.name] = dims
-    return found
-
-
-def _sole_weights(graph: GraphProto) -> dict[str, list[int]]:
-    """The dims of float32 constants that one node reads at most; none where nodes have graphs, which may read any."""
-    from onnx import TensorProto
-
+        if kind.elem_type == TensorProto.FLOAT and min(dims, default=0) > 0:
+            shapes[value.name] = dims
+    constants = {t.name: list(t.dims) for t in graph.initializer if t.data_type == TensorProto.FLOAT}
     if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
-        return {}
-    reads: dict[str, int] = {}
-    for node in graph.node:
-        for name in node.input:
-            reads[name] = reads.get(name, 0) + 1
-    known = {value.name for value in (*graph.input, *graph.value_info, *graph.output)}
-    return {
-        t.name: list(t.dims)
-        for t in graph.initializer
-        if t.data_type == TensorProto.FLOAT and reads.get(t.name, 0) < 2 and t.name not in known
-    }
+        return Parts(shapes, constants, frozenset())  # those graphs may read any
+    reads = Counter(name for node in graph.node for name in node.input)
+    declared = {value.name for value in values}
+    return Parts(shapes, constants, {name for name in constants if reads[name] == 1 and name not in declared})
