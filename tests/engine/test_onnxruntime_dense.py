@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +16,12 @@ from onnx import TensorProto as T
 from corepipe import engine
 from corepipe.cost.measuring import layer_of, name_by_layer
 from corepipe.engine._onnxruntime.spelling import spell_out
+from corepipe.engine.base import on_x86
 from corepipe.engine.onnxruntime import ENGINE
 from corepipe.network.load import load_network
 
 ROWS, COLUMNS = 1000, 504
+ON_X86 = on_x86()
 
 
 @pytest.fixture(autouse=True)
@@ -183,9 +187,9 @@ def test_other_cpus_and_engines_stay_with_the_product(monkeypatch):
 
 
 @pytest.mark.parametrize("output", ["y", 'a "name"', "of__part_one", ""])
-@pytest.mark.parametrize("turned", [0, 1])
-def test_its_time_is_the_layer_s(turned, output):
-    model = product(2000, 1000, transB=turned)
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_its_time_is_the_layer_s(transposed, output):
+    model = product(2000, 1000, transB=transposed)
     if output:  # of the product itself, which is the network's
         del model.graph.node[2]
         model.graph.node[1].output[0] = model.graph.output[0].name = output
@@ -194,8 +198,23 @@ def test_its_time_is_the_layer_s(turned, output):
     data = engine.serialized("onnxruntime", named.model)
     assert data != named.model.SerializeToString()
     (kernels,) = ENGINE.profile(data, 1, {"x": np.ones((1, 2000), np.float32)}, 1)
-    assert not [kernel for kernel in kernels if "Transpose" in kernel.node]
     owner = {name: layer.index for layer in network.layers for name in layer.outputs}
     (dense_layer,) = (layer.index for layer in network.layers if "Gemm" in layer.descriptor.op_types)
     longest = max(kernels, key=lambda kernel: kernel.seconds)
     assert layer_of(longest.node, owner, -1) == dense_layer
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_weights_are_turned_and_put_in_blocks_once(transposed, tmp_path):
+    """When it compiles: what is left to run is the convolution, on x86 with the blocked kernel."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(engine.serialized("onnxruntime", product(transB=transposed)), options)
+    made = onnx.load(options.optimized_model_filepath)
+    operators = [node.op_type for node in made.graph.node]
+    assert operators.count("Conv") == 1
+    assert "Transpose" not in operators
+    (conv,) = (node for node in made.graph.node if node.op_type == "Conv")
+    assert conv.domain.endswith("nchwc") or not ON_X86

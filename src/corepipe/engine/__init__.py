@@ -46,9 +46,10 @@ def get(name: str) -> Engine:
 
 
 def serialized(name: str, model: ModelProto) -> bytes:
-    """A segment as it is best given to that engine's `compile` and `profile`; loads no library of kernels.
+    """A segment for that engine's `compile` and `profile`, which run any model, in the form that it is quickest at.
 
-    For ONNX Runtime, operators that it is slow at are spelt out in others; results differ by rounding.
+    For ONNX Runtime, operators that it is slow at are spelt out in others; results differ by rounding. No library of
+    kernels is loaded.
     """
     if name == "onnxruntime":
         from corepipe.engine._onnxruntime.spelling import spell_out

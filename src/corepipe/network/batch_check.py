@@ -85,7 +85,7 @@ def check_batch(
 ) -> BatchCheck:
     """Run layers [start, stop) on frames one by one and on all of them at once, and compare what crosses every cut.
 
-    The nodes are run as the network has them, so that everything that crosses is made.
+    The nodes are run as the network has them, nothing spelt out for an engine, so that everything that crosses is made.
 
     Args:
         network: takes one frame.

@@ -1,8 +1,7 @@
 """A vector by a large matrix of weights as a 1x1 convolution, on x86.
 
 Such a layer takes as long as its weights take to arrive. ONNX Runtime's matrix product reads them in one stream, its
-blocked convolution in four: 23 against 30 GB/s from memory on one core with AVX-512, and a little more with two. From
-a cache both take the same.
+blocked convolution in four: 23 against 30 GB/s from memory on one core with AVX-512. From a cache both take the same.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ def spelt(node: NodeProto, parts: Parts) -> list[NodeProto]:
     bias = [name for name in others if name]
     settings = {a.name: get_attribute_value(a) for a in node.attribute}
     dims = parts.constants.get(weights, []) if weights in parts.sole else []
-    turned = not settings.get("transB", 0)
-    rows, columns = (dims if turned else dims[::-1]) if len(dims) == 2 else (0, 0)
+    to_turn = not settings.get("transB", 0)
+    rows, columns = (dims if to_turn else dims[::-1]) if len(dims) == 2 else (0, 0)
     if (
         rows * columns < _LEAST_WEIGHTS
         or min(rows, columns) < _LEAST_SIDE
@@ -51,12 +50,12 @@ def spelt(node: NodeProto, parts: Parts) -> list[NodeProto]:
     pixel = own.constant("pixel", TensorProto.INT64, [4], [1, rows, 1, 1])
     flat = own.constant("flat", TensorProto.INT64, [2], [1, columns])
     parts.reshaped[weights] = [*dims, 1, 1]
-    kernel = own.tensor("kernel") if turned else weights
+    kernel = own.tensor("kernel") if to_turn else weights
     nodes = [
         make_node("Reshape", [vector, pixel], [own.tensor("image")]),
         make_node("Conv", [own.tensor("image"), kernel, *bias], [own.tensor("product")], kernel_shape=[1, 1]),
         make_node("Reshape", [own.tensor("product"), flat], [node.output[0]]),
     ]
-    if turned:  # constants, so that the library turns them when it compiles
+    if to_turn:  # the library does that once, when it compiles, as they are constant
         nodes.insert(0, make_node("Transpose", [weights], [kernel], perm=[1, 0, 2, 3]))
     return own.named(nodes)

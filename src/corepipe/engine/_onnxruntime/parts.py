@@ -41,7 +41,6 @@ class NodeParts:
 
     def __init__(self, parts: Parts, node: NodeProto, number: int) -> None:
         self._parts = parts
-        self._node = node
         self._stem = f"{node.name}{_MARK}{number}_"
 
     def tensor(self, what: str) -> str:
