@@ -71,9 +71,9 @@ def run(data: bytes, x, columns):
     st.integers(64, 600).map(lambda n: 4 * n), st.integers(256, 2200), st.sampled_from(["Gemm", "MatMul"]),
     st.booleans(), st.booleans(), st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_the_same_but_for_rounding(rows, columns, operator, bias, turned, seed):
+def test_the_same_but_for_rounding(rows, columns, operator, bias, transposed, seed):
     columns = max(columns, -(-500_000 // rows))
-    attributes = {"transB": int(turned)} if operator == "Gemm" else {}
+    attributes = {"transB": int(transposed)} if operator == "Gemm" else {}
     model = product(rows, columns, operator, bias=bias, seed=seed, **attributes)
     plain = model.SerializeToString()
     spelt = spell_out(model)
@@ -88,16 +88,10 @@ def test_the_same_but_for_rounding(rows, columns, operator, bias, turned, seed):
         np.testing.assert_allclose(run(data, x, columns), want, rtol=1e-4, atol=1e-5)
 
 
-def with_input(name, shape):
-    """The weights or the bias, which a constant is, are declared as an input too."""
+def declared(where):
+    """The weights, which a constant is, are declared there too."""
     model = product()
-    model.graph.input.append(helper.make_tensor_value_info(name, T.FLOAT, shape))
-    return model
-
-
-def with_output(name, shape):
-    model = product()
-    model.graph.output.append(helper.make_tensor_value_info(name, T.FLOAT, shape))
+    getattr(model.graph, where).append(helper.make_tensor_value_info("w", T.FLOAT, [ROWS, COLUMNS]))
     return model
 
 
@@ -124,8 +118,9 @@ def with_bias(values):
         product(declared=False),
         product(shared=1),
         product(within=True),
-        with_input("w", [ROWS, COLUMNS]),
-        with_output("w", [ROWS, COLUMNS]),
+        declared("input"),
+        declared("output"),
+        declared("value_info"),
         with_bias(np.zeros((1, COLUMNS))),
         with_bias(0),
         product(opset=6),
@@ -135,7 +130,8 @@ def with_bias(values):
     ids=[
         "two rows", "few weights", "no multiple of four", "few columns", "few rows", "float64", "float16", "alpha",
         "beta", "transA", "no shape", "weights read twice", "weights read within", "weights an input",
-        "weights an output", "bias of two axes", "bias for all", "old operators", "other domain", "another operator",
+        "weights an output", "weights of declared shape", "bias of two axes",
+        "bias for all", "old operators", "other domain", "another operator",
     ],
 )  # fmt: skip
 def test_all_else_stays_as_it_is(model):
@@ -168,12 +164,6 @@ def test_one_after_the_other_from_the_frame_to_the_result(shared_bias):
     x = np.random.default_rng(1).standard_normal((1, 1000), np.float32)
     got = run(engine.serialized("onnxruntime", model), x, 1000)
     np.testing.assert_allclose(got, run(model.SerializeToString(), x, 1000), rtol=1e-4, atol=1e-5)
-
-
-def test_weights_whose_shape_is_declared_stay():
-    model = product()
-    model.graph.value_info.append(helper.make_tensor_value_info("w", T.FLOAT, [ROWS, COLUMNS]))
-    assert spell_out(model) is model
 
 
 def test_other_cpus_and_engines_stay_with_the_product(monkeypatch):

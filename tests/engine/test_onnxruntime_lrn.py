@@ -17,6 +17,7 @@ from onnx import TensorProto as T
 from corepipe import engine
 from corepipe.engine._onnxruntime.spelling import spell_out
 from corepipe.engine.onnxruntime import ENGINE
+from corepipe.errors import EngineError
 
 SETTINGS = {"size": 5, "alpha": 1e-4, "beta": 0.75, "bias": 1.0}
 
@@ -101,6 +102,12 @@ def test_what_is_not_finite_harms_its_window_alone(value):
 )  # fmt: skip
 def test_all_else_stays_as_it_is(model):
     assert spell_out(model) is model
+
+
+@pytest.mark.parametrize("data", [b'"\x03LRN', b'"\x03LRN' * 9, lrn((1, 8, 4, 4), **SETTINGS).SerializeToString()[:-3]])
+def test_harmed_models_are_refused_by_name(data):
+    with pytest.raises(EngineError, match="onnxruntime refuses the model"):
+        ENGINE.compile(data, 1)
 
 
 def test_the_engine_uses_it_and_counts_its_time_as_the_node_s():
